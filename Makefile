@@ -1,0 +1,38 @@
+# Every target sets up .venv by itself; nothing but Python 3.11 and make is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN ?= runs/quickstart
+
+.PHONY: demo test test-slow lint report format clean
+
+demo: $(READY)  ## measure the shipped digits flow, print the table, render the report
+	$(BIN)/harness run quickstart --out $(RUN) --resume
+	$(BIN)/harness report $(RUN)
+
+test: $(READY)  ## the default suite: no GPU, under ten minutes on two cores
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+report: $(READY)
+	$(BIN)/harness report $(RUN)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,bench]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

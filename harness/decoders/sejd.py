@@ -1,0 +1,39 @@
+"""Selective Jacobi decoding (SeJD): the strongly coupled first layer sequentially, the others by Jacobi iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from harness.decoders.base import LayerTrace, decoders
+from harness.decoders.jacobi import JacobiDecoder
+from harness.decoders.sequential import solve_sequential
+from harness.errors import HarnessError
+from harness.flows.base import CausalLayer, Condition
+
+
+@decoders.register("sejd")
+@dataclass(kw_only=True)
+class SelectiveJacobi(JacobiDecoder):
+    """Selective Jacobi decoding: layer 1 sequential, Jacobi in the rest (arXiv 2505.24791, Sec. 3.5).
+
+    Args:
+        sequential_layers: places in decoding order of the layers decoded sequentially; the paper's is layer 1 alone.
+    """
+
+    sequential_layers: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sequential_layers = tuple(self.sequential_layers)
+        if any(not isinstance(number, int) or number < 1 for number in self.sequential_layers):
+            raise HarnessError(
+                f"sequential_layers must be places in decoding order from 1, not {list(self.sequential_layers)}"
+            )
+
+    def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
+        """Sequential where the layer was chosen to be, Jacobi elsewhere."""
+        if layer.number in self.sequential_layers:
+            return solve_sequential(layer, inputs, condition)
+        return self.solve_jacobi(layer, inputs, condition)

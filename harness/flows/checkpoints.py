@@ -1,0 +1,110 @@
+"""Checkpoints on disk: published ``.pth`` state dicts, ``.safetensors``, and the flows shipped with the package.
+
+A checkpoint is untrusted: safetensors holds nothing but tensors, and a ``.pth`` is read with ``weights_only``, which
+refuses to execute anything. Both are memory-mapped and never held twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from harness.errors import CheckpointError, unknown
+from harness.flows.base import CausalFlow, flows
+
+ASSETS = Path(str(files("harness.flows"))) / "assets"
+
+
+def shipped() -> list[str]:
+    """Names of the flows shipped with the package."""
+    return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
+
+
+def checkpoint_path(name_or_path: str | Path) -> Path:
+    """The file of a shipped flow, by name, or of a checkpoint, by path.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    name = str(name_or_path)
+    if name in shipped():
+        return ASSETS / f"{name}.safetensors"
+    path = Path(name).expanduser()
+    if path.suffix in (".pth", ".pt", ".safetensors") or path.exists():
+        if not path.is_file():
+            raise CheckpointError(f"there is no checkpoint at '{path}'")
+        return path
+    raise CheckpointError(f"{unknown('flow', name, shipped())}; or give the path of a .pth or .safetensors file")
+
+
+def load_flow(
+    name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> CausalFlow:
+    """Load a flow by the name of a shipped one or from a file; its architecture is inferred from the tensors.
+
+    Args:
+        name_or_path: such as ``"digits"`` or ``"afhq_model_8_768_8_8_0.07.pth"``.
+        device: where the flow runs.
+        dtype: of its parameters; tokens keep their own.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, or no flow that this harness knows.
+
+    Example:
+        >>> flow = load_flow("digits")
+        >>> flow.num_tokens, flow.image_shape
+        (64, (1, 8, 8))
+    """
+    path = checkpoint_path(name_or_path)
+    state, metadata = read_state(path)
+    for _, family in flows.items():
+        if family.recognises(state):
+            try:
+                return family.from_state(state, metadata).to(device=device, dtype=dtype)
+            except CheckpointError as error:
+                raise CheckpointError(f"'{path}' is not a checkpoint this harness can read: {error}") from error
+    raise CheckpointError(
+        f"'{path}' is no flow of a known family ({', '.join(flows.names())}): its tensors have other names"
+    )
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a checkpoint file, memory-mapped on the CPU.
+
+    Raises:
+        CheckpointError: the file is no safetensors file, or no plain state dict.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"'{path}' cannot be read as safetensors: {error}") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"'{path}' cannot be read as a plain state dict (weights only): {reason}") from error
+    return _plain_state(path, state), {}
+
+
+def _plain_state(path: Path, state: Any) -> dict[str, Tensor]:
+    if not isinstance(state, dict):
+        raise CheckpointError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"'{path}' holds {name!r}: {type(tensor).__name__}, expected only tensors by name")
+    return state
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal: what identifies a checkpoint in every table."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

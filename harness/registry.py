@@ -1,0 +1,101 @@
+"""One registry for everything that a newcomer adds in one file: decoders, flows, datasets.
+
+A name is found, in this order: among the modules of the package that owns the registry (importing one registers what
+it defines), among the entry points of installed plugins, and, written as ``package.module:Attribute``, by importing it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from harness.errors import HarnessError, unknown
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to objects of one kind.
+
+    Args:
+        kind: the word used in error messages, such as ``"decoder"``.
+        package: the package whose modules register themselves when imported.
+        group: the entry-point group through which installed packages register theirs.
+    """
+
+    def __init__(self, kind: str, package: str, group: str) -> None:
+        self.kind, self.package, self.group = kind, package, group
+        self._objects: dict[str, T] = {}
+        self._discovered = False
+
+    def register(self, name: str) -> Callable[[Any], Any]:
+        """Decorator that registers a class or function under `name`."""
+
+        def decorate(obj: Any) -> Any:
+            known = self._objects.get(name)
+            if known is not None and _origin(known) != _origin(obj):
+                raise HarnessError(
+                    f"two {self.kind}s are called '{name}': {_origin(known)} and {_origin(obj)}; rename one"
+                )
+            self._objects[name] = obj
+            return obj
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """All registered names, sorted; plugins included."""
+        self._discover()
+        return sorted(self._objects)
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Pairs of name and object, sorted by name."""
+        return ((name, self._objects[name]) for name in self.names())
+
+    def get(self, name: str) -> T:
+        """The object called `name`, or the one at ``package.module:Attribute``.
+
+        Raises:
+            HarnessError: nothing is called that; the sentence names the nearest known name.
+        """
+        if ":" in name:
+            return self._import(name)
+        self._discover()
+        if name not in self._objects:
+            raise unknown(self.kind, name, self._objects)
+        return self._objects[name]
+
+    def _import(self, path: str) -> T:
+        module_name, _, attribute = path.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), attribute)
+        except ImportError as error:
+            raise HarnessError(f"cannot import {self.kind} '{path}': {error}") from error
+        except AttributeError as error:
+            raise HarnessError(f"module '{module_name}' has no {self.kind} '{attribute}'") from error
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        self._discovered = True
+        for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        for entry in entry_points(group=self.group):
+            try:
+                self.register(entry.name)(entry.load())
+            except Exception as error:
+                raise HarnessError(
+                    f"the installed {self.kind} '{entry.name}' ({entry.value}) fails to load: {error}"
+                ) from error
+
+
+def first_line(obj: object) -> str:
+    """The first line of an object's docstring: what a list shows of it."""
+    return (inspect.getdoc(obj) or "").partition("\n")[0]
+
+
+def _origin(obj: object) -> str:
+    return f"{getattr(obj, '__module__', '?')}.{getattr(obj, '__qualname__', repr(obj))}"
