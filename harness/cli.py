@@ -1,0 +1,43 @@
+"""The command line: parse, call, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import click
+
+from harness import __version__
+from harness.errors import HarnessError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="harness")
+def app() -> None:
+    """Measure how autoregressive normalizing flows are sampled: how fast, at what quality, at what memory, and why."""
+
+
+def main() -> NoReturn:
+    """Entry point: exit 0 when done, 1 when a comparison or check failed, 2 on bad input with one line on stderr.
+
+    A command returns its exit code, or None for 0.
+    """
+    try:
+        code = app(standalone_mode=False) or 0
+    except HarnessError as error:
+        code = _fail(str(error))
+    except click.ClickException as error:
+        code = _fail(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted; what was measured is stored, and --resume continues", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _fail(sentence: str) -> int:
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()
