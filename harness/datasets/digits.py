@@ -1,0 +1,32 @@
+"""The handwritten digits of scikit-learn: 1,797 real 8x8 greyscale images, offline."""
+
+from __future__ import annotations
+
+import torch
+
+from harness.datasets.base import Dataset, Images, datasets
+from harness.errors import DatasetError
+
+TEST_EVERY = 5
+"""Every fifth image is held out, so both splits hold every writer's style and every digit."""
+
+
+@datasets.register("digits")
+class Digits(Dataset):
+    """Handwritten digits, 8x8 grey, 10 classes, 1,437 + 360 images, embedded (scikit-learn's `load_digits`)."""
+
+    embedded = True
+    class_names = tuple("0123456789")
+
+    def load(self, split: str) -> Images:
+        """The split; grey levels 0..16 become 0..255."""
+        if self.size not in (None, 8):
+            raise DatasetError(f"digits are 8x8 and are not resized; got size {self.size}")
+        from sklearn.datasets import load_digits
+
+        data = load_digits()
+        pixels = torch.from_numpy(data.images).mul(255 / 16).round().to(torch.uint8)[:, None]
+        labels = torch.from_numpy(data.target).long()
+        held_out = torch.arange(len(pixels)) % TEST_EVERY == TEST_EVERY - 1
+        rows = held_out if split == "test" else ~held_out
+        return Images(pixels[rows], labels[rows])
