@@ -108,7 +108,7 @@ def load_dataset(
 
     Example:
         >>> load_dataset("digits", "test").pixels.shape
-        torch.Size([360, 1, 8, 8])
+        torch.Size([359, 1, 8, 8])
     """
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)

@@ -13,7 +13,7 @@ TEST_EVERY = 5
 
 @datasets.register("digits")
 class Digits(Dataset):
-    """Handwritten digits, 8x8 grey, 10 classes, 1,437 + 360 images, embedded (scikit-learn's `load_digits`)."""
+    """Handwritten digits, 8x8 grey, 10 classes, 1,438 + 359 images, embedded (scikit-learn's `load_digits`)."""
 
     embedded = True
     class_names = tuple("0123456789")
