@@ -26,6 +26,9 @@ def main() -> NoReturn:
         code = app(standalone_mode=False) or 0
     except HarnessError as error:
         code = _fail(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        code = 2
     except click.ClickException as error:
         code = _fail(error.format_message())
     except (KeyboardInterrupt, click.Abort):
