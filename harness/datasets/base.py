@@ -89,6 +89,21 @@ class Dataset(ABC):
         self.root = Path(root).expanduser() if root else None
         self.size, self.skip_corrupt = size, skip_corrupt
 
+    def required_root(self, wanted: str) -> Path:
+        """The root folder, for a dataset that needs one; `wanted` names what is looked for in it.
+
+        Raises:
+            DatasetError: no root was given, or it is no folder.
+        """
+        if self.root is None:
+            raise DatasetError(
+                f"this dataset is read from files: give the data root, or set ${ROOT_VARIABLE}, to the folder that "
+                f"holds '{wanted}'"
+            )
+        if not self.root.is_dir():
+            raise DatasetError(f"the data root '{self.root}' is not a folder; expected one that holds '{wanted}'")
+        return self.root
+
     @abstractmethod
     def load(self, split: str) -> Images:
         """The ``"train"`` or ``"test"`` split.

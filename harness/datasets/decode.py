@@ -1,0 +1,97 @@
+"""Image files to one tensor of square pixels: decoding, centre crop, resizing, and what happens to a corrupt file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from harness.datasets.base import Images
+from harness.errors import DatasetError
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+"""Suffixes, in lower case, of the files that a folder of images is searched for."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One encoded image.
+
+    Args:
+        name: what an error calls it, such as ``"train.parquet, row 17"``.
+        source: the file, or its bytes.
+        label: class from 0, or None.
+    """
+
+    name: str
+    source: Path | bytes
+    label: int | None = None
+
+
+def decode_records(records: Sequence[Record], size: int | None, skip_corrupt: bool) -> Images:
+    """Decode every record, in order, into RGB images of one size.
+
+    Args:
+        records: all with a label, or all without.
+        size: side of the square: the largest centred square of an image is resampled to it with Pillow's Lanczos
+            filter, whose support grows with the reduction (it is antialiased). None keeps the images' own size, which
+            must then be the same for all.
+        skip_corrupt: leave unreadable images out and count them.
+
+    Raises:
+        DatasetError: an image that cannot be decoded, or of another size than the first.
+    """
+    pixels: Tensor | None = None
+    labels: list[int] = []
+    kept = 0
+    with ThreadPoolExecutor() as pool:  # Pillow decodes and resamples without holding the interpreter's lock
+        for record, decoded in zip(records, pool.map(lambda record: _decode(record, size), records), strict=True):
+            if isinstance(decoded, DatasetError):
+                if not skip_corrupt:
+                    raise decoded
+                continue
+            if pixels is None:  # allocated once: large datasets are never held twice
+                pixels = torch.empty((len(records), *decoded.shape), dtype=torch.uint8)
+            if decoded.shape != pixels.shape[1:]:
+                raise DatasetError(
+                    f"{record.name} is {decoded.shape[2]}x{decoded.shape[1]}, the first image is "
+                    f"{pixels.shape[3]}x{pixels.shape[2]}; give a size to crop and resample all of them to"
+                )
+            pixels[kept] = torch.from_numpy(decoded)
+            if record.label is not None:
+                labels.append(record.label)
+            kept += 1
+    if pixels is None:
+        return Images(torch.empty((0, 3, size or 0, size or 0), dtype=torch.uint8), None, skipped=len(records))
+    return Images(pixels[:kept], torch.tensor(labels) if labels else None, skipped=len(records) - kept)
+
+
+def _decode(record: Record, size: int | None) -> np.ndarray | DatasetError:
+    """(3, H, W) uint8, or the error that a caller may raise or count."""
+    source = io.BytesIO(record.source) if isinstance(record.source, bytes) else record.source
+    try:
+        with Image.open(source) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+            if size is not None:
+                image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+            return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        return DatasetError(f"{record.name} cannot be decoded as an image: {error}; --skip-corrupt leaves such out")
+
+
+def resize(pixels: Tensor, size: int | None) -> Tensor:
+    """(N, 3, H, W) uint8 images resampled as `decode_records` does; as they are when `size` is None or theirs."""
+    if size is None or pixels.shape[-2:] == (size, size):
+        return pixels
+    resized = np.empty((len(pixels), 3, size, size), dtype=np.uint8)
+    for row, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
+        fitted = ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
+        resized[row] = np.asarray(fitted).transpose(2, 0, 1)
+    return torch.from_numpy(resized)

@@ -1,0 +1,88 @@
+"""Images in Parquet, as public hubs lay them out: ``img: {bytes, path}`` (or ``image``) and ``label``, a file a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from harness.datasets.base import Dataset, Images, datasets
+from harness.datasets.decode import Record, decode_records
+from harness.errors import DatasetError
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "fine_label", "labels")
+
+
+@datasets.register("parquet")
+class ParquetImages(Dataset):
+    """Any images in Parquet: ROOT/{train,test}.parquet, or shards such as ROOT/data/train-00000-of-00002.parquet."""
+
+    folder: ClassVar[str] = ""
+    """Where the files lie under the root."""
+
+    def load(self, split: str) -> Images:
+        """The split, of the images' own size unless another was asked for."""
+        folder = self.required_root(f"{self.folder or '.'}/{split}.parquet") / self.folder
+        shards = sorted(path for where in (folder, folder / "data") for path in _shards(where, split))
+        if not shards:
+            raise DatasetError(f"there is no '{split}.parquet' (or '{split}-*.parquet') in '{folder}'")
+        return decode_records([record for shard in shards for record in _records(shard)], self.size, self.skip_corrupt)
+
+
+@datasets.register("cifar10-jpeg")
+class Cifar10Jpeg(ParquetImages):
+    """CIFAR-10 recompressed as JPEG, 32x32, 10 classes, 50,000 + 10,000: ROOT/cifar10/{train,test}.parquet.
+
+    Its FID and bits per dimension are not comparable with figures published for CIFAR-10, hence a name of its own.
+    """
+
+    folder = "cifar10"
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@datasets.register("afhq-cat")
+class AfhqCat(ParquetImages):
+    """AFHQ's cats, 256x256 unless resized, one class, 4,653 + 500: ROOT/afhq-cat/{train,test}.parquet."""
+
+    folder = "afhq-cat"
+    class_names = ("cat",)
+
+
+def _shards(folder: Path, split: str) -> list[Path]:
+    return [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]
+
+
+def _records(path: Path) -> list[Record]:
+    """The encoded images of one file.
+
+    Raises:
+        DatasetError: the file is no Parquet file, is cut short, or has other columns.
+    """
+    try:
+        schema = pq.read_schema(path)
+        image, label = _first(schema, IMAGE_COLUMNS), _first(schema, LABEL_COLUMNS)
+        if image is None or not pa.types.is_struct(schema.field(image).type):
+            raise DatasetError(
+                f"'{path}' has the columns {', '.join(schema.names)}; expected images as 'img' (or 'image'), a struct "
+                "with a field 'bytes'"
+            )
+        table = pq.read_table(path, columns=[image, *([label] if label else [])])
+        encoded = pc.struct_field(table[image], "bytes")
+        labels = table[label].to_pylist() if label else [None] * len(table)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"'{path}' cannot be read as Parquet: {error}; it may be cut short") from error
+    for row, value in enumerate(labels if label else []):
+        if not isinstance(value, int) or value < 0:
+            raise DatasetError(f"'{path}', row {row}: the label is {value!r}, expected a class from 0")
+    return [
+        Record(f"'{path}', row {row}", data.as_py() or b"", value)
+        for row, (data, value) in enumerate(zip(encoded, labels, strict=True))
+    ]
+
+
+def _first(schema: pa.Schema, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in schema.names), None)
