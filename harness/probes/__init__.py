@@ -1,0 +1,1 @@
+"""Experiments on a layer rather than on a decoder."""
