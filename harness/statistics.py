@@ -1,0 +1,157 @@
+"""Paired speed-ups and the intervals around medians: the one place where rounds become a figure.
+
+Within one session and round every cell of a group decodes the same latents, so the ratio of two wall times of one
+round is free of whatever slowed the machine then. A speed-up is the median of those ratios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+MIN_ROUNDS = 5
+"""Fewer rounds get no interval: even their whole range would cover the median in under 90 % of experiments."""
+
+RESAMPLES = 4999
+"""Resamples of a bootstrap."""
+
+DESCRIPTION = [
+    "cell_key",
+    "group_id",
+    "dataset",
+    "checkpoint",
+    "decoder",
+    "label",
+    "tau",
+    "options",
+    "guidance",
+    "batch_size",
+    "seed",
+    "num_tokens",
+    "num_layers",
+    "device",
+    "dtype",
+    "threads",
+]
+"""The columns of `timings` that describe a cell and are handed through."""
+
+
+class Median(NamedTuple):
+    """A median and its interval; the interval is NaN where too few values support one."""
+
+    value: float
+    low: float
+    high: float
+
+
+def median_interval(values: np.ndarray | pd.Series, confidence: float = 0.95, seed: int = 0) -> Median:
+    """The median of some rounds with its percentile-bootstrap interval.
+
+    Args:
+        values: (rounds,) one number per round; NaNs are left out.
+        confidence: of the interval, between 0 and 1.
+        seed: of the resampling. The order of the values makes no difference.
+
+    Returns:
+        NaN throughout for no values; a NaN interval for fewer than `MIN_ROUNDS`.
+
+    Example:
+        >>> median_interval(np.array([2.0, 2.0, 2.0, 2.0, 2.0]))
+        Median(value=2.0, low=2.0, high=2.0)
+        >>> median_interval(np.array([3.0]))
+        Median(value=3.0, low=nan, high=nan)
+    """
+    from scipy.stats import bootstrap
+
+    finite = np.sort(np.asarray(values, dtype=float))
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
+        return Median(np.nan, np.nan, np.nan)
+    value = float(np.median(finite))
+    if len(finite) < MIN_ROUNDS:
+        return Median(value, np.nan, np.nan)
+    if finite[0] == finite[-1]:
+        return Median(value, value, value)
+    interval = bootstrap(
+        (finite,),
+        np.median,
+        confidence_level=confidence,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Median(value, float(interval.low), float(interval.high))
+
+
+def paired_speedups(
+    timings: pd.DataFrame, baseline: str = "sequential", confidence: float = 0.95, seed: int = 0
+) -> pd.DataFrame:
+    """Speed-up of every cell over the baseline of its group, and its time in forward passes.
+
+    Args:
+        timings: the table of that name; only rows whose status is "ok" count.
+        baseline: the decoder that the others are divided by. Where a group has several cells of that decoder, the one
+            labelled like it is taken, else the first by label.
+        confidence: of both intervals.
+        seed: of the bootstrap.
+
+    Returns:
+        One row per cell, sorted by group and label: cell_id, the columns of `DESCRIPTION`, then wall_s,
+        images_per_s (medians), rounds (that ended well), speedup, low, high (its interval), pairs (rounds that the
+        baseline ended well too, in the same session), forward_ratio, forward_ratio_low, forward_ratio_high.
+        What rests on no round is NaN, and so is an interval that rests on fewer than `MIN_ROUNDS`.
+    """
+    timings = timings.drop_duplicates(["cell_id", "session", "round"])
+    good = timings[timings["status"] == "ok"]
+    paired = _with_ratios(good, baseline)
+    rows = []
+    cells = timings.drop_duplicates("cell_id").sort_values(["group_id", "label", "cell_id"])
+    rounds_of = {cell: rows for cell, rows in paired.groupby("cell_id")}
+    for cell in cells.to_dict("records"):
+        rounds = rounds_of.get(cell["cell_id"], paired.iloc[:0])
+        speedup = median_interval(rounds["ratio"], confidence, seed)
+        forward = median_interval(rounds["forward_ratio"], confidence, seed)
+        row: dict[Hashable, object] = {name: cell[name] for name in ["cell_id", *DESCRIPTION]}
+        row |= {
+            "wall_s": rounds["wall_s"].median(),
+            "images_per_s": rounds["images_per_s"].median(),
+            "rounds": len(rounds),
+            "speedup": speedup.value,
+            "low": speedup.low,
+            "high": speedup.high,
+            "pairs": int(rounds["ratio"].notna().sum()),
+            "forward_ratio": forward.value,
+            "forward_ratio_low": forward.low,
+            "forward_ratio_high": forward.high,
+        }
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["cell_id", *DESCRIPTION, *_FIGURES])
+
+
+_FIGURES = [
+    "wall_s",
+    "images_per_s",
+    "rounds",
+    "speedup",
+    "low",
+    "high",
+    "pairs",
+    "forward_ratio",
+    "forward_ratio_low",
+    "forward_ratio_high",
+]
+
+
+def _with_ratios(good: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """The rounds with `ratio`: the baseline's wall time in the same group, session and round over the row's own."""
+    pair = ["group_id", "session", "round"]
+    candidates = good[good["decoder"] == baseline]
+    candidates = candidates.assign(_other=candidates["label"] != baseline).sort_values(["_other", "label", "cell_id"])
+    chosen = candidates.drop_duplicates("group_id")["cell_id"]
+    reference = candidates.loc[candidates["cell_id"].isin(chosen), [*pair, "wall_s"]]
+    merged = good.merge(reference.rename(columns={"wall_s": "baseline_s"}), on=pair, how="left")
+    return merged.assign(ratio=merged["baseline_s"] / merged["wall_s"])
