@@ -131,6 +131,13 @@ class Decoder(ABC):
             The layer's outputs, (B, L, D) in its own order, and how they were found; the walk adds the seconds.
         """
 
+    def most_token_evaluations(self, num_tokens: int) -> int:
+        """The most tokens of one sample that `solve` pushes through a layer's network, both passes of guidance as one.
+
+        L iterations of L tokens, unless a method promises less; the contract holds it to that.
+        """
+        return num_tokens**2
+
     def options(self) -> dict[str, Any]:
         """The options this decoder was built with, as plain values."""
         return asdict(self) if is_dataclass(self) else dict(vars(self))
