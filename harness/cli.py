@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import click
@@ -15,6 +16,18 @@ from harness.errors import HarnessError
 @click.version_option(__version__, prog_name="harness")
 def app() -> None:
     """Measure how autoregressive normalizing flows are sampled: how fast, at what quality, at what memory, and why."""
+
+
+@app.command()
+@click.argument("decoder")
+@click.option("--flow", "flows", multiple=True, help="Flow to check on: a contract flow, a shipped one, or a path.")
+@click.option("--clause", "clauses", multiple=True, help="Only this clause (repeatable).")
+@click.option("--seed", default=0, show_default=True, help="Of latents and random flows.")
+def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: int) -> int:
+    """Check a decoder, NAME or package.module:Class, against the contract every decoder keeps."""
+    from harness.contract import check, print_findings
+
+    return print_findings(decoder, check(decoder, flows, seed, clauses))
 
 
 def main() -> NoReturn:
@@ -40,6 +53,27 @@ def main() -> NoReturn:
 def _fail(sentence: str) -> int:
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
+
+
+@app.command()
+@click.argument("config", metavar="CONFIG|DATASET")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder; by default runs/NAME.")
+@click.option("--resume", is_flag=True, help="Continue the run in the folder; a finished one is released again.")
+@click.option("--root", type=click.Path(path_type=Path), help="Where the dataset lies; by default $HARNESS_DATA.")
+@click.option("--steps", type=int, help="In place of the configuration's.")
+@click.option("--seed", type=int, help="In place of the configuration's.")
+@click.option("--threads", type=int, help="CPU threads, in place of the configuration's.")
+def train(config: str, out: Path | None, resume: bool, root: Path | None, **overrides: int | None) -> None:
+    """Train a flow by maximum likelihood: a shipped configuration by name, or a TOML file of your own."""
+    from harness.decoders import build_decoder
+    from harness.flows.training.config import command_line, read_config
+    from harness.flows.training.loop import train
+
+    name, parsed = read_config(config, **overrides)
+    out = out or Path("runs") / name
+    decode = build_decoder("sequential").decode
+    folder = train(name, parsed, out, decode, command_line(config, **overrides), root=root, resume=resume)
+    click.echo(f"{folder / name}.safetensors, with its model card {name}.md and its samples {name}.png")
 
 
 if __name__ == "__main__":

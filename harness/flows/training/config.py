@@ -1,0 +1,149 @@
+"""What is trained, on what, and for how long: one TOML file."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.errors import HarnessError, unknown
+from harness.flows.checkpoints import ASSETS
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+MAY_CHANGE = ("remark", "threads", "workers", "evaluate_every", "checkpoint_every", "held_out")
+"""Keys that a resumed run may have otherwise than the run it continues: they do not change what is learned."""
+
+
+class TrainingConfig(BaseModel):
+    """A training run; the defaults are those of TarFlow (arXiv 2412.06329) where it states one.
+
+    Raises:
+        ValidationError: an unknown key, or a value out of range.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # What is learned.
+    dataset: str
+    size: Count | None = None
+    """Side of the square images; None for the dataset's own."""
+    conditional: bool = True
+    """Learn the classes, where there are two or more."""
+    flip: bool = False
+    """Mirror every other training image: only where a mirrored image is as likely."""
+    jitter: Annotated[float, Field(ge=0)] = 0.0
+    """Random affine distortions of the training images, see `data.distort`; 0 for none."""
+    noise: Literal["gaussian", "uniform"] = "gaussian"
+    sigma: Annotated[float, Field(gt=0)] = 0.05
+    """Standard deviation of the Gaussian noise, or half the width of the uniform one, in image units ([-1, 1])."""
+
+    # The flow; published names read patch-channels-blocks-layers.
+    patch: Count
+    channels: Count
+    blocks: Count
+    layers: Count
+    volume_preserving: bool = False
+
+    # How it is learned.
+    steps: Count
+    batch_size: Count
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    warmup: Count = 100
+    """Steps in which the learning rate rises to `learning_rate`, before it falls to 0 along a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    label_drop: Rate = 0.1
+    ema: Rate = 0.999
+    """Decay of the averaged weights, which are those that are kept; smaller in the first steps."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    # How it is run.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network's products: auto is bfloat16 on a CUDA device that has it, float32 elsewhere."""
+    threads: Count | None = None
+    """Threads on the CPU. The weights depend on it in the last bits, so shipped configurations fix it."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that prepare batches beside the loop."""
+    evaluate_every: Count = 500
+    checkpoint_every: Count = 250
+    held_out: Count | None = None
+    """Images of the test split that bits per dimension are measured on; None for all of them."""
+    snapshots: tuple[Fraction, ...] = ()
+    """Fractions of the training after which the averaged weights are kept."""
+    storage: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the released weights; `load_flow` casts them to the dtype asked for."""
+    remark: str = ""
+    """What a person saw in the samples of this very run; goes into the model card."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup ({self.warmup}) is longer than the training ({self.steps} steps)")
+        return self
+
+    def learning_rate_at(self, step: int) -> float:
+        """Of a step counted from 0: linear warm-up, then a cosine that ends at 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    @property
+    def shape(self) -> str:
+        """As in the names of published checkpoints."""
+        return f"{self.patch}-{self.channels}-{self.blocks}-{self.layers}"
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations shipped with the package, those that made its flows."""
+    return sorted(path.stem for path in ASSETS.glob("*.toml"))
+
+
+def read_config(name_or_path: str, **overrides: object) -> tuple[str, TrainingConfig]:
+    """The name and the configuration of a shipped training, or of a TOML file.
+
+    Args:
+        name_or_path: such as ``"digits"`` or ``"mine.toml"``.
+        overrides: keys to replace; None leaves the file's value.
+
+    Raises:
+        HarnessError: no such configuration, no TOML, an unknown key, or a value out of range.
+    """
+    path = ASSETS / f"{name_or_path}.toml" if name_or_path in shipped_configs() else Path(name_or_path).expanduser()
+    if not path.is_file():
+        if path.suffix == ".toml":
+            raise HarnessError(f"there is no training configuration at '{path}'")
+        raise HarnessError(
+            f"{unknown('training configuration', name_or_path, shipped_configs())}; or give the path of a TOML file"
+        )
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise HarnessError(f"'{path}' cannot be read as TOML: {error}") from error
+    values |= {key: value for key, value in overrides.items() if value is not None}
+    if extra := sorted(set(values) - set(TrainingConfig.model_fields)):
+        raise HarnessError(f"'{path}': {unknown('key', extra[0], TrainingConfig.model_fields)}")
+    try:
+        return path.stem, TrainingConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
+        got = f", not {first['input']!r}" if key and first["type"] != "missing" else ""
+        raise HarnessError(f"'{path}': {f'{key}: ' if key else ''}{said[:1].lower()}{said[1:]}{got}") from error
+
+
+def command_line(name_or_path: str, **overrides: object) -> str:
+    """The command of a training as a model card states it: without the folders of the machine it ran on.
+
+    >>> command_line("somewhere/mine.toml", steps=100, seed=None)
+    'harness train mine.toml --steps 100'
+    """
+    options = [f" --{key} {value}" for key, value in overrides.items() if value is not None]
+    return f"harness train {Path(name_or_path).name}{''.join(options)}"

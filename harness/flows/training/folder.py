@@ -1,0 +1,94 @@
+"""The folder of a training run: the state to continue from, and the loss curve, one row per step."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.errors import CheckpointError, HarnessError
+from harness.flows.training.config import MAY_CHANGE, TrainingConfig
+
+COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "wall_s", "held_out_bits_per_dim")
+
+Row = dict[str, Any]
+
+
+class TrainingFolder:
+    """`checkpoint.pt`, a plain state dict, and `curve.csv`. Either is whole at any moment, whenever the run is killed.
+
+    Args:
+        path: created when the run starts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint, self.curve = path / "checkpoint.pt", path / "curve.csv"
+
+    def state(self, config: TrainingConfig, resume: bool, device: torch.device) -> dict[str, Any] | None:
+        """The state to continue from, or None when the run starts from the beginning.
+
+        Raises:
+            HarnessError: the folder holds a run and `resume` is false, or another run than that of `config`.
+            CheckpointError: the state cannot be read.
+        """
+        if not resume and (self.checkpoint.exists() or self.curve.exists()):
+            raise HarnessError(f"'{self.path}' holds a run already; --resume continues it, --out names another folder")
+        if not self.checkpoint.exists():
+            return None
+        try:
+            state = torch.load(self.checkpoint, map_location=device, weights_only=True)
+            before = TrainingConfig.model_validate_json(state["config"])
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"'{self.checkpoint}' cannot be read as the state of a training: {reason}") from error
+        now, then = config.model_dump(exclude=set(MAY_CHANGE)), before.model_dump(exclude=set(MAY_CHANGE))
+        for key, value in now.items():
+            if value != then[key]:
+                raise HarnessError(
+                    f"the run in '{self.path}' has {key} = {then[key]!r}, not {value!r}; --out names another folder"
+                )
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the state to continue from."""
+        with replacing(self.checkpoint) as partial:
+            torch.save(state, partial)
+
+    def rows(self) -> list[dict[str, str]]:
+        """The curve so far, a row per step, as text; empty before the first."""
+        if not self.curve.exists():
+            return []
+        with self.curve.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    @contextmanager
+    def writer(self, start: int) -> Iterator[Callable[[Row], Any]]:
+        """A function that appends a row to the curve. Rows behind step `start`, where the run goes on, are dropped."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            kept = self.rows()[:start]
+            with replacing(self.curve) as partial, partial.open("w", newline="") as file:
+                table = csv.DictWriter(file, COLUMNS)
+                table.writeheader()
+                table.writerows(kept)
+            with self.curve.open("a", newline="", buffering=1) as file:
+                yield csv.DictWriter(file, COLUMNS).writerow
+        except OSError as error:
+            raise HarnessError(f"the folder '{self.path}' cannot be written: {error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; it takes the place of `path` at once and only when all went well."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
