@@ -1,0 +1,95 @@
+"""The contract over every registered decoder, and decoders that break it.
+
+A decoder that is registered is covered: nothing here names one.
+"""
+
+import pytest
+import torch
+
+from harness.contract import CLAUSES, Case, check, default_flows, examine
+from harness.contract.checking import CONTRACT_FLOWS
+from harness.decoders import build_decoder, decoders
+from harness.errors import HarnessError
+from harness.flows import load_flow
+
+SMALL = "coupled-classes"
+
+
+@pytest.fixture(scope="module", params=default_flows())
+def named_flow(request):
+    name = request.param
+    return name, CONTRACT_FLOWS[name](0) if name in CONTRACT_FLOWS else load_flow(name)
+
+
+@pytest.mark.parametrize("clause", CLAUSES)
+@pytest.mark.parametrize("decoder", decoders.names())
+def test_every_registered_decoder_keeps_every_clause(decoder, clause, named_flow):
+    name, flow = named_flow
+    finding = examine(clause, Case(decoder, flow, name))
+    if finding.outcome == "not applicable":
+        pytest.skip(finding.evidence)
+    assert finding.outcome == "passed", finding.evidence
+
+
+@pytest.mark.parametrize(
+    ("cheater", "broken"),
+    [
+        ("Stored", {"exact", "batch", "condition"}),
+        ("UnderReports", {"trace"}),
+        ("UnderReportsDepth", {"trace"}),
+        ("WrongOrder", {"trace"}),
+        ("SpoilsLatents", {"untouched"}),
+        ("SilentNaN", {"finite"}),
+        ("EmitsNaN", {"exact", "batch", "finite", "condition"}),
+        ("Moody", {"deterministic", "batch", "trace"}),
+        ("ClaimsConvergence", {"exact", "prefix", "condition"}),
+        ("LateByOne", {"prefix"}),
+        ("Crowded", {"batch"}),
+        ("IgnoresGuidance", {"condition"}),
+        ("Tireless", {"bounds"}),
+        ("Cropped", {"shapes"}),
+        ("SeesTheTap", {"trace"}),
+        ("Raises", set(CLAUSES) - {"prefix"}),
+    ],
+)
+def test_a_cheater_is_caught_on_the_right_clause(cheater, broken):
+    findings = list(check(f"cheaters:{cheater}", flows=[SMALL]))
+    assert {finding.clause for finding in findings if finding.outcome == "failed"} == broken
+    assert all(finding.evidence and "\n" not in finding.evidence for finding in findings)
+
+
+def test_evidence_names_claim_and_count():
+    (finding,) = check("cheaters:UnderReports", flows=[SMALL], only=["trace"])
+    assert "claims" in finding.evidence and "counted are" in finding.evidence
+
+
+def test_a_layer_left_inexact_by_option_passes_only_if_it_says_so():
+    capped = {"max_iterations": 2, "fallback": "leave"}
+    (finding,) = check("ujd", flows=[SMALL], only=["exact"], options=capped)
+    assert finding.outcome == "passed" and "fallback='leave' allows" in finding.evidence
+
+
+def test_redecoding_is_allowed_beyond_the_bound():
+    (finding,) = check("ujd", flows=[SMALL], only=["bounds"], options={"max_iterations": 14})
+    assert finding.outcome == "passed"
+
+
+def test_another_seed_is_another_case():
+    first, second = (Case("ujd", CONTRACT_FLOWS[SMALL](0), seed=seed) for seed in (0, 1))
+    assert not torch.equal(first.latents, second.latents)
+    assert torch.equal(first.latents, first.latents)
+
+
+def test_jacobi_has_work_to_do_on_the_flows_of_the_contract():
+    for make in CONTRACT_FLOWS.values():
+        flow = make(0)
+        result = build_decoder("ujd", tau=1e-4).decode(flow, Case("ujd", flow).latents)
+        assert min(trace.iterations for trace in result.layers) > 8
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"decoder": "sejdd"}, {"decoder": "ujd", "only": ["exakt"]}, {"decoder": "ujd", "flows": ["nowhere"]}]
+)
+def test_bad_input_is_one_sentence(wrong):
+    with pytest.raises(HarnessError):
+        list(check(**wrong))
