@@ -15,7 +15,7 @@ from harness.flows.coupled import coupled_tarflow
 from harness.registry import first_line
 
 CONTRACT_FLOWS: dict[str, Callable[[int], CausalFlow]] = {
-    "coupled": lambda seed: coupled_tarflow(seed),
+    "coupled": coupled_tarflow,
     "coupled-classes": lambda seed: coupled_tarflow(seed, num_classes=4),
 }
 """Small random flows by name, from a seed."""

@@ -118,15 +118,21 @@ class CausalLayer(Protocol):
 class CausalFlow(Protocol):
     """A stack of causal layers that every decoder can invert."""
 
-    layers: Sequence[CausalLayer]
-    """The layers in decoding order."""
     num_layers: int
     num_tokens: int
     token_dim: int
-    image_shape: tuple[int, int, int] | None
-    """(C, H, W), or None when the data are no images."""
     num_classes: int
     """0 for an unconditional flow."""
+
+    @property
+    def layers(self) -> Sequence[CausalLayer]:
+        """The layers in decoding order."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W), or None when the data are no images."""
+        ...
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to noise: ``(latents (B, L, D), logdet (B,))``, latents on the prior's own scale."""

@@ -39,7 +39,7 @@ def coupled_tarflow(seed: int = 0, num_classes: int = 0, blocks: int = 3) -> Tar
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         flow = TarFlow(config)
-        for block in flow.blocks:
+        for block in flow.layers:
             log_scale, shift = block.proj_out.weight.chunk(2)
             nn.init.normal_(log_scale, std=LOG_SCALE_GAIN * config.channels**-0.5)
             nn.init.normal_(shift, std=SHIFT_GAIN * config.channels**-0.5)
