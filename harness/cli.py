@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -35,6 +36,7 @@ def main() -> NoReturn:
 
     A command returns its exit code, or None for 0.
     """
+    sys.path.append(os.getcwd())  # so that package.module:Class is found where the user stands, as with python -m
     try:
         code = app(standalone_mode=False) or 0
     except HarnessError as error:
@@ -74,6 +76,21 @@ def train(config: str, out: Path | None, resume: bool, root: Path | None, **over
     decode = build_decoder("sequential").decode
     folder = train(name, parsed, out, decode, command_line(config, **overrides), root=root, resume=resume)
     click.echo(f"{folder / name}.safetensors, with its model card {name}.md and its samples {name}.png")
+
+
+@app.command("train-features")
+@click.argument("dataset")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; by default the user's own.")
+@click.option("--root", type=click.Path(path_type=Path), help="Where the dataset lies; by default $HARNESS_DATA.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--epochs", type=int, help="In place of the recipe's.")
+def train_features_command(dataset: str, out: Path | None, root: Path | None, seed: int, epochs: int | None) -> None:
+    """Train the small network whose features FID and KID compare where Inception's weights are not at hand."""
+    from harness.metrics.features import own_networks
+    from harness.metrics.train_features import train_features
+
+    path = train_features(dataset, out or own_networks(), root, seed, epochs, report=click.echo)
+    click.echo(f"{path}, with its card {path.stem}.md and its sanity table {path.stem}.csv")
 
 
 if __name__ == "__main__":
