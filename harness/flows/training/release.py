@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from harness.flows.tarflow import TarFlow
 from harness.flows.training.config import TrainingConfig
