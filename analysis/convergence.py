@@ -1,0 +1,265 @@
+"""How the error of a layer falls with its iterations (SeJD's Figures 4 and A2), and of what order that is (Prop. 3.1)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.fits import order_of_convergence
+from analysis.load import BASELINE, Runs, one_batch, title_of
+from analysis.plot import Omitted, Plot, listing, quantity, require
+from analysis.style import (
+    INK,
+    decoder_style,
+    figure,
+    finish,
+    grid_of_axes,
+    layer_colors,
+    legend_below,
+    theme,
+)
+
+MAX_POINTS = 200
+"""Longer curves are drawn at this many iterations, evenly spaced on the logarithmic axis."""
+
+_KEYS = ["flow", "batch_size", "decoder", "series", "tau", "title", "num_tokens", "layer"]
+
+
+def curves(runs: Runs) -> pd.DataFrame:
+    """Residual and error of every layer and iteration, for each series at its smallest tau: its longest curves.
+
+    Errors are medians over samples with their 10-90 % band; over seeds again the median.
+    """
+    rows = require(runs.joined("residuals"), "no cell has rows in `residuals`")
+    rows = one_batch(rows)
+    least = rows.groupby(["flow", "series"])["tau"].transform("min")
+    rows = rows[rows["tau"].isna() | (rows["tau"] == least)]
+    rows = rows.assign(
+        title=rows.drop_duplicates("cell_id").set_index("cell_id").apply(title_of, axis=1).reindex(rows["cell_id"]).values,
+        error=rows["error_rms_p50"].fillna(rows["error_rms"]),
+    )
+    found = (
+        rows.groupby([*_KEYS, "iteration"], dropna=False)
+        .agg(
+            residual=("residual", "median"),
+            error=("error", "median"),
+            error_p10=("error_rms_p10", "median"),
+            error_p90=("error_rms_p90", "median"),
+            cells=("cell_id", "nunique"),
+        )
+        .reset_index()
+    )
+    return require(found.dropna(subset=["residual", "error"], how="all"), "`residuals` holds no number")
+
+
+def data(runs: Runs) -> pd.DataFrame:
+    """The curves as drawn: thinned where they are long, with the taus of the flow in `taus`."""
+    found = curves(runs)
+    last = found.groupby(_KEYS, dropna=False)["iteration"].transform("max")
+    kept = [
+        iteration in _log_spaced(int(end)) for iteration, end in zip(found["iteration"], last, strict=True)
+    ]
+    taus = runs.cells.dropna(subset=["tau"]).groupby("flow")["tau"].unique()
+    told = {flow: " ".join(f"{tau:g}" for tau in sorted(values)) for flow, values in taus.items()}
+    return found[kept].assign(taus=lambda frame: frame["flow"].map(told).fillna("")).reset_index(drop=True)
+
+
+_SPACED: dict[int, frozenset[int]] = {}
+
+
+def _log_spaced(last: int) -> frozenset[int]:
+    """At most `MAX_POINTS` whole numbers of 1..last, first and last included."""
+    if last not in _SPACED:
+        points = np.arange(1, last + 1) if last <= MAX_POINTS else np.geomspace(1, last, MAX_POINTS).round()
+        _SPACED[last] = frozenset(points.astype(int).tolist())
+    return _SPACED[last]
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """A panel per layer: error with its band as solid lines, residual dotted, tau lines, and where L makes it exact."""
+    layers = sorted(frame["layer"].unique())
+    columns = min(4, len(layers))
+    with theme():
+        fig = figure(max(4.8, 2.9 * columns), 2.6 * -(-len(layers) // columns) + 0.7)
+        handles: dict[str, object] = {}
+        axes = grid_of_axes(fig, len(layers), columns, sharex=True, sharey=True)
+        for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
+            ax.set_xscale("log")
+            ax.set_yscale("log")
+            panel = frame[frame["layer"] == layer]
+            for title, rows in panel.groupby("title", sort=False):
+                style = decoder_style(rows["decoder"].iloc[0])
+                shown = rows.mask(rows[["residual", "error", "error_p10", "error_p90"]] <= 0)
+                (line,) = ax.plot(
+                    rows["iteration"], shown["error"], color=style.color, ls=style.dashes, marker=style.marker,
+                    ms=4, markevery=_marks(len(rows)),
+                )  # fmt: skip
+                ax.fill_between(rows["iteration"], shown["error_p10"], shown["error_p90"], color=style.color, alpha=0.18, lw=0)
+                ax.plot(rows["iteration"], shown["residual"], color=style.color, ls=(0, (1, 1.4)), lw=1.3)
+                handles.setdefault(str(title), line)
+            for tau in [float(tau) for tau in frame["taus"].iloc[0].split()]:
+                if tau > 0:
+                    ax.axhline(tau, color=INK, lw=0.6, alpha=0.35, zorder=0)
+                    if place % columns == columns - 1 or place == len(layers) - 1:
+                        ax.annotate(
+                            f"τ {tau:g}", (1, tau), xycoords=("axes fraction", "data"), xytext=(2, 0),
+                            textcoords="offset points", fontsize=6, va="center", alpha=0.75, annotation_clip=True,
+                        )  # fmt: skip
+            steps = int(panel["num_tokens"].iloc[0]) - 1
+            ax.axvline(steps, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6, zorder=0)
+            ax.set(title=f"layer {layer}", xlabel="iteration or step", ylabel="error (RMS), residual (max)" if place % columns == 0 else "")
+            finish(ax)
+        grey = axes[0].plot([], [], color=INK, ls=(0, (1, 1.4)), lw=1.3)[0]
+        wall = axes[0].plot([], [], color=INK, ls=(0, (4, 2)), lw=1.0, alpha=0.6)[0]
+        named = handles | {"residual": grey, "exact after L − 1": wall}
+        legend_below(fig, list(named.values()), list(named))
+    return fig
+
+
+def _marks(count: int) -> list[int]:
+    return sorted({int(place) for place in np.geomspace(1, max(count, 1), 8).round() - 1}) if count else []
+
+
+def finding(frame: pd.DataFrame) -> str:
+    """After how many iterations the error is a hundredth of the first, per layer, and what sequential needs."""
+    batch = frame["batch_size"].iloc[0]
+    iterated = frame[frame["decoder"] != BASELINE].dropna(subset=["residual"])
+    if iterated.empty:
+        return f"At batch {batch} nothing iterates; the curves are those of sequential decoding."
+    title = _fullest(iterated)
+    chosen = iterated[iterated["title"] == title]
+    needed = {int(layer): _reaches(rows, 0.01) for layer, rows in chosen.groupby("layer")}
+    reached = {layer: count for layer, count in needed.items() if count is not None}
+    if not reached:
+        return (
+            f"At batch {batch}, {title} stops before the median error of any layer is a hundredth of the first: "
+            f"the least share left is {quantity(_least_share(chosen))}."
+        )
+    slow, fast = max(reached, key=lambda n: reached[n]), min(reached, key=lambda n: reached[n])
+    sentence = f"At batch {batch}, {title} brings the median error of layer {slow} to a hundredth of its first value in {reached[slow]} iterations"
+    if slow != fast:
+        sentence += f", that of layer {fast} in {reached[fast]}"
+    exact = frame[frame["decoder"] == BASELINE]
+    steps = _reaches(exact[exact["layer"] == slow], 0.01)
+    if steps is not None:
+        sentence += f"; sequential decoding takes {steps} steps to do so in layer {slow}"
+    never = [str(layer) for layer, count in needed.items() if count is None]
+    if never:
+        sentence += f". It stops earlier in {'layers' if len(never) > 1 else 'layer'} {listing(never)}"
+    return sentence + "."
+
+
+def _fullest(rows: pd.DataFrame) -> str:
+    """The series that iterates in most layers; of equals the longest curves, then the first."""
+    counts = rows.groupby("title", sort=False).agg(layers=("layer", "nunique"), rows=("layer", "size"))
+    return str(counts.sort_values(["layers", "rows"], ascending=False, kind="stable").index[0])
+
+
+def _reaches(rows: pd.DataFrame, share: float) -> int | None:
+    rows = rows.dropna(subset=["error"]).sort_values("iteration")
+    if rows.empty:
+        return None
+    below = rows[rows["error"] <= share * rows["error"].iloc[0]]
+    return int(below["iteration"].iloc[0]) if len(below) else None
+
+
+def _least_share(rows: pd.DataFrame) -> float:
+    return min(group["error"].min() / group["error"].iloc[0] for _, group in rows.groupby("layer"))
+
+
+def order_data(runs: Runs) -> pd.DataFrame:
+    """Successive error ratios of every iterated layer, and the fitted order of each with its interval."""
+    rows = curves(runs)
+    rows = rows[(rows["decoder"] != BASELINE) & rows["residual"].notna() & (rows["error"] > 0)]
+    rows = require(rows.sort_values([*_KEYS, "iteration"]), "no iteration with an error was recorded")
+    grouped = rows.groupby(_KEYS, dropna=False)
+    rows = rows.assign(ratio=rows["error"] / grouped["error"].shift())
+    fits = {key: order_of_convergence([group["error"].to_numpy()]) for key, group in grouped}
+    table = pd.DataFrame(
+        [
+            {**dict(zip(_KEYS, key, strict=True)), "order": fit.value, "order_low": fit.low, "order_high": fit.high, "pairs": fit.points}
+            for key, fit in fits.items()
+        ]
+    )  # fmt: skip
+    if table["order"].isna().all():
+        raise Omitted("no layer has three iterations with an error above rounding, too few to fit an order")
+    return rows[[*_KEYS, "iteration", "error", "ratio"]].merge(table, on=_KEYS).reset_index(drop=True)
+
+
+def orders(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per series and layer: the fitted order."""
+    return frame.drop_duplicates(["title", "layer"]).dropna(subset=["order"])
+
+
+def draw_order(frame: pd.DataFrame) -> Figure:
+    """Left the ratio of successive errors of the series that iterates most; right the fitted order per layer."""
+    title = _fullest(frame)
+    chosen = frame[frame["title"] == title].dropna(subset=["ratio"])
+    layers = sorted(frame["layer"].unique())
+    colors = dict(zip(layers, layer_colors(len(layers)), strict=True))
+    with theme():
+        fig = figure(9.0, 3.4)
+        left, right = fig.subplots(1, 2)
+        for place, (layer, rows) in enumerate(chosen.groupby("layer")):
+            left.plot(rows["iteration"], rows["ratio"], color=colors[layer], marker="osD^vPX*"[place % 8], ms=4, label=f"layer {layer}")
+        left.axhline(1, color=INK, lw=0.8, alpha=0.5)
+        left.set(yscale="log", xlabel="iteration t", ylabel="error(t) / error(t − 1)", title=f"error ratios, {title}")
+        left.legend(ncols=2 if len(layers) > 4 else 1)
+        fitted = orders(frame)
+        names = list(dict.fromkeys(fitted["title"]))
+        for place, name in enumerate(names):
+            rows = fitted[fitted["title"] == name]
+            style = decoder_style(rows["decoder"].iloc[0])
+            shift = 0.12 * (place - (len(names) - 1) / 2)
+            bars = np.vstack([rows["order"] - rows["order_low"], rows["order_high"] - rows["order"]])
+            right.errorbar(rows["layer"] + shift, rows["order"], yerr=np.nan_to_num(bars), fmt=style.marker, color=style.color, ms=5, elinewidth=1, label=name)
+        right.axhline(1, color=INK, lw=0.8, alpha=0.5)
+        right.set(xlabel="layer, in decoding order", ylabel="order of convergence", title="fitted order, 95 % interval", xticks=layers)
+        right.legend()
+        for ax in (left, right):
+            finish(ax)
+    return fig
+
+
+def finding_order(frame: pd.DataFrame) -> str:
+    """In how many layers the interval of the order lies above one, and whether the ratios fall."""
+    fitted = orders(frame)
+    judged = fitted.dropna(subset=["order_low"])
+    low, high = fitted.loc[fitted["order"].idxmin()], fitted.loc[fitted["order"].idxmax()]
+    sentence = f"The fitted order runs from {quantity(low['order'])} ({low['title']}, layer {low['layer']}) to {quantity(high['order'])} ({high['title']}, layer {high['layer']})"
+    above = int((judged["order_low"] > 1).sum())
+    sentence += f"; the 95 % interval lies above 1 (superlinear) in {above} of {len(judged)} fits, below 1 in {int((judged['order_high'] < 1).sum())}"
+    ratios = frame.dropna(subset=["ratio"]).groupby(["title", "layer"])["ratio"]
+    falling = (ratios.last() < ratios.first()).sum()
+    return sentence + f". The error ratio is smaller at the end than at the start in {falling} of {ratios.ngroups} curves."
+
+
+PLOTS = [
+    Plot(
+        name="convergence",
+        title="Convergence per layer",
+        reading=(
+            "Error is the RMS difference to the layer's exact output for the same inputs: the median over samples, the "
+            "band 10 to 90 %. Dotted: the residual of the stopping rule. Sequential decoding is drawn with the tokens "
+            "not yet decoded taken as the layer's inputs; its iterations are steps. Horizontal lines are the τ of the "
+            f"run; after L − 1 iterations every token is exact. Each decoder is shown at its smallest τ. Curves of more "
+            f"than {MAX_POINTS} iterations are drawn at {MAX_POINTS} of them."
+        ),
+        data=data,
+        draw=draw,
+        finding=finding,
+    ),
+    Plot(
+        name="convergence-order",
+        title="Order of convergence",
+        reading=(
+            "The order p of error(t + 1) = c · error(t)^p is the slope of successive errors in logarithms, by least "
+            "squares with Student's interval; errors below a millionth of the curve's largest are rounding and left "
+            "out. Falling ratios mean faster than linear."
+        ),
+        data=order_data,
+        draw=draw_order,
+        finding=finding_order,
+    ),
+]

@@ -1,0 +1,163 @@
+"""Speed against quality: what a decoder gains and what it costs, cell by cell, with the Pareto front."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from analysis.load import BASELINE, Runs, title_of
+from analysis.plot import Omitted, Plot, listing, quantity, require, times
+from analysis.style import INK, PAPER, decoder_style, figure, finish, grid_of_axes, legend_below, theme
+from harness.statistics import valid_cells
+
+MEASURES = {
+    "deviation_rmse": ("deviation", "deviation from sequential (RMSE, image units)"),
+    "fid": ("FID", "FID"),
+    "kid": ("KID", "KID"),
+}
+
+
+def data(runs: Runs, measure: str) -> pd.DataFrame:
+    """Speed-up with its interval, the measure, validity and front membership of every cell that has both."""
+    short = MEASURES[measure][0]
+    quality = runs.joined("quality")
+    require(quality[quality["status"] == "ok"], "no cell has a quality row")
+    quality = quality.assign(valid=valid_cells(quality.merge(runs.speedups[["cell_id", "group_id"]]), runs.tolerance))
+    columns = ["cell_id", "fid_features", "kid_std", "num_samples", measure, "valid"]
+    frame = runs.speedups.merge(quality.loc[quality["status"] == "ok", columns], on="cell_id")
+    require(frame.dropna(subset=[measure]), f"no timed cell has a {short}")
+    frame = require(
+        frame.dropna(subset=[measure, "speedup"]),
+        f"no cell with a {short} was timed in the same round as {BASELINE}, so there is no speed-up",
+    )
+    if set(frame["decoder"]) == {BASELINE}:
+        raise Omitted(f"{BASELINE} alone has a {short}; there is nothing to set against it")
+    frame = frame.assign(title=frame.apply(title_of, axis=1), front=False)
+    for _, panel in frame.groupby(["flow", "batch_size", "fid_features"], dropna=False):
+        frame.loc[panel.index, "front"] = on_front(panel[measure].to_numpy(), panel["speedup"].to_numpy())
+    keep = ["flow", "batch_size", "decoder", "series", "tau", "seed", "title", measure, "speedup", "low", "high"]
+    extra = {"deviation_rmse": [], "fid": ["fid_features"], "kid": ["kid_std", "fid_features"]}[measure]
+    return frame[[*keep, *extra, "pairs", "num_samples", "valid", "front"]].reset_index(drop=True)
+
+
+def on_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """(n,) whether no other point has at most this cost and at least this gain, and is better in one of them.
+
+    >>> on_front(np.array([0.0, 0.1, 0.2]), np.array([1.0, 4.0, 3.0])).tolist()
+    [True, True, False]
+    """
+    no_dearer = cost[None, :] <= cost[:, None]
+    no_slower = gain[None, :] >= gain[:, None]
+    better = (cost[None, :] < cost[:, None]) | (gain[None, :] > gain[:, None])
+    return ~(no_dearer & no_slower & better).any(axis=1)
+
+
+def draw(frame: pd.DataFrame, measure: str) -> Figure:
+    """One panel per batch size of one flow."""
+    batches = sorted(frame["batch_size"].unique())
+    with theme():
+        columns = min(3, len(batches))
+        fig = figure(max(4.6, 3.5 * columns), 3.0 * -(-len(batches) // columns) + 0.5)
+        handles: dict[str, object] = {}
+        for ax, batch in zip(grid_of_axes(fig, len(batches), columns, sharex=True), batches, strict=True):
+            panel = frame[frame["batch_size"] == batch]
+            _scales(ax, frame[measure], measure)
+            front = panel[panel["front"]].sort_values(measure)
+            ax.step(front[measure], front["speedup"], where="post", color=INK, alpha=0.45, lw=1.0, zorder=1)
+            ax.axhline(1, color=INK, lw=0.8, alpha=0.5, zorder=1)
+            for series, rows in panel.groupby("series", sort=False):
+                style = decoder_style(rows["decoder"].iloc[0])
+                rows = rows.sort_values("tau")
+                ax.plot(rows[measure], rows["speedup"], color=style.color, ls=style.dashes, lw=0.9, alpha=0.7)
+                for row in rows.to_dict("records"):
+                    hollow = row["valid"] is False
+                    bar = None if pd.isna(row["low"]) else [[row["speedup"] - row["low"]], [row["high"] - row["speedup"]]]
+                    point = ax.errorbar(
+                        row[measure], row["speedup"], yerr=bar, fmt=style.marker, color=style.color,
+                        mfc=PAPER if hollow else style.color, mec=style.color, elinewidth=1.0, zorder=3,
+                    )  # fmt: skip
+                    if not hollow or str(series) not in handles:
+                        handles[str(series)] = point
+                    if pd.notna(row["tau"]) and rows["tau"].nunique() > 1:
+                        ax.annotate(
+                            f"{row['tau']:g}", (row[measure], row["speedup"]), xytext=(4, 4),
+                            textcoords="offset points", fontsize=6.5, alpha=0.75,
+                        )  # fmt: skip
+            ax.set(title=f"batch {batch}", xlabel=MEASURES[measure][1], ylabel="speed-up over sequential")
+            finish(ax)
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def _scales(ax, values: pd.Series, measure: str) -> None:  # noqa: ANN001
+    """Speed-up on a log scale with plain numbers; deviation on one that still shows an exact zero."""
+    ax.set_yscale("log", base=2)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    if measure == "deviation_rmse":
+        positive = values[values > 0]
+        if len(positive):
+            ax.set_xscale("symlog", linthresh=10.0 ** np.floor(np.log10(positive.min())), linscale=0.4)
+
+
+def finding(frame: pd.DataFrame, measure: str) -> str:
+    """The fastest valid cell, the most accurate one that is faster than sequential, and the front's members."""
+    short = MEASURES[measure][0]
+    others = frame[frame["decoder"] != BASELINE]
+    judged = others["valid"].notna().any()
+    candidates = others[others["valid"] == True] if judged else others  # noqa: E712
+    if candidates.empty:
+        best = others.loc[others[measure].idxmin()]
+        return (
+            f"No cell stays within the tolerance; the nearest is {_told(best, measure)}."
+            if judged
+            else "Nothing was compared."
+        )
+    best = candidates.loc[candidates["speedup"].idxmax()]
+    sentence = f"The fastest {'valid ' if judged else ''}cell is {_told(best, measure)}"
+    faster = candidates[candidates["speedup"] > 1]
+    if len(faster):
+        nearest = faster.loc[faster[measure].idxmin()]
+        if nearest.name != best.name:
+            sentence += f"; the lowest {short} among those faster than sequential is {_told(nearest, measure)}"
+    else:
+        sentence += "; none is faster than sequential"
+    members = list(dict.fromkeys(frame.loc[frame["front"], "series"]))
+    sentence += f". On the Pareto front: {listing(members)}."
+    if judged:
+        hollow = int((others["valid"] == False).sum())  # noqa: E712
+        sentence += f" {hollow} of {len(others)} cells are beyond the tolerance and hollow."
+    else:
+        sentence += " The run states no tolerance, so no cell is called valid or invalid."
+    if measure in ("fid", "kid") and frame["num_samples"].min() < 10000:
+        sentence += f" {short} rests on as few as {int(frame['num_samples'].min()):,} samples, where it is biased."
+    return sentence
+
+
+def _told(row: pd.Series, measure: str) -> str:
+    interval = "" if pd.isna(row["low"]) else f" (95 % interval {times(row['low'])} to {times(row['high'])})"
+    return (
+        f"{row['title']} at batch {row['batch_size']}: {times(row['speedup'])}{interval} "
+        f"at {MEASURES[measure][0]} {quantity(row[measure])}"
+    )
+
+
+PLOTS = [
+    Plot(
+        name=f"speed-against-{short.lower()}",
+        title=f"Speed against {short}",
+        reading=(
+            "Each point is a cell: the median of the per-round ratios of sequential's wall time to its own, with the "
+            f"95 % bootstrap interval, against its {label}. Numbers beside points are τ. Points joined by the stepped "
+            "line are on the Pareto front; hollow points are beyond the run's tolerance."
+        ),
+        data=partial(data, measure=measure),
+        draw=partial(draw, measure=measure),
+        finding=partial(finding, measure=measure),
+    )
+    for measure, (short, label) in MEASURES.items()
+]

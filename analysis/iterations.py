@@ -1,0 +1,111 @@
+"""How many iterations each layer takes, and what that costs: the hardest layers stand out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from analysis.load import Runs, one_batch, title_of
+from analysis.plot import Plot, listing, quantity, require
+from analysis.style import decoder_style, figure, finish, sequential_map, theme
+
+
+def data(runs: Runs) -> pd.DataFrame:
+    """One row per decoder, tau and layer, median over seeds, at one batch size per flow."""
+    layers = require(runs.joined("layers"), "no cell has rows in `layers`")
+    layers = layers.assign(title=layers.apply(title_of, axis=1))
+    chosen = one_batch(layers)
+    order = {title: place for place, title in enumerate(dict.fromkeys(runs.cells.apply(title_of, axis=1)))}
+    by = ["flow", "batch_size", "decoder", "series", "tau", "title", "num_tokens", "num_layers", "layer"]
+    frame = (
+        chosen.groupby(by, dropna=False)
+        .agg(
+            iterations=("iterations", "median"),
+            token_evaluations=("token_evaluations", "median"),
+            depth=("depth", "median"),
+            mode=("mode", lambda modes: "/".join(sorted(set(modes)))),
+            converged=("converged", "all"),
+            redecoded=("flags", lambda flags: flags.fillna("").str.contains("redecoded").any()),
+        )
+        .reset_index()
+    )
+    frame["fpe"] = frame["token_evaluations"] / (frame["num_layers"] * (frame["num_tokens"] - 1).clip(lower=1))
+    return frame.sort_values(["flow", "title", "layer"], key=lambda c: c.map(order) if c.name == "title" else c)
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """Heat map of iterations; beside it forward-pass equivalents and depth, summed over layers."""
+    titles = list(dict.fromkeys(frame["title"]))
+    grid = frame.pivot(index="title", columns="layer", values="iterations").loc[titles]
+    totals = frame.groupby("title").agg(fpe=("fpe", "sum"), depth=("depth", "sum"), decoder=("decoder", "first"))
+    totals = totals.loc[titles]
+    with theme():
+        fig = figure(4.2 + 0.62 * grid.shape[1] + 2.6, 1.1 + 0.27 * len(titles))
+        heat, cost, depth = fig.subplots(1, 3, width_ratios=[0.62 * grid.shape[1] + 1.0, 1.3, 1.3])
+        high = max(2.0, float(np.nanmax(grid.to_numpy())))
+        seaborn.heatmap(
+            grid, ax=heat, cmap=sequential_map(), norm=LogNorm(1, high), annot=True, fmt="g", linewidths=0.8,
+            linecolor="none", cbar=False, annot_kws={"fontsize": 7.5},
+        )  # fmt: skip
+        heat.set(title="iterations", xlabel="layer, in decoding order", ylabel="")
+        heat.tick_params(axis="y", rotation=0, length=0)
+        heat.tick_params(axis="x", length=0)
+        places = np.arange(len(titles)) + 0.5
+        for ax, column, name in ((cost, "fpe", "token evaluations (FPE)"), (depth, "depth", "depth (network calls)")):
+            bars = ax.barh(places, totals[column], height=0.66, color=[decoder_style(d).color for d in totals["decoder"]])
+            ax.bar_label(bars, [quantity(value) for value in totals[column]], padding=2, fontsize=7)
+            ax.set(title=name, ylim=(len(titles), 0), yticks=[], xticks=[], xlim=(0, totals[column].max() * 1.35 or 1))
+            ax.grid(False)
+            finish(ax)
+            ax.spines["bottom"].set_visible(False)
+    return fig
+
+
+def finding(frame: pd.DataFrame) -> str:
+    """Which layer iterates most, how the first compares with the others, and what never converged."""
+    batch = frame["batch_size"].iloc[0]
+    iterated = frame[~frame["mode"].isin(["sequential"])]
+    if iterated.empty:
+        return f"At batch {batch} every layer was decoded sequentially, {quantity(frame['iterations'].max())} steps each."
+    parts = []
+    first, later = iterated[iterated["layer"] == 1], iterated[iterated["layer"] > 1]
+    if len(first) and len(later):
+        parts.append(
+            f"Where layer 1 is iterated it takes {quantity(first['iterations'].median())} iterations in the median "
+            f"against {quantity(later['iterations'].median())} in the later layers"
+        )
+    hardest = iterated.loc[iterated["iterations"].idxmax()]
+    parts.append(
+        f"the most is {quantity(hardest['iterations'])} in layer {hardest['layer']} by {hardest['title']}, of "
+        f"{hardest['num_tokens'] - 1} at which every method is exact"
+    )
+    costs = iterated.groupby("title").agg(fpe=("fpe", "sum"))
+    totals = frame.groupby("title")["fpe"].sum().loc[costs.index]
+    parts.append(f"whole decodes cost {quantity(totals.min())} to {quantity(totals.max())} forward-pass equivalents")
+    sentence = f"At batch {batch}: {'; '.join(parts)}."
+    failed = list(dict.fromkeys(frame.loc[~frame["converged"].astype(bool), "title"]))
+    again = list(dict.fromkeys(frame.loc[frame["redecoded"].astype(bool), "title"]))
+    if failed:
+        sentence += f" Not converged in some layer: {listing(failed)}."
+    if again:
+        sentence += f" Decoded again sequentially in some layer: {listing(again)}."
+    return sentence
+
+
+PLOTS = [
+    Plot(
+        name="iterations-per-layer",
+        title="Iterations per layer",
+        reading=(
+            "Layer 1 is the first one inverted, next to the prior. Sequential layers count their L − 1 steps. FPE are "
+            "token evaluations over those of one forward pass; depth is the number of network calls that must follow "
+            "each other. One batch size per flow, the one with most cells; the median over seeds."
+        ),
+        data=data,
+        draw=draw,
+        finding=finding,
+    )
+]

@@ -1,0 +1,187 @@
+"""Run folders as one set of tables: found, merged, and every row told which decoder, flow and setting it belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.style import decoder_rank
+from harness.errors import StoreError
+from harness.statistics import DESCRIPTION, paired_speedups
+from harness.store import MANIFEST, Run, read_run
+from harness.tables import KEYS, TABLES, empty
+
+BASELINE = "sequential"
+
+CONTEXT = ["flow", "series", "tau", "batch_size", "seed", "decoder", "label", "num_tokens", "num_layers", "dataset"]
+"""What `Runs.joined` adds to the rows of a table."""
+
+_SETTING = ["checkpoint", "guidance", "device", "dtype", "threads"]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """One or several run folders, merged.
+
+    Args:
+        runs: in the order given. Where several measured the same cell with different code, the last one counts.
+        tables: by name; a table that nobody measured is empty but typed.
+        notes: what a reader should know of the merge.
+    """
+
+    runs: tuple[Run, ...]
+    tables: dict[str, pd.DataFrame]
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """One row per cell: its description, and `flow` and `series`, the shortest names that tell it apart."""
+        return _named(_described(self.tables))
+
+    @cached_property
+    def speedups(self) -> pd.DataFrame:
+        """One row per timed cell, as `paired_speedups`, with the names of `cells`."""
+        found = paired_speedups(self.tables["timings"], baseline=BASELINE)
+        known = [name for name in found if name not in CONTEXT]
+        return found[known].merge(self.cells[["cell_id", *CONTEXT]], on="cell_id")
+
+    def joined(self, table: str) -> pd.DataFrame:
+        """The rows of a table with the columns of `CONTEXT`; rows whose cell is not described are left out."""
+        frame = self.tables[table].drop(columns=["cell_key", *CONTEXT], errors="ignore")
+        return frame.merge(self.cells[["cell_id", "cell_key", *CONTEXT]], on="cell_id")
+
+    @property
+    def tolerance(self) -> dict[str, float]:
+        """By how much a decoder may differ from sequential and stay valid: the strictest that the matrices state."""
+        stated: dict[str, float] = {}
+        for run in self.runs:
+            matrix = run.manifest.get("matrix")
+            quality = matrix.get("quality") if isinstance(matrix, dict) else None
+            for name in ("max_deviation", "max_fid_increase"):
+                value = (quality or {}).get(name)
+                if isinstance(value, int | float):
+                    stated[name] = min(float(value), stated.get(name, float(value)))
+        return stated
+
+
+def load(paths: Sequence[Path | str]) -> Runs:
+    """Read run folders, or folders that hold some at any depth, and merge them.
+
+    Raises:
+        StoreError: a path that is and holds no run folder, or a table that is damaged.
+    """
+    runs = [read_run(folder) for path in paths for folder in find_runs(Path(path))]
+    tables = {name: _merge(name, runs) for name in TABLES}
+    tables, notes = _one_version(tables)
+    return Runs(tuple(runs), tables, tuple(notes))
+
+
+def find_runs(path: Path) -> list[Path]:
+    """The run folders at or below a path, sorted.
+
+    Raises:
+        StoreError: there is none.
+    """
+    if not path.is_dir() or (path / MANIFEST).is_file():
+        return [path]
+    found = sorted(file.parent for file in path.rglob(MANIFEST))
+    if not found:
+        raise StoreError(f"'{path}' is no run folder and holds none: there is no {MANIFEST} at or below it")
+    return found
+
+
+def _merge(name: str, runs: Sequence[Run]) -> pd.DataFrame:
+    """All runs' rows of one table, those of the last run first, each key once; rounds of several sessions add up."""
+    frames = [frame.assign(run=str(number)) for number, run in enumerate(runs) if not (frame := run.table(name)).empty]
+    if not frames:
+        return empty(name).assign(run=pd.Series(dtype=object))
+    key = [*KEYS[name], "session"] if name == "timings" else KEYS[name]
+    return pd.concat(frames[::-1], ignore_index=True).drop_duplicates(key).reset_index(drop=True)
+
+
+def _one_version(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Of cells that differ in nothing but the code's version, only the one measured last."""
+    cells = tables["cells"]
+    superseded = cells[cells.duplicated("cell_key", keep="first")] if len(cells) else cells
+    versions = cells["code_version"].nunique()
+    notes = []
+    if versions > 1:
+        notes.append(
+            f"These runs were made by {versions} versions of the code. {len(superseded)} cells were measured by "
+            "several of them; the page shows those of the run named last."
+        )
+    stale = set(superseded["cell_id"])
+    return {name: frame[~frame["cell_id"].isin(stale)].reset_index(drop=True) for name, frame in tables.items()}, notes
+
+
+def _described(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The cells; those of an interrupted run that only `timings` describes included."""
+    columns = ["cell_id", *DESCRIPTION]
+    cells = tables["cells"].reindex(columns=columns)
+    timed = tables["timings"].reindex(columns=columns).drop_duplicates("cell_id")
+    unknown = timed[~timed["cell_id"].isin(cells["cell_id"])]
+    return pd.concat([frame for frame in (cells, unknown) if len(frame)] or [cells], ignore_index=True)
+
+
+def _named(cells: pd.DataFrame) -> pd.DataFrame:
+    cells = cells.assign(flow=_flows(cells), series=_series(cells))
+    rank = cells["decoder"].map(decoder_rank)
+    order = cells.assign(_rank=rank).sort_values(["flow", "batch_size", "_rank", "series", "tau", "seed", "cell_id"])
+    return order.drop(columns="_rank").reset_index(drop=True)
+
+
+def _flows(cells: pd.DataFrame) -> pd.Series:
+    """The dataset, and of checkpoint, guidance, device, dtype and threads those that differ within it."""
+    names = cells["dataset"].astype(str)
+    for column in _SETTING:
+        text = cells[column].map(lambda value: "none" if pd.isna(value) else str(value))
+        varies = text.groupby(cells["dataset"]).transform("nunique") > 1
+        unit = f"{column} " if column in ("guidance", "threads") else ""
+        names = names.where(~varies, names + ", " + unit + text)
+    return names
+
+
+def _series(cells: pd.DataFrame) -> pd.Series:
+    """The decoder, and those of its options that differ between cells; tau is a column of its own."""
+    options = cells["options"].map(_parsed)
+    varying: dict[str, set[str]] = {}
+    for decoder, group in options.groupby(cells["decoder"]):
+        names = {name for found in group for name in found}
+        varying[str(decoder)] = {
+            name for name in names if len({json.dumps(found.get(name), sort_keys=True) for found in group}) > 1
+        }
+    labels = []
+    for decoder, found in zip(cells["decoder"].astype(str), options, strict=True):
+        told = [f"{name}={_plain(found[name])}" for name in sorted(varying.get(decoder, ())) if name in found]
+        labels.append(" ".join([decoder, *told]))
+    return pd.Series(labels, index=cells.index, dtype=object)
+
+
+def _parsed(options: object) -> dict[str, Any]:
+    try:
+        found = json.loads(options) if isinstance(options, str) else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def one_batch(frame: pd.DataFrame, by: str = "flow") -> pd.DataFrame:
+    """Of each flow the rows of one batch size: the one with most cells, the larger of equals."""
+    count = frame.groupby([by, "batch_size"])["cell_id"].nunique().reset_index(name="cells")
+    chosen = count.sort_values(["cells", "batch_size"]).groupby(by)["batch_size"].last()
+    return frame[frame["batch_size"] == frame[by].map(chosen)]
+
+
+def title_of(row: Any) -> str:
+    """A cell in few words: series, and tau where it has one."""
+    return row["series"] if pd.isna(row["tau"]) else f"{row['series']} τ={row['tau']:g}"

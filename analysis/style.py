@@ -1,0 +1,148 @@
+"""One look for every figure: a decoder keeps its colour, marker and line everywhere, and greyscale tells them apart.
+
+Text and lines are drawn in INK and backgrounds in PAPER. In the page's inline SVG the two become CSS colours, so one
+rendering serves the light and the dark page.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import matplotlib
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+INK = "#010203"
+PAPER = "#fefdfc"
+EDGE = 0.35  # opacity of INK for axes
+GRID = 0.12  # and for grid lines
+
+
+class DecoderStyle(NamedTuple):
+    """How a decoder is drawn: the colour for those who see it, marker and dashes for everybody."""
+
+    color: str
+    marker: str
+    dashes: tuple[float, ...] | str
+
+
+_BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _LIGHT_PINK, _GREY, _YELLOW, _SKY = seaborn.color_palette(
+    "colorblind"
+).as_hex()
+
+DECODERS: dict[str, DecoderStyle] = {
+    "sequential": DecoderStyle(_GREY, "s", "-"),
+    "ujd": DecoderStyle(_ORANGE, "^", (0, (5, 1.5))),
+    "sejd": DecoderStyle(_BLUE, "o", "-"),
+    "gs-jacobi": DecoderStyle(_GREEN, "D", (0, (3, 1, 1, 1))),
+    "frontier": DecoderStyle(_PINK, "v", (0, (6, 1, 1, 1, 1, 1))),
+    "auto": DecoderStyle(_RED, "*", "-"),
+}
+"""The decoders every reader meets; the others are styled by `_FALLBACK_COLORS` and `_FALLBACK_MARKERS`."""
+
+_FALLBACK_COLORS = (_BROWN, _SKY, _PINK, _GREEN, _RED)
+_FALLBACK_MARKERS = ("P", "X", "<", ">", "h", "d", "p")
+_FALLBACK_DASHES: tuple[tuple[float, ...] | str, ...] = ((0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))  # type: ignore[assignment]
+
+
+def decoder_style(decoder: str) -> DecoderStyle:
+    """The style of a decoder: listed, or drawn from its name alone, so that it is the same in every report.
+
+    >>> decoder_style("my-decoder") == decoder_style("my-decoder")
+    True
+    """
+    if decoder in DECODERS:
+        return DECODERS[decoder]
+    digest = zlib.crc32(decoder.encode())
+    return DecoderStyle(
+        _FALLBACK_COLORS[digest % len(_FALLBACK_COLORS)],
+        _FALLBACK_MARKERS[digest // 8 % len(_FALLBACK_MARKERS)],
+        _FALLBACK_DASHES[digest // 64 % len(_FALLBACK_DASHES)],
+    )
+
+
+def decoder_rank(decoder: str) -> tuple[int, str]:
+    """Sort key: the listed decoders in their order, then the others by name."""
+    order = list(DECODERS)
+    return (order.index(decoder) if decoder in DECODERS else len(order), decoder)
+
+
+def layer_colors(count: int) -> list[str]:
+    """(count,) colours for layers, from dark to light, so that their order survives greyscale."""
+    return seaborn.color_palette("cividis", count).as_hex() if count else []
+
+
+def sequential_map() -> Colormap:
+    """The colour map of heat maps: perceptually uniform, the same for the colour-blind."""
+    return seaborn.color_palette("cividis", as_cmap=True)
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """The rc settings of every figure, for the length of a with statement."""
+    settings = seaborn.axes_style("whitegrid") | seaborn.plotting_context("paper", font_scale=1.05)
+    ink = {
+        name: INK
+        for name in ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color", "hatch.color")
+    }
+    with matplotlib.rc_context(
+        settings
+        | ink
+        | {
+            "font.family": ["sans-serif"],
+            "font.sans-serif": ["DejaVu Sans"],
+            "figure.facecolor": PAPER,
+            "axes.facecolor": "none",
+            "axes.edgecolor": INK,
+            "axes.linewidth": 0.7,
+            "axes.titlesize": 9.5,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "grid.color": INK,
+            "grid.alpha": GRID,
+            "grid.linewidth": 0.6,
+            "lines.linewidth": 1.5,
+            "lines.markersize": 5.5,
+            "hatch.linewidth": 0.6,
+            "legend.frameon": False,
+            "legend.fontsize": 8,
+            "savefig.dpi": 160,
+            "svg.fonttype": "path",
+        }
+    ):
+        yield
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, laid out so that nothing overlaps. Call it inside `theme`."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def grid_of_axes(fig: Figure, count: int, columns: int, **share: bool | str) -> list[Axes]:
+    """The first `count` axes of a grid filled row by row; the rest are not there."""
+    columns = max(1, min(columns, count))
+    rows = -(-count // columns)
+    axes = fig.subplots(rows, columns, squeeze=False, **share).flatten().tolist()
+    for unused in axes[count:]:
+        unused.remove()
+    return axes[:count]
+
+
+def finish(ax: Axes) -> None:
+    """Axes without a box: left and bottom spines only."""
+    seaborn.despine(ax=ax)
+    for spine in ax.spines.values():
+        spine.set_alpha(EDGE)
+    ax.tick_params(length=0)
+
+
+def legend_below(fig: Figure, handles: list, labels: list[str]) -> None:
+    """One legend for the whole figure, under it."""
+    if handles:
+        columns = max(1, min(len(handles), int(fig.get_figwidth() // 1.9)))
+        fig.legend(handles, labels, loc="outside lower center", ncols=columns)
