@@ -1,0 +1,1 @@
+"""What is measured: time, memory, deviation, and the distance to real images."""

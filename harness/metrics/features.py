@@ -1,0 +1,185 @@
+"""What FID and KID compare: features of images, by Inception where its weights are at hand, else by a shipped network.
+
+Features of different networks are never comparable, so each extractor has a name that identifies its very weights, and
+that name is stored beside every distance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import platformdirs
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from harness.datasets.base import to_pixels, to_unit
+from harness.download import fetch
+from harness.errors import HarnessError
+from harness.metrics.networks import FeatureNetwork, NetworkConfig
+from harness.metrics.torchvision_compat import declare_missing_operators
+
+ASSETS = Path(str(files("harness.metrics"))) / "assets"
+INCEPTION_FILE = "inception-2015-12-05.pt"
+
+
+class FeatureExtractor(Protocol):
+    """Images to features."""
+
+    name: str
+    """Names the network and its weights: what `fid_features` holds."""
+    dim: int
+    """Number of features."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) images in [-1, 1] to (B, dim) float32 on the CPU, as if the images had been saved in 8 bits."""
+        ...
+
+
+def feature_extractor(
+    dataset: str,
+    inception_weights: Path | str | None = None,
+    allow_download: bool = False,
+    device: str | torch.device = "cpu",
+) -> FeatureExtractor:
+    """The features that a dataset's images are compared by.
+
+    Inception as clean-fid runs it, from the weights named, from those clean-fid or this harness downloaded earlier, or
+    from a download where that is allowed; else the small network shipped for the dataset.
+
+    Raises:
+        HarnessError: the weights named are not there or no such network, or nothing is shipped for the dataset.
+    """
+    weights = _inception_weights(inception_weights, allow_download)
+    if weights is not None:
+        return InceptionFeatures(weights, device)
+    for path in (path for folder in (ASSETS, own_networks()) for path in sorted(folder.glob("features-*.safetensors"))):
+        extractor = NetworkFeatures(path, device)
+        if dataset in extractor.datasets:
+            return extractor
+    raise HarnessError(
+        f"no feature network is shipped for '{dataset}'; give Inception's weights ({INCEPTION_FILE}) with "
+        "--inception-weights, or train a network with 'harness train-features'"
+    )
+
+
+class NetworkFeatures:
+    """Features of a small network written by `harness train-features`.
+
+    Args:
+        path: its safetensors file.
+        device: where it runs.
+
+    Raises:
+        HarnessError: the file is no feature network.
+    """
+
+    def __init__(self, path: Path, device: str | torch.device = "cpu") -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                metadata = file.metadata() or {}
+            config = json.loads(metadata["config"])
+            self.network = FeatureNetwork(NetworkConfig(**{**config, "widths": tuple(config["widths"])}))
+            self.network.load_state_dict(state)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise HarnessError(f"'{path}' is not a feature network: {error}") from error
+        self.network.eval().requires_grad_(False).to(device)
+        self.datasets: list[str] = json.loads(metadata.get("datasets", "[]"))
+        self.metadata = metadata
+        self.name = f"{path.stem}@{_digest(path)}"
+        self.dim = self.network.config.dim
+        self.device = device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) images in [-1, 1] to (B, dim) float32 on the CPU.
+
+        Raises:
+            HarnessError: images with another number of channels than the network's.
+        """
+        expected = self.network.config.image_channels
+        if images.ndim != 4 or images.shape[1] != expected:
+            raise HarnessError(f"'{self.name}' takes images of shape (B, {expected}, H, W), got {tuple(images.shape)}")
+        return self.network.features(to_unit(to_pixels(images.to(self.device)))).cpu()
+
+
+class InceptionFeatures:
+    """The 2048 Inception features of FID, with clean-fid's resizing (Parmar et al., arXiv 2104.11222).
+
+    Args:
+        weights: the torchscript file ``inception-2015-12-05.pt``.
+        device: where it runs.
+
+    Raises:
+        HarnessError: the file cannot be read as torchscript.
+    """
+
+    dim = 2048
+
+    def __init__(self, weights: Path, device: str | torch.device = "cpu") -> None:
+        declare_missing_operators()
+        from cleanfid.inception_torchscript import InceptionV3W
+        from cleanfid.resize import build_resizer
+
+        self.resize = build_resizer("clean")
+        self.device = device
+        try:
+            # clean-fid takes the folder and insists on the file's name, so any other file is linked to from one.
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / INCEPTION_FILE).symlink_to(weights.resolve())
+                self.network = InceptionV3W(folder, download=False, resize_inside=False).to(device).eval()
+        except (RuntimeError, OSError, AttributeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise HarnessError(f"'{weights}' cannot be read as Inception's torchscript weights: {reason}") from error
+        self.name = f"inception-v3-clean@{_digest(weights)}"
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) images in [-1, 1], grey or RGB, to (B, 2048) float32 on the CPU."""
+        pixels = to_pixels(images).cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+        resized = np.stack([self.resize(image) for image in pixels])
+        return self.network(torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device)).float().cpu()
+
+
+def cache_folder() -> Path:
+    """Where downloads and reference statistics are kept: the user's cache folder."""
+    return platformdirs.user_cache_path("nf-decoding-harness")
+
+
+def own_networks() -> Path:
+    """Where the feature networks that a user trained are kept, beside those that are shipped."""
+    return cache_folder() / "features"
+
+
+def _inception_weights(named: Path | str | None, allow_download: bool) -> Path | None:
+    if named is not None:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise HarnessError(f"there are no Inception weights at '{path}'; expected the file {INCEPTION_FILE}")
+        return path
+    cleanfid_folder = Path("./" if sys.platform == "win32" else "/tmp")  # clean-fid's own choice
+    own = cache_folder() / INCEPTION_FILE
+    for path in (own, cleanfid_folder / INCEPTION_FILE):
+        if path.is_file():
+            return path
+    return _download_inception(own) if allow_download else None
+
+
+def _download_inception(target: Path) -> Path:
+    declare_missing_operators()
+    from cleanfid.downloads_helper import inception_url
+
+    return fetch(inception_url, target)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

@@ -1,0 +1,158 @@
+"""Distances between two sets of features: FID and KID. What the features are is `harness.metrics.features`' business.
+
+Both are estimates from finitely many samples. **FID is biased upwards at small N** (by a term of order dim / N), so two
+values compare only at the same N and with the same features; KID is unbiased and comes with its standard error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import HarnessError
+
+Array = NDArray[np.floating]
+
+KID_SAMPLES = 10_000
+"""Beyond this many samples of either set, KID is estimated from a seeded subset: its cost is quadratic."""
+
+_ROWS = 1024  # of a kernel matrix held at once
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Mean and scatter of a set of features; two of them merge into exactly that of the union.
+
+    Args:
+        count: n samples.
+        mean: (D,) float64.
+        scatter: (D, D) float64, the sum of outer products of the centred features.
+    """
+
+    count: int
+    mean: NDArray[np.float64]
+    scatter: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, features: Array) -> FeatureStatistics:
+        """Statistics of (n, D) features.
+
+        Raises:
+            HarnessError: features that are no matrix or not finite.
+        """
+        if features.ndim != 2 or not np.isfinite(features).all():
+            raise HarnessError("feature statistics need an (n, D) matrix of finite numbers")
+        values = features.astype(np.float64)
+        mean = values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
+        centred = values - mean
+        return cls(len(values), mean, centred.T @ centred)
+
+    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
+        """Statistics of the union of two disjoint sets (Chan, Golub and LeVeque 1983, Eq. 1.5)."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        count = self.count + other.count
+        difference = other.mean - self.mean
+        return FeatureStatistics(
+            count=count,
+            mean=self.mean + difference * (other.count / count),
+            scatter=self.scatter
+            + other.scatter
+            + np.outer(difference, difference) * (self.count * other.count / count),
+        )
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """(D, D) unbiased covariance.
+
+        Raises:
+            HarnessError: fewer than two samples.
+        """
+        if self.count < 2:
+            raise HarnessError(f"a covariance needs at least 2 samples, got {self.count}")
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """Squared Frechet distance of two Gaussians (Heusel et al., arXiv 1706.08500, Eq. 6).
+
+    ``|m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2)``. With the symmetric root ``C_a = R R``, the last trace is
+    the sum of the square roots of the eigenvalues of ``R C_b R``: symmetric, so the eigenvalues are real whatever the
+    rounding, and defined for singular covariances, where a root of the product itself is not.
+
+    Raises:
+        HarnessError: features of different dimensions, or fewer than two samples.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise HarnessError(f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared")
+    root = _root(a.covariance)
+    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(min=0)).sum()
+    difference = a.mean - b.mean
+    return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+
+
+def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Symmetric square root; eigenvalues that rounding made negative count as 0."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+class KernelDistance(NamedTuple):
+    """A kernel distance and its standard error."""
+
+    value: float
+    standard_error: float
+
+
+def kernel_distance(a: Array, b: Array, max_samples: int = KID_SAMPLES, seed: int = 0) -> KernelDistance:
+    """Unbiased squared MMD with the kernel ``(x.y / D + 1)^3`` (KID; Binkowski et al., arXiv 1801.01401, Eq. 4).
+
+    All pairs of samples are used, so no drawing of subsets adds noise of its own; sets larger than `max_samples` are
+    thinned by a seeded draw without replacement. The standard error is the two-sample jackknife's: unlike the spread
+    over overlapping subsets it does not shrink with how often one draws, nor vanish when a subset is the whole set.
+
+    Args:
+        a: (n, D) features, n at least 3.
+        b: (m, D) features, m at least 3.
+        max_samples: of either set.
+        seed: of the draw; without effect on smaller sets.
+
+    Raises:
+        HarnessError: features of different dimensions, or fewer than three samples.
+    """
+    if a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < 3:
+        raise HarnessError(f"KID needs at least 3 samples of the same dimension, got {a.shape} and {b.shape}")
+    generator = np.random.default_rng(seed)
+    a, b = _thin(a, max_samples, generator), _thin(b, max_samples, generator)
+    n, m = len(a), len(b)
+    within_a, within_b = _kernel_sums(a, a)[0] - _diagonal(a), _kernel_sums(b, b)[0] - _diagonal(b)
+    across_a, across_b = _kernel_sums(a, b)
+    total_a, total_b, cross = within_a.sum(), within_b.sum(), across_a.sum()
+    value = total_a / (n * (n - 1)) + total_b / (m * (m - 1)) - 2 * cross / (n * m)
+    without_a = (total_a - 2 * within_a) / ((n - 1) * (n - 2)) - 2 * (cross - across_a) / ((n - 1) * m)
+    without_b = (total_b - 2 * within_b) / ((m - 1) * (m - 2)) - 2 * (cross - across_b) / ((m - 1) * n)
+    variance = (n - 1) * without_a.var() + (m - 1) * without_b.var()
+    return KernelDistance(float(value), float(np.sqrt(variance)))
+
+
+def _thin(features: Array, max_samples: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    if len(features) > max_samples:
+        features = features[generator.choice(len(features), max_samples, replace=False)]
+    return features.astype(np.float64)
+
+
+def _kernel_sums(a: Array, b: Array) -> tuple[Array, Array]:
+    """Row sums (n,) and column sums (m,) of the kernel matrix, a block of rows at a time."""
+    rows, columns = np.empty(len(a)), np.zeros(len(b))
+    for start in range(0, len(a), _ROWS):
+        block = (a[start : start + _ROWS] @ b.T / a.shape[1] + 1) ** 3
+        rows[start : start + _ROWS] = block.sum(axis=1)
+        columns += block.sum(axis=0)
+    return rows, columns
+
+
+def _diagonal(a: Array) -> Array:
+    return ((a * a).sum(axis=1) / a.shape[1] + 1) ** 3

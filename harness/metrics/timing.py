@@ -1,0 +1,52 @@
+"""Wall time of one call, with nothing beside it: synchronise, clock, call, synchronise, clock."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has done what it was asked; a CPU always has."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(call: Callable[[], T], device: str) -> tuple[float, T]:
+    """Seconds of one call, and what it returned.
+
+    Args:
+        call: what is timed.
+        device: where it runs, ``"cpu"`` or ``"cuda"``.
+
+    Example:
+        >>> seconds, value = timed(lambda: 2 + 3, "cpu")
+        >>> value
+        5
+    """
+    with _collector_paused():
+        synchronise(device)
+        start = time.perf_counter()
+        value = call()
+        synchronise(device)
+        return time.perf_counter() - start, value
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Garbage is collected before, not during: a collection would land on whichever call triggers it."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
