@@ -6,6 +6,7 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,10 +60,8 @@ def resident_peak(call: Callable[[], Any]) -> Peak:
 def _trim() -> None:
     """Ask glibc to return freed memory to the system, so that it is not counted as held before the call."""
     if sys.platform == "linux":
-        try:
+        with suppress(OSError, AttributeError):  # another C library: the baseline is what it is
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):
-            pass  # another C library: the baseline is what it is
 
 
 def _reset_high_water() -> bool:

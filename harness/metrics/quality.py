@@ -141,7 +141,7 @@ def _read(path: Path, extractor: FeatureExtractor) -> ReferenceFeatures | None:
 
 
 def _write(path: Path, kept: ReferenceFeatures) -> None:
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "mean": kept.statistics.mean,
         "scatter": kept.statistics.scatter,
         "features": kept.features,

@@ -120,7 +120,7 @@ def fit(recipe: Recipe, train: Images, seed: int, report: Callable[[str], None] 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = FeatureNetwork(NetworkConfig(channels, size, recipe.widths, outputs, recipe.stem_stride))
-    network.to(memory_format=torch.channels_last).train()
+    network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload] # absent from torch's stubs
     generator = torch.Generator().manual_seed(seed)
     batches = max(1, len(train) // recipe.batch_size)  # the rest, smaller than a batch, comes round in another epoch
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
@@ -136,7 +136,7 @@ def fit(recipe: Recipe, train: Images, seed: int, report: Callable[[str], None] 
             schedule.step()
             total += loss.item()
         report(f"epoch {epoch + 1}/{recipe.epochs}: loss {total / batches:.4f}")
-    return network.to(memory_format=torch.contiguous_format).eval()
+    return network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 
 def _task(recipe: Recipe, images: Images, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,153 @@
+"""Distances of whole sets of images: sanity on real digits, non-finite samples, and the cache of references."""
+
+import numpy as np
+import pytest
+import torch
+
+from harness.datasets import Images, load_dataset
+from harness.errors import HarnessError
+from harness.metrics import quality
+from harness.metrics.features import feature_extractor
+from harness.metrics.fid import FeatureStatistics, frechet_distance, kernel_distance
+from harness.metrics.quality import Quality, ReferenceFeatures, quality_against, reference_features
+from harness.metrics.sanity import sanity_table
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return feature_extractor("digits")
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load_dataset("digits", "train"), load_dataset("digits", "test")
+
+
+@pytest.fixture(scope="module")
+def table(extractor, splits):
+    return sanity_table(*splits, extractor)
+
+
+@pytest.mark.parametrize("change", ["noise", "blur", "modes dropped"])
+@pytest.mark.parametrize("distance", ["fid", "kid"])
+def test_distance_rises_with_what_is_wrong(table, change, distance):
+    values = table[table.change == change].sort_values("level")[distance].to_numpy()
+    assert len(values) == 5
+    assert (np.diff(values) > 0).all(), values
+
+
+def test_real_held_out_images_are_near_zero(table):
+    held_out, worst = table[table.level == 0].iloc[0], table.groupby("change").fid.max()
+    assert held_out.fid < 0.3 * worst.min()
+    assert held_out.fid < 0.03 * worst.max()
+    assert abs(held_out.kid) < 3 * held_out.kid_std
+
+
+def test_batches_and_one_call_agree(extractor, splits, tmp_path):
+    train, test = splits
+    images = test.scaled()
+    whole = quality_against(train, images, extractor, cache=tmp_path)
+    streamed = Quality(ReferenceFeatures.compute(train, extractor), extractor)
+    for batch in images.split(50):
+        streamed.add(batch)
+    assert streamed.result()["fid"] == pytest.approx(whole["fid"], rel=1e-5)
+    assert streamed.result()["kid"] == pytest.approx(whole["kid"], rel=1e-4)
+    assert whole["num_samples"] == len(test)
+    assert whole["num_reference"] == len(train)
+    assert whole["fid_features"] == extractor.name
+
+
+def test_distances_are_those_of_the_features(extractor, splits, tmp_path):
+    train, test = splits
+    found = quality_against(train, test.scaled(), extractor, cache=tmp_path)
+    a, b = extractor(test.scaled()).numpy(), extractor(train.scaled()).numpy()
+    assert found["fid"] == pytest.approx(frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b)), rel=1e-4)
+    assert (found["kid"], found["kid_std"]) == pytest.approx(kernel_distance(a, b), rel=1e-3)
+
+
+def test_nonfinite_samples_are_counted_and_kept_out(extractor, splits, tmp_path):
+    train, test = splits
+    images = test.scaled()[:100]
+    expected = quality_against(train, images[2:], extractor, cache=tmp_path)
+    images[0, 0, 0, 0], images[1, 0, 3, 3] = float("nan"), float("inf")
+    found = quality_against(train, images, extractor, cache=tmp_path)
+    assert found["nonfinite_samples"] == 2
+    assert found["num_samples"] == 98
+    assert found["fid"] == pytest.approx(expected["fid"], rel=1e-5)
+
+
+def test_too_few_samples_have_no_distance(extractor, splits, tmp_path):
+    found = quality_against(splits[0], torch.full((5, 1, 8, 8), float("nan")), extractor, cache=tmp_path)
+    assert (found["fid"], found["kid"], found["kid_std"]) == (None, None, None)
+    assert (found["num_samples"], found["nonfinite_samples"]) == (0, 5)
+
+
+def test_features_of_different_networks_never_meet(extractor, splits):
+    reference = ReferenceFeatures.compute(splits[1], extractor)
+    other = ReferenceFeatures("another", reference.statistics, reference.features)
+    with pytest.raises(HarnessError, match="another"):
+        Quality(other, extractor)
+
+
+class Counting:
+    """An extractor that counts the images it is given."""
+
+    def __init__(self, extractor):
+        self.inner, self.name, self.dim, self.images = extractor, extractor.name, extractor.dim, 0
+
+    def __call__(self, images):
+        self.images += len(images)
+        return self.inner(images)
+
+
+def assert_same(a, b):
+    np.testing.assert_array_equal(a.features, b.features)
+    np.testing.assert_array_equal(a.statistics.scatter, b.statistics.scatter)
+    assert a.statistics.count == b.statistics.count
+
+
+def test_references_are_computed_once(extractor, splits, tmp_path):
+    counting = Counting(extractor)
+    first = reference_features(splits[1], counting, tmp_path)
+    again = reference_features(splits[1], counting, tmp_path)
+    assert counting.images == len(splits[1])
+    assert_same(first, again)
+    fewer = Images(splits[1].pixels[:50], splits[1].labels[:50])
+    assert reference_features(fewer, counting, tmp_path).statistics.count == 50
+
+
+def test_other_weights_are_another_reference(extractor, splits, tmp_path):
+    reference_features(splits[1], extractor, tmp_path)
+    other = Counting(extractor)
+    other.name = "features-digits@retrained"
+    reference_features(splits[1], other, tmp_path)
+    assert other.images == len(splits[1])
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "text", "nan"])
+def test_a_corrupt_reference_is_computed_again(extractor, splits, tmp_path, damage):
+    first = reference_features(splits[1], extractor, tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    content = path.read_bytes()
+    if damage == "nan":
+        path.write_bytes(content[:-800] + np.full(100, np.nan).tobytes())
+    else:
+        path.write_bytes({"cut short": content[:-1], "empty": b"", "text": b"no tensors"}[damage])
+    counting = Counting(extractor)
+    assert_same(first, reference_features(splits[1], counting, tmp_path))
+    assert counting.images == len(splits[1])
+    assert path.read_bytes() == content
+
+
+def test_an_unwritable_cache_costs_only_time(extractor, splits, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("a file where the folder should be")
+    assert reference_features(splits[1], extractor, blocked).statistics.count == len(splits[1])
+
+
+def test_large_references_keep_a_seeded_part_for_kid(extractor, splits, monkeypatch):
+    monkeypatch.setattr(quality, "KID_SAMPLES", 100)
+    first, again = (ReferenceFeatures.compute(splits[1], extractor) for _ in range(2))
+    assert first.features.shape == (100, extractor.dim)
+    assert first.statistics.count == len(splits[1])
+    assert_same(first, again)
