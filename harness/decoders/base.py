@@ -10,6 +10,7 @@ import inspect
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar
 
@@ -24,6 +25,9 @@ decoders: Registry[type[Decoder]] = Registry("decoder", package="harness.decoder
 """Every decoder by name; see `build_decoder`."""
 
 FALLBACKS = ("sequential", "non-finite", "leave")
+
+Solve = Callable[[CausalLayer, Tensor, Condition], "tuple[Tensor, LayerTrace]"]
+"""What inverts one layer; see `Decoder.solve`."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,14 @@ class Decoder(ABC):
         """
         return num_tokens**2
 
+    def solver(self, flow: CausalFlow, batch: int) -> Solve:
+        """What solves the layers of a flow: `solve`, unless a subclass has to know the flow or the batch for that.
+
+        Raises:
+            HarnessError: options that do not fit the flow.
+        """
+        return self.solve
+
     def options(self) -> dict[str, Any]:
         """The options this decoder was built with, as plain values."""
         return asdict(self) if is_dataclass(self) else dict(vars(self))
@@ -167,21 +179,22 @@ class Decoder(ABC):
                 f"got {tuple(latents.shape)}"
             )
         condition = flow.condition(len(latents), labels, guidance)
+        solve = self.solver(flow, len(latents))
         tokens = flow.scale_latents(latents)
         clock = _LayerClock(tokens.device)
         traces = []
         for layer in flow.layers:
             with clock:
-                tokens, trace = self._solve_or_fall_back(layer, layer.arrange(tokens), condition)
+                tokens, trace = self._solve_or_fall_back(solve, layer, layer.arrange(tokens), condition)
                 tokens = layer.restore(tokens)
             traces.append(trace)
         layers = [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, clock.seconds(), strict=True)]
         return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers)
 
     def _solve_or_fall_back(
-        self, layer: CausalLayer, inputs: Tensor, condition: Condition
+        self, solve: Solve, layer: CausalLayer, inputs: Tensor, condition: Condition
     ) -> tuple[Tensor, LayerTrace]:
-        tokens, trace = self.solve(layer, inputs, condition)
+        tokens, trace = solve(layer, inputs, condition)
         wanted = self.fallback == "sequential" or (self.fallback == "non-finite" and "non-finite" in trace.flags)
         if trace.converged or trace.mode == "sequential" or not wanted:
             return tokens, trace
