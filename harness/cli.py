@@ -78,6 +78,16 @@ def train(config: str, out: Path | None, resume: bool, root: Path | None, **over
     click.echo(f"{folder / name}.safetensors, with its model card {name}.md and its samples {name}.png")
 
 
+@app.command()
+@click.argument("dataset")
+@click.option("--root", type=click.Path(path_type=Path), help="Where to put the files; by default $HARNESS_DATA.")
+def download(dataset: str, root: Path | None) -> None:
+    """Fetch a dataset's files from its publisher and check them, where that is allowed: cifar10, cifar100."""
+    from harness.datasets import datasets
+
+    click.echo(datasets.get(dataset)(root=root).download())
+
+
 @app.command("train-features")
 @click.argument("dataset")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; by default the user's own.")
@@ -91,6 +101,23 @@ def train_features_command(dataset: str, out: Path | None, root: Path | None, se
 
     path = train_features(dataset, out or own_networks(), root, seed, epochs, report=click.echo)
     click.echo(f"{path}, with its card {path.stem}.md and its sanity table {path.stem}.csv")
+
+
+@app.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; by default the first RUN.")
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["png", "svg", "pdf"]),
+    multiple=True,
+    help="Of the figures besides PNG; may be given several times.",
+)
+def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...]) -> None:
+    """Render figures, tables and report.html from run folders, or from folders that hold some."""
+    from analysis.report import build
+
+    click.echo(f"the report is {build(runs, out, formats)}")
 
 
 if __name__ == "__main__":

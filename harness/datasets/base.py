@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import DatasetError, unknown
-from harness.registry import Registry
+from harness.registry import Registry, first_line
 
 SPLITS = ("train", "test")
 ROOT_VARIABLE = "HARNESS_DATA"
@@ -89,20 +89,31 @@ class Dataset(ABC):
         self.root = Path(root).expanduser() if root else None
         self.size, self.skip_corrupt = size, skip_corrupt
 
-    def required_root(self, wanted: str) -> Path:
+    def required_root(self, wanted: str, exists: bool = True) -> Path:
         """The root folder, for a dataset that needs one; `wanted` names what is looked for in it.
 
         Raises:
-            DatasetError: no root was given, or it is no folder.
+            DatasetError: no root was given, or it should exist and is no folder.
         """
         if self.root is None:
             raise DatasetError(
                 f"this dataset is read from files: give the data root, or set ${ROOT_VARIABLE}, to the folder that "
                 f"holds '{wanted}'"
             )
-        if not self.root.is_dir():
+        if exists and not self.root.is_dir():
             raise DatasetError(f"the data root '{self.root}' is not a folder; expected one that holds '{wanted}'")
         return self.root
+
+    def download(self) -> Path:
+        """Fetch the files into the root folder, where their publisher allows it.
+
+        Returns:
+            What was fetched, or what was there already.
+
+        Raises:
+            DatasetError: this dataset cannot be fetched automatically.
+        """
+        raise DatasetError(f"{first_line(type(self))} This dataset cannot be fetched automatically; put it there.")
 
     @abstractmethod
     def load(self, split: str) -> Images:

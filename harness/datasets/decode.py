@@ -80,7 +80,7 @@ def _decode(record: Record, size: int | None) -> np.ndarray | DatasetError:
         with Image.open(source) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
             if size is not None:
-                image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+                image = _square(image, size)
             return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         return DatasetError(f"{record.name} cannot be decoded as an image: {error}; --skip-corrupt leaves such out")
@@ -92,6 +92,13 @@ def resize(pixels: Tensor, size: int | None) -> Tensor:
         return pixels
     resized = np.empty((len(pixels), 3, size, size), dtype=np.uint8)
     for row, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
-        fitted = ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
-        resized[row] = np.asarray(fitted).transpose(2, 0, 1)
+        resized[row] = np.asarray(_square(Image.fromarray(image), size)).transpose(2, 0, 1)
     return torch.from_numpy(resized)
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """The largest centred square, resampled. It is cut out first: no pixel outside it is mixed in."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return square if side == size else square.resize((size, size), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Images in Parquet, as public hubs lay them out: ``img: {bytes, path}`` (or ``image``) and ``label``, a file a split."""
+"""Images in Parquet, as public hubs lay them out: columns ``img: {bytes, path}`` (or ``image``) and ``label``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,129 @@
+"""CIFAR-10 and CIFAR-100 from their official binary archives: fixed-size records, no pickle.
+
+A record is one label byte (CIFAR-10) or two, coarse and fine (CIFAR-100), and 3,072 pixel bytes in CHW order.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from harness.datasets.base import Dataset, Images, datasets
+from harness.datasets.decode import resize
+from harness.download import fetch
+from harness.errors import DatasetError
+
+SITE = "https://www.cs.toronto.edu/~kriz"
+PIXELS = 3 * 32 * 32
+
+
+class CifarArchive(Dataset):
+    """What both have in common: the archive, extracted or not, under the root."""
+
+    archive: ClassVar[str]
+    md5: ClassVar[str]
+    """Of the archive, as published beside it."""
+    folder: ClassVar[str]
+    """Inside the archive."""
+    members: ClassVar[dict[str, tuple[str, ...]]]
+    label_classes: ClassVar[tuple[int, ...]]
+    """Number of classes of every label byte; the last one is the label."""
+
+    def load(self, split: str) -> Images:
+        """The split, 32x32 unless another size was asked for."""
+        root = self.required_root(self.archive)
+        extracted, archive = root / self.folder, root / self.archive
+        if extracted.is_dir():
+            contents = {name: _read_file(extracted / name) for name in self.members[split]}
+        elif archive.is_file():
+            contents = _read_archive(archive, [f"{self.folder}/{name}" for name in self.members[split]])
+        else:
+            raise DatasetError(
+                f"there is neither '{archive}' nor the extracted folder '{extracted}'; fetch {SITE}/{self.archive} "
+                f"and put it there, or run 'harness download' where the network allows"
+            )
+        parts = [self._records(name, content) for name, content in contents.items()]
+        pixels = torch.cat([part.pixels for part in parts])
+        labels = torch.cat([part.labels for part in parts if part.labels is not None])
+        return Images(resize(pixels, self.size), labels, skipped=sum(part.skipped for part in parts))
+
+    def download(self) -> Path:
+        """Fetch the archive into the root and check it; what is there already stays as it is."""
+        target = self.required_root(self.archive, exists=False) / self.archive
+        return target if target.is_file() else fetch(f"{SITE}/{self.archive}", target, md5=self.md5)
+
+    def _records(self, name: str, content: bytes) -> Images:
+        size = len(self.label_classes) + PIXELS
+        if not content or len(content) % size:
+            raise DatasetError(
+                f"'{name}' holds {len(content):,} bytes, which is no multiple of a record's {size:,}: record "
+                f"{len(content) // size} is cut short"
+            )
+        records = np.frombuffer(content, dtype=np.uint8).reshape(-1, size)
+        label_bytes = records[:, : len(self.label_classes)]
+        valid = (label_bytes < np.array(self.label_classes)).all(axis=1)
+        if not valid.all() and not self.skip_corrupt:
+            row = int(np.argmin(valid))
+            raise DatasetError(
+                f"'{name}', record {row}: label {label_bytes[row].tolist()}, expected below "
+                f"{list(self.label_classes)}; --skip-corrupt leaves such out"
+            )
+        records = records[valid]
+        pixels = torch.from_numpy(records[:, len(self.label_classes) :].reshape(-1, 3, 32, 32).copy())
+        labels = torch.from_numpy(records[:, len(self.label_classes) - 1].astype(np.int64))
+        return Images(pixels, labels, skipped=int((~valid).sum()))
+
+
+@datasets.register("cifar10")
+class Cifar10(CifarArchive):
+    """CIFAR-10, 32x32, 10 classes, 50,000 + 10,000: ROOT/cifar-10-binary.tar.gz, or its extracted folder."""
+
+    archive = "cifar-10-binary.tar.gz"
+    md5 = "c32a1d4ab5d03f1284b67883e8d87530"
+    folder = "cifar-10-batches-bin"
+    members = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
+    label_classes = (10,)
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@datasets.register("cifar100")
+class Cifar100(CifarArchive):
+    """CIFAR-100, 32x32, 100 fine classes, 50,000 + 10,000: ROOT/cifar-100-binary.tar.gz, or its extracted folder."""
+
+    archive = "cifar-100-binary.tar.gz"
+    md5 = "03b5dce01913d631647c71ecec9e9cb8"
+    folder = "cifar-100-binary"
+    members = {"train": ("train.bin",), "test": ("test.bin",)}
+    label_classes = (20, 100)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"'{path}' cannot be read: {error.strerror}") from error
+
+
+def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
+    """Contents of the named members, in the order given, once the whole archive has proved intact."""
+    contents: dict[str, bytes] = {}
+    try:
+        with gzip.open(path) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    file = archive.extractfile(member) if member.name.removeprefix("./") in names else None
+                    if file is not None:
+                        contents[member.name.removeprefix("./")] = file.read()
+            while stream.read(1 << 20):  # to the end, where gzip's checksum is
+                pass
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DatasetError(f"'{path}' cannot be read to its end: {error}; it is cut short or corrupt") from error
+    if missing := [name for name in names if name not in contents]:
+        raise DatasetError(f"'{path}' holds no '{missing[0]}'; expected the binary version of the official archive")
+    return {f"{path}/{name}": contents[name] for name in names}

@@ -1,0 +1,55 @@
+"""What holds for every registered dataset; a new one is covered without editing this file."""
+
+import pytest
+import torch
+
+from harness.datasets import datasets, load_dataset, to_pixels, to_unit
+from harness.errors import HarnessError
+
+NAMES = datasets.names()
+EMBEDDED = [name for name in NAMES if datasets.get(name).embedded]
+ON_DISK = [name for name in NAMES if not datasets.get(name).embedded]
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_datasets_load(name):
+    train, test = load_dataset(name, "train"), load_dataset(name, "test")
+    for images in (train, test):
+        assert images.pixels.dtype == torch.uint8
+        assert images.pixels.ndim == 4
+        assert images.labels is None or images.labels.shape == (len(images),)
+    assert train.pixels.shape[1:] == test.pixels.shape[1:]
+    assert train.digest == load_dataset(name, "train").digest != test.digest
+    rows = {image.numpy().tobytes() for image in train.pixels}
+    assert not any(image.numpy().tobytes() in rows for image in test.pixels)  # nothing held out was trained on
+
+
+@pytest.mark.parametrize("name", ON_DISK)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_missing_files_are_one_sentence(name, split, tmp_path, monkeypatch):
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    with pytest.raises(HarnessError, match=r"give the data root, or set \$HARNESS_DATA"):
+        load_dataset(name, split)
+    with pytest.raises(HarnessError, match="absent' is not a folder"):
+        load_dataset(name, split, root=tmp_path / "absent")
+    with pytest.raises(HarnessError) as caught:
+        load_dataset(name, split, root=tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_the_root_may_come_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
+    with pytest.raises(HarnessError, match=str(tmp_path)):
+        load_dataset("cifar10", "train")
+
+
+def test_unknown_names_and_splits():
+    with pytest.raises(HarnessError, match="did you mean 'cifar10'"):
+        load_dataset("cifar1O", "train")
+    with pytest.raises(HarnessError, match="unknown split 'val'"):
+        load_dataset("digits", "val")
+
+
+def test_pixels_survive_the_unit_scale():
+    pixels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_pixels(to_unit(pixels)), pixels)

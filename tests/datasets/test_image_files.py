@@ -1,0 +1,192 @@
+"""Images as files: Parquet, folders, AFHQ; decoding, resizing, and corrupt files."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from harness.datasets import load_dataset
+from harness.errors import DatasetError
+
+
+def picture(seed, size=(12, 12)):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+
+
+def encoded(seed, size=(12, 12)):
+    buffer = io.BytesIO()
+    picture(seed, size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(path, images, labels=None, column="img"):
+    columns = {column: [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(images)]}
+    if labels is not None:
+        columns["label"] = labels
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def write_folder(folder, seeds, size=(12, 12)):
+    folder.mkdir(parents=True)
+    for seed in seeds:
+        picture(seed, size).save(folder / f"{seed:03}.png")
+
+
+@pytest.mark.parametrize("column", ["img", "image"])
+def test_parquet_holds_images_and_labels(tmp_path, column):
+    write_parquet(tmp_path / "train.parquet", [encoded(i) for i in range(3)], [2, 0, 1], column)
+    images = load_dataset("parquet", "train", root=tmp_path)
+    assert images.labels.tolist() == [2, 0, 1]
+    for i in range(3):
+        assert torch.equal(images.pixels[i], torch.from_numpy(np.asarray(picture(i)).copy()).permute(2, 0, 1))
+
+
+def test_parquet_shards_are_read_in_order(tmp_path):
+    for shard in range(2):
+        path = tmp_path / "data" / f"train-{shard:05}-of-00002.parquet"
+        write_parquet(path, [encoded(10 * shard + i) for i in range(2)], [shard, shard])
+    images = load_dataset("parquet", "train", root=tmp_path)
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(images.pixels[3], torch.from_numpy(np.asarray(picture(11)).copy()).permute(2, 0, 1))
+
+
+def test_parquet_without_labels(tmp_path):
+    write_parquet(tmp_path / "test.parquet", [encoded(0)])
+    assert load_dataset("parquet", "test", root=tmp_path).labels is None
+
+
+def test_truncated_parquet_is_refused(tmp_path):
+    path = tmp_path / "train.parquet"
+    write_parquet(path, [encoded(i) for i in range(3)], [0, 1, 2])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DatasetError, match="train.parquet' cannot be read as Parquet"):
+        load_dataset("parquet", "train", root=tmp_path)
+
+
+def test_other_columns_are_refused(tmp_path):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "train.parquet")
+    with pytest.raises(DatasetError, match="has the columns text; expected images as 'img'"):
+        load_dataset("parquet", "train", root=tmp_path)
+
+
+@pytest.mark.parametrize("label", [-1, None])
+def test_impossible_labels_are_refused(tmp_path, label):
+    write_parquet(tmp_path / "train.parquet", [encoded(0), encoded(1)], [0, label])
+    with pytest.raises(DatasetError, match="row 1: the label is"):
+        load_dataset("parquet", "train", root=tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: None])
+def test_corrupt_images_are_named_or_counted(tmp_path, damage):
+    good = [encoded(i) for i in range(3)]
+    write_parquet(tmp_path / "train.parquet", [good[0], damage(good[1]), good[2]], [5, 6, 7])
+    with pytest.raises(DatasetError, match="train.parquet', row 1 cannot be decoded as an image.*--skip-corrupt"):
+        load_dataset("parquet", "train", root=tmp_path)
+    images = load_dataset("parquet", "train", root=tmp_path, skip_corrupt=True)
+    assert (images.labels.tolist(), images.skipped) == ([5, 7], 1)
+    assert torch.equal(images.pixels[1], torch.from_numpy(np.asarray(picture(2)).copy()).permute(2, 0, 1))
+
+
+def test_nothing_but_corrupt_images(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [b"junk"], [0])
+    with pytest.raises(DatasetError, match="holds no images"):
+        load_dataset("parquet", "train", root=tmp_path, skip_corrupt=True)
+
+
+def test_images_are_cropped_at_the_centre_and_resampled(tmp_path):
+    """A wide image loses its sides: green in the middle, red at both ends."""
+    image = Image.new("RGB", (48, 16), (255, 0, 0))
+    image.paste((0, 255, 0), (16, 0, 32, 16))
+    (tmp_path / "train").mkdir()
+    image.save(tmp_path / "train" / "wide.png")
+    pixels = load_dataset("imagefolder", "train", root=tmp_path, size=8).pixels
+    assert pixels.shape == (1, 3, 8, 8)
+    assert torch.equal(pixels[0, :, 4, 4], torch.tensor([0, 255, 0], dtype=torch.uint8))
+    assert pixels[0, 0].max() == 0
+
+
+def test_resampling_is_antialiased(tmp_path):
+    """A checkerboard of single pixels, reduced four times, is grey; picking pixels would give black or white."""
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    (tmp_path / "train").mkdir()
+    Image.fromarray(board).save(tmp_path / "train" / "board.png")
+    pixels = load_dataset("imagefolder", "train", root=tmp_path, size=16).pixels.float()
+    assert (pixels - 127.5).abs().max() < 8
+
+
+def test_images_of_several_sizes_need_one(tmp_path):
+    write_folder(tmp_path / "train", [0])
+    picture(1, (10, 14)).save(tmp_path / "train" / "other.png")
+    with pytest.raises(DatasetError, match="other.png' is 10x14, the first image is 12x12; give a size"):
+        load_dataset("imagefolder", "train", root=tmp_path)
+    assert len(load_dataset("imagefolder", "train", root=tmp_path, size=8)) == 2
+
+
+def test_folder_classes_are_those_of_both_splits(tmp_path):
+    write_folder(tmp_path / "train" / "b", [0])
+    write_folder(tmp_path / "train" / "c", [1])
+    write_folder(tmp_path / "val" / "a", [2])
+    write_folder(tmp_path / "val" / "c" / "deeper", [3])
+    assert load_dataset("imagefolder", "train", root=tmp_path).labels.tolist() == [1, 2]
+    assert load_dataset("imagefolder", "test", root=tmp_path).labels.tolist() == [0, 2]
+
+
+def test_a_folder_without_splits_holds_out_every_tenth(tmp_path):
+    write_folder(tmp_path / "x", range(20))
+    write_folder(tmp_path / "y", range(20, 30))
+    train, test = (load_dataset("imagefolder", split, root=tmp_path) for split in ("train", "test"))
+    assert (len(train), test.labels.tolist()) == (27, [0, 0, 1])
+    assert torch.equal(test.pixels[0], torch.from_numpy(np.asarray(picture(9)).copy()).permute(2, 0, 1))
+
+
+def test_a_split_that_is_missing_beside_the_other(tmp_path):
+    write_folder(tmp_path / "train" / "a", [0])
+    with pytest.raises(DatasetError, match="holds 'train', but no 'test' or 'val'"):
+        load_dataset("imagefolder", "test", root=tmp_path)
+
+
+def test_corrupt_files_are_named_by_path(tmp_path):
+    write_folder(tmp_path / "train" / "a", range(2))
+    (tmp_path / "train" / "a" / "bad.jpg").write_bytes(b"\xff\xd8\xff junk")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("not an image, not looked at")
+    with pytest.raises(DatasetError, match=r"a/bad.jpg' cannot be decoded"):
+        load_dataset("imagefolder", "train", root=tmp_path)
+    assert load_dataset("imagefolder", "train", root=tmp_path, skip_corrupt=True).skipped == 1
+
+
+@pytest.mark.parametrize("below", ["afhq", "."])
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_afhq_layout(tmp_path, below, held_out):
+    for split in ("train", held_out):
+        for label, name in enumerate(("cat", "dog", "wild")):
+            write_folder(tmp_path / below / split / name, range(label + 1))
+    for split in ("train", "test"):
+        images = load_dataset("afhq", split, root=tmp_path, size=8)
+        assert images.labels.tolist() == [0, 1, 1, 2, 2, 2]
+        assert images.pixels.shape == (6, 3, 8, 8)
+
+
+def test_afhq_needs_its_three_classes(tmp_path):
+    write_folder(tmp_path / "train" / "cat", [0])
+    with pytest.raises(DatasetError, match="no folder .*dog'; AFHQ has cat, dog and wild"):
+        load_dataset("afhq", "train", root=tmp_path)
+
+
+def test_real_afhq_folder(shared):
+    images = load_dataset("afhq", "test", root=shared / "data" / "afhq-folder", size=64)
+    files = list((shared / "data" / "afhq-folder").rglob("*.jpg"))
+    assert images.pixels.shape == (len(files), 3, 64, 64)
+    assert images.labels.unique().tolist() == [0, 1, 2]
+
+
+def test_real_parquet(shared):
+    cats = load_dataset("afhq-cat", "test", root=shared / "data", size=16)
+    assert cats.pixels.shape == (500, 3, 16, 16)
+    cifar = load_dataset("cifar10-jpeg", "test", root=shared / "data")
+    assert cifar.pixels.shape == (10000, 3, 32, 32)
+    assert cifar.labels.bincount().tolist() == [1000] * 10
