@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.fits import order_of_convergence
-from analysis.load import BASELINE, Runs, one_batch, title_of
+from analysis.load import BASELINE, Runs, one_batch, ranked, title_of
 from analysis.plot import Omitted, Plot, listing, quantity, require
 from analysis.style import (
     INK,
@@ -36,7 +36,11 @@ def curves(runs: Runs) -> pd.DataFrame:
     least = rows.groupby(["flow", "series"])["tau"].transform("min")
     rows = rows[rows["tau"].isna() | (rows["tau"] == least)]
     rows = rows.assign(
-        title=rows.drop_duplicates("cell_id").set_index("cell_id").apply(title_of, axis=1).reindex(rows["cell_id"]).values,
+        title=rows.drop_duplicates("cell_id")
+        .set_index("cell_id")
+        .apply(title_of, axis=1)
+        .reindex(rows["cell_id"])
+        .values,
         error=rows["error_rms_p50"].fillna(rows["error_rms"]),
     )
     found = (
@@ -50,16 +54,15 @@ def curves(runs: Runs) -> pd.DataFrame:
         )
         .reset_index()
     )
-    return require(found.dropna(subset=["residual", "error"], how="all"), "`residuals` holds no number")
+    found = found.dropna(subset=["residual", "error"], how="all")
+    return ranked(require(found, "`residuals` holds no number"), "layer", "iteration")
 
 
 def data(runs: Runs) -> pd.DataFrame:
     """The curves as drawn: thinned where they are long, with the taus of the flow in `taus`."""
     found = curves(runs)
     last = found.groupby(_KEYS, dropna=False)["iteration"].transform("max")
-    kept = [
-        iteration in _log_spaced(int(end)) for iteration, end in zip(found["iteration"], last, strict=True)
-    ]
+    kept = [iteration in _log_spaced(int(end)) for iteration, end in zip(found["iteration"], last, strict=True)]
     taus = runs.cells.dropna(subset=["tau"]).groupby("flow")["tau"].unique()
     told = {flow: " ".join(f"{tau:g}" for tau in sorted(values)) for flow, values in taus.items()}
     return found[kept].assign(taus=lambda frame: frame["flow"].map(told).fillna("")).reset_index(drop=True)
@@ -95,7 +98,9 @@ def draw(frame: pd.DataFrame) -> Figure:
                     rows["iteration"], shown["error"], color=style.color, ls=style.dashes, marker=style.marker,
                     ms=4, markevery=_marks(len(rows)),
                 )  # fmt: skip
-                ax.fill_between(rows["iteration"], shown["error_p10"], shown["error_p90"], color=style.color, alpha=0.18, lw=0)
+                ax.fill_between(
+                    rows["iteration"], shown["error_p10"], shown["error_p90"], color=style.color, alpha=0.18, lw=0
+                )
                 ax.plot(rows["iteration"], shown["residual"], color=style.color, ls=(0, (1, 1.4)), lw=1.3)
                 handles.setdefault(str(title), line)
             for tau in [float(tau) for tau in frame["taus"].iloc[0].split()]:
@@ -108,7 +113,11 @@ def draw(frame: pd.DataFrame) -> Figure:
                         )  # fmt: skip
             steps = int(panel["num_tokens"].iloc[0]) - 1
             ax.axvline(steps, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6, zorder=0)
-            ax.set(title=f"layer {layer}", xlabel="iteration or step", ylabel="error (RMS), residual (max)" if place % columns == 0 else "")
+            ax.set(
+                title=f"layer {layer}",
+                xlabel="iteration or step",
+                ylabel="error (RMS), residual (max)" if place % columns == 0 else "",
+            )
             finish(ax)
         grey = axes[0].plot([], [], color=INK, ls=(0, (1, 1.4)), lw=1.3)[0]
         wall = axes[0].plot([], [], color=INK, ls=(0, (4, 2)), lw=1.0, alpha=0.6)[0]
@@ -172,8 +181,8 @@ def order_data(runs: Runs) -> pd.DataFrame:
     """Successive error ratios of every iterated layer, and the fitted order of each with its interval."""
     rows = curves(runs)
     rows = rows[(rows["decoder"] != BASELINE) & rows["residual"].notna() & (rows["error"] > 0)]
-    rows = require(rows.sort_values([*_KEYS, "iteration"]), "no iteration with an error was recorded")
-    grouped = rows.groupby(_KEYS, dropna=False)
+    rows = require(rows, "no iteration with an error was recorded")
+    grouped = rows.groupby(_KEYS, dropna=False, sort=False)
     rows = rows.assign(ratio=rows["error"] / grouped["error"].shift())
     fits = {key: order_of_convergence([group["error"].to_numpy()]) for key, group in grouped}
     table = pd.DataFrame(
@@ -202,7 +211,14 @@ def draw_order(frame: pd.DataFrame) -> Figure:
         fig = figure(9.0, 3.4)
         left, right = fig.subplots(1, 2)
         for place, (layer, rows) in enumerate(chosen.groupby("layer")):
-            left.plot(rows["iteration"], rows["ratio"], color=colors[layer], marker="osD^vPX*"[place % 8], ms=4, label=f"layer {layer}")
+            left.plot(
+                rows["iteration"],
+                rows["ratio"],
+                color=colors[layer],
+                marker="osD^vPX*"[place % 8],
+                ms=4,
+                label=f"layer {layer}",
+            )
         left.axhline(1, color=INK, lw=0.8, alpha=0.5)
         left.set(yscale="log", xlabel="iteration t", ylabel="error(t) / error(t − 1)", title=f"error ratios, {title}")
         left.legend(ncols=2 if len(layers) > 4 else 1)
@@ -213,9 +229,23 @@ def draw_order(frame: pd.DataFrame) -> Figure:
             style = decoder_style(rows["decoder"].iloc[0])
             shift = 0.12 * (place - (len(names) - 1) / 2)
             bars = np.vstack([rows["order"] - rows["order_low"], rows["order_high"] - rows["order"]])
-            right.errorbar(rows["layer"] + shift, rows["order"], yerr=np.nan_to_num(bars), fmt=style.marker, color=style.color, ms=5, elinewidth=1, label=name)
+            right.errorbar(
+                rows["layer"] + shift,
+                rows["order"],
+                yerr=np.nan_to_num(bars),
+                fmt=style.marker,
+                color=style.color,
+                ms=5,
+                elinewidth=1,
+                label=name,
+            )
         right.axhline(1, color=INK, lw=0.8, alpha=0.5)
-        right.set(xlabel="layer, in decoding order", ylabel="order of convergence", title="fitted order, 95 % interval", xticks=layers)
+        right.set(
+            xlabel="layer, in decoding order",
+            ylabel="order of convergence",
+            title="fitted order, 95 % interval",
+            xticks=layers,
+        )
         right.legend()
         for ax in (left, right):
             finish(ax)
@@ -232,7 +262,9 @@ def finding_order(frame: pd.DataFrame) -> str:
     sentence += f"; the 95 % interval lies above 1 (superlinear) in {above} of {len(judged)} fits, below 1 in {int((judged['order_high'] < 1).sum())}"
     ratios = frame.dropna(subset=["ratio"]).groupby(["title", "layer"])["ratio"]
     falling = (ratios.last() < ratios.first()).sum()
-    return sentence + f". The error ratio is smaller at the end than at the start in {falling} of {ratios.ngroups} curves."
+    return (
+        sentence + f". The error ratio is smaller at the end than at the start in {falling} of {ratios.ngroups} curves."
+    )
 
 
 PLOTS = [

@@ -9,13 +9,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.load import BASELINE, Runs, title_of
+from analysis.load import BASELINE, Runs, ranked, title_of
 from analysis.plot import Omitted, Plot, listing, quantity, require, times
 from analysis.style import INK, PAPER, decoder_style, figure, finish, grid_of_axes, legend_below, theme
 from harness.statistics import valid_cells
 
 MEASURES = {
-    "deviation_rmse": ("deviation", "deviation from sequential (RMSE, image units)"),
+    "deviation_rmse": ("deviation", "deviation (RMSE, image units)"),
     "fid": ("FID", "FID"),
     "kid": ("KID", "KID"),
 }
@@ -36,7 +36,7 @@ def data(runs: Runs, measure: str) -> pd.DataFrame:
     )
     if set(frame["decoder"]) == {BASELINE}:
         raise Omitted(f"{BASELINE} alone has a {short}; there is nothing to set against it")
-    frame = frame.assign(title=frame.apply(title_of, axis=1), front=False)
+    frame = ranked(frame.assign(title=frame.apply(title_of, axis=1), front=False))
     for _, panel in frame.groupby(["flow", "batch_size", "fid_features"], dropna=False):
         frame.loc[panel.index, "front"] = on_front(panel[measure].to_numpy(), panel["speedup"].to_numpy())
     keep = ["flow", "batch_size", "decoder", "series", "tau", "seed", "title", measure, "speedup", "low", "high"]
@@ -75,7 +75,9 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
                 ax.plot(rows[measure], rows["speedup"], color=style.color, ls=style.dashes, lw=0.9, alpha=0.7)
                 for row in rows.to_dict("records"):
                     hollow = row["valid"] is False
-                    bar = None if pd.isna(row["low"]) else [[row["speedup"] - row["low"]], [row["high"] - row["speedup"]]]
+                    bar = (
+                        None if pd.isna(row["low"]) else [[row["speedup"] - row["low"]], [row["high"] - row["speedup"]]]
+                    )
                     point = ax.errorbar(
                         row[measure], row["speedup"], yerr=bar, fmt=style.marker, color=style.color,
                         mfc=PAPER if hollow else style.color, mec=style.color, elinewidth=1.0, zorder=3,
@@ -84,12 +86,13 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
                         handles[str(series)] = point
                     if pd.notna(row["tau"]) and rows["tau"].nunique() > 1:
                         ax.annotate(
-                            f"{row['tau']:g}", (row[measure], row["speedup"]), xytext=(4, 4),
+                            f"{row['tau']:g}", (row[measure], row["speedup"]), xytext=(4, -8),
                             textcoords="offset points", fontsize=6.5, alpha=0.75,
                         )  # fmt: skip
             ax.set(title=f"batch {batch}", xlabel=MEASURES[measure][1], ylabel="speed-up over sequential")
             finish(ax)
-        legend_below(fig, list(handles.values()), list(handles))
+        named = [name for name in dict.fromkeys(frame["series"]) if name in handles]
+        legend_below(fig, [handles[name] for name in named], named)
     return fig
 
 

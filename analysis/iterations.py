@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import seaborn
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
-from analysis.load import Runs, one_batch, title_of
+from analysis.load import Runs, one_batch, ranked, title_of
 from analysis.plot import Plot, listing, quantity, require
-from analysis.style import decoder_style, figure, finish, sequential_map, theme
+from analysis.style import PAPER, decoder_style, figure, finish, sequential_map, theme
 
 
 def data(runs: Runs) -> pd.DataFrame:
@@ -18,7 +18,6 @@ def data(runs: Runs) -> pd.DataFrame:
     layers = require(runs.joined("layers"), "no cell has rows in `layers`")
     layers = layers.assign(title=layers.apply(title_of, axis=1))
     chosen = one_batch(layers)
-    order = {title: place for place, title in enumerate(dict.fromkeys(runs.cells.apply(title_of, axis=1)))}
     by = ["flow", "batch_size", "decoder", "series", "tau", "title", "num_tokens", "num_layers", "layer"]
     frame = (
         chosen.groupby(by, dropna=False)
@@ -33,7 +32,7 @@ def data(runs: Runs) -> pd.DataFrame:
         .reset_index()
     )
     frame["fpe"] = frame["token_evaluations"] / (frame["num_layers"] * (frame["num_tokens"] - 1).clip(lower=1))
-    return frame.sort_values(["flow", "title", "layer"], key=lambda c: c.map(order) if c.name == "title" else c)
+    return ranked(frame, "layer")
 
 
 def draw(frame: pd.DataFrame) -> Figure:
@@ -45,17 +44,22 @@ def draw(frame: pd.DataFrame) -> Figure:
     with theme():
         fig = figure(4.2 + 0.62 * grid.shape[1] + 2.6, 1.1 + 0.27 * len(titles))
         heat, cost, depth = fig.subplots(1, 3, width_ratios=[0.62 * grid.shape[1] + 1.0, 1.3, 1.3])
-        high = max(2.0, float(np.nanmax(grid.to_numpy())))
-        seaborn.heatmap(
-            grid, ax=heat, cmap=sequential_map(), norm=LogNorm(1, high), annot=True, fmt="g", linewidths=0.8,
-            linecolor="none", cbar=False, annot_kws={"fontsize": 7.5},
-        )  # fmt: skip
+        sequential = frame.pivot(index="title", columns="layer", values="mode").loc[titles] == "sequential"
+        shared = {"ax": heat, "annot": True, "fmt": "g", "linewidths": 1.0, "linecolor": PAPER, "cbar": False}
+        text = {"fontsize": 7.5}
+        high = max(2.0, float(np.nanmax(grid.mask(sequential).fillna(0).to_numpy())))
+        for hidden, colors in ((~sequential, ListedColormap(["#9aa0a666"])), (sequential, sequential_map())):
+            if not hidden.to_numpy().all():
+                norm = LogNorm(1, high) if hidden is sequential else None
+                seaborn.heatmap(grid, mask=hidden | grid.isna(), cmap=colors, norm=norm, annot_kws=text, **shared)
         heat.set(title="iterations", xlabel="layer, in decoding order", ylabel="")
         heat.tick_params(axis="y", rotation=0, length=0)
         heat.tick_params(axis="x", length=0)
         places = np.arange(len(titles)) + 0.5
         for ax, column, name in ((cost, "fpe", "token evaluations (FPE)"), (depth, "depth", "depth (network calls)")):
-            bars = ax.barh(places, totals[column], height=0.66, color=[decoder_style(d).color for d in totals["decoder"]])
+            bars = ax.barh(
+                places, totals[column], height=0.66, color=[decoder_style(d).color for d in totals["decoder"]]
+            )
             ax.bar_label(bars, [quantity(value) for value in totals[column]], padding=2, fontsize=7)
             ax.set(title=name, ylim=(len(titles), 0), yticks=[], xticks=[], xlim=(0, totals[column].max() * 1.35 or 1))
             ax.grid(False)
@@ -69,7 +73,9 @@ def finding(frame: pd.DataFrame) -> str:
     batch = frame["batch_size"].iloc[0]
     iterated = frame[~frame["mode"].isin(["sequential"])]
     if iterated.empty:
-        return f"At batch {batch} every layer was decoded sequentially, {quantity(frame['iterations'].max())} steps each."
+        return (
+            f"At batch {batch} every layer was decoded sequentially, {quantity(frame['iterations'].max())} steps each."
+        )
     parts = []
     first, later = iterated[iterated["layer"] == 1], iterated[iterated["layer"] > 1]
     if len(first) and len(later):
@@ -100,7 +106,7 @@ PLOTS = [
         name="iterations-per-layer",
         title="Iterations per layer",
         reading=(
-            "Layer 1 is the first one inverted, next to the prior. Sequential layers count their L − 1 steps. FPE are "
+            "Layer 1 is the first one inverted, next to the prior. Sequential layers, on grey, count their L − 1 steps. FPE are "
             "token evaluations over those of one forward pass; depth is the number of network calls that must follow "
             "each other. One batch size per flow, the one with most cells; the median over seeds."
         ),

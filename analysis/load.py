@@ -131,9 +131,7 @@ def _described(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _named(cells: pd.DataFrame) -> pd.DataFrame:
     cells = cells.assign(flow=_flows(cells), series=_series(cells))
-    rank = cells["decoder"].map(decoder_rank)
-    order = cells.assign(_rank=rank).sort_values(["flow", "batch_size", "_rank", "series", "tau", "seed", "cell_id"])
-    return order.drop(columns="_rank").reset_index(drop=True)
+    return ranked(cells)
 
 
 def _flows(cells: pd.DataFrame) -> pd.Series:
@@ -148,19 +146,18 @@ def _flows(cells: pd.DataFrame) -> pd.Series:
 
 
 def _series(cells: pd.DataFrame) -> pd.Series:
-    """The decoder, and those of its options that differ between cells; tau is a column of its own."""
+    """The label; where several runs use one label for different options, these options too."""
+    names = cells["label"].fillna(cells["decoder"]).astype(str)
     options = cells["options"].map(_parsed)
-    varying: dict[str, set[str]] = {}
-    for decoder, group in options.groupby(cells["decoder"]):
-        names = {name for found in group for name in found}
-        varying[str(decoder)] = {
-            name for name in names if len({json.dumps(found.get(name), sort_keys=True) for found in group}) > 1
-        }
-    labels = []
-    for decoder, found in zip(cells["decoder"].astype(str), options, strict=True):
-        told = [f"{name}={_plain(found[name])}" for name in sorted(varying.get(decoder, ())) if name in found]
-        labels.append(" ".join([decoder, *told]))
-    return pd.Series(labels, index=cells.index, dtype=object)
+    for label, group in options.groupby(names):
+        seen: dict[str, set[str]] = {}
+        for found in group:
+            for name, value in found.items():
+                seen.setdefault(name, set()).add(json.dumps(value, sort_keys=True))
+        varying = sorted(name for name, values in seen.items() if len(values) > 1)
+        told = group.map(lambda found, keys=varying: [f"{key}={_plain(found[key])}" for key in keys if key in found])
+        names = names.where(names != label, told.map(lambda parts, label=label: " ".join([label, *parts])))
+    return names
 
 
 def _parsed(options: object) -> dict[str, Any]:
@@ -180,6 +177,13 @@ def one_batch(frame: pd.DataFrame, by: str = "flow") -> pd.DataFrame:
     count = frame.groupby([by, "batch_size"])["cell_id"].nunique().reset_index(name="cells")
     chosen = count.sort_values(["cells", "batch_size"]).groupby(by)["batch_size"].last()
     return frame[frame["batch_size"] == frame[by].map(chosen)]
+
+
+def ranked(frame: pd.DataFrame, *within: str) -> pd.DataFrame:
+    """Rows in the order of every legend: by flow, batch size, decoder, series and tau, then by the columns named."""
+    keys = ["flow", "batch_size", "_rank", "series", "tau", *[name for name in ("seed",) if name in frame], *within]
+    order = frame.assign(_rank=frame["decoder"].map(decoder_rank)).sort_values(keys, kind="stable")
+    return order.drop(columns="_rank").reset_index(drop=True)
 
 
 def title_of(row: Any) -> str:

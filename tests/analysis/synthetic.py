@@ -1,6 +1,7 @@
 """Run folders whose truth is known: order of convergence, memory exponent, speed-up and deviation of every cell."""
 
 import json
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -10,6 +11,8 @@ from harness.store import RunStore
 LAYERS, TOKENS = 4, 64
 ORDER = 1.5
 """Order of convergence of every Jacobi layer."""
+FLOOR = 1e-8
+"""No error falls below it: rounding."""
 EXPONENT = {"sequential": 1.0, "ujd": 2.0, "sejd": 1.5}
 """Exponents of peak memory in the batch size, by decoder; other decoders have sejd's."""
 COST = {"sequential": 1.0, "ujd": 1 / 2.5, "sejd": 1 / 4.0, "gs-jacobi": 1 / 3.0}
@@ -46,8 +49,7 @@ def cells(
     for batch in batches:
         for decoder in decoders:
             for tau in [None] if decoder == "sequential" else taus:
-                label = decoder if tau is None else f"{decoder} tau={tau:g}"
-                key = f"{dataset}-{tokens}-{label}-{batch}-{options}".replace(" ", "-")
+                key = f"{dataset}-{tokens}-{decoder}-{tau}-{batch}-{zlib.crc32(options.encode()):x}"
                 yield {
                     "cell_id": f"{key}-{code}",
                     "cell_key": key,
@@ -55,7 +57,7 @@ def cells(
                     "dataset": dataset,
                     "checkpoint": f"{dataset}-{tokens}",
                     "decoder": decoder,
-                    "label": label,
+                    "label": decoder,
                     "tau": tau,
                     "options": options,
                     "batch_size": batch,
@@ -138,7 +140,7 @@ def layer_rows(found):
 
 
 def residual_rows(found, order=ORDER, noise=0.02, iterations_per_layer=None):
-    """Errors that follow e[t+1] = 0.3 e[t]**order but for some noise; sequential's fall with the tokens left."""
+    """Errors that follow e[t+1] = 0.6 e[t]**order but for some noise; sequential's fall with the tokens left."""
     rng = np.random.default_rng(2)
     for cell in found:
         for layer in range(1, cell["num_layers"] + 1):
@@ -149,7 +151,7 @@ def residual_rows(found, order=ORDER, noise=0.02, iterations_per_layer=None):
                 if mode == "sequential":
                     error = 0.8 * np.sqrt(max(0.0, 1 - step / count))
                 elif step > 1:
-                    error = 0.3 * error**order * rng.lognormal(0, noise)
+                    error = max(0.6 * error**order * rng.lognormal(0, noise), FLOOR)
                 yield {
                     **identity(cell),
                     "layer": layer,

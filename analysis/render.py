@@ -1,0 +1,138 @@
+"""From a plot to files and page elements: CSV, PNG and others on request, and SVG that follows the page's colours."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.load import Runs
+from analysis.plot import Omitted, Plot
+from analysis.style import INK, PAPER, theme
+
+FORMATS = ("png", "svg", "pdf")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One rendered figure of a family.
+
+    Args:
+        heading: the value it was split by, or empty.
+        finding: the sentence.
+        svg: inline element.
+        width: inches, for the least width at which it stays legible.
+        files: label to name below the folder of figures.
+    """
+
+    heading: str
+    finding: str
+    svg: str
+    width: float
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure family as rendered, or the reason why it was left out."""
+
+    name: str
+    title: str
+    reading: str
+    panels: list[Panel] = field(default_factory=list)
+    omitted: str | None = None
+
+
+def render(plot: Plot, runs: Runs, folder: Path, formats: tuple[str, ...]) -> Section:
+    """Draw a family into `folder`; what these runs cannot show becomes the section's reason.
+
+    A defect in a figure must not cost the reader the others: it is printed on stderr and named on the page.
+    """
+    try:
+        frame = plot.data(runs)
+        panels = [_panel(plot, heading, part, name, folder, formats) for heading, name, part in _split(plot, frame)]
+    except Omitted as reason:
+        return Section(plot.name, plot.title, plot.reading, omitted=f"{reason}.")
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        return Section(plot.name, plot.title, plot.reading, omitted=defect(error))
+    return Section(plot.name, plot.title, plot.reading, panels)
+
+
+def defect(error: Exception) -> str:
+    """What the page says of a figure that could not be drawn for a reason nobody foresaw."""
+    return f"This figure could not be drawn ({type(error).__name__}: {error}). That is a defect; please report it."
+
+
+def _split(plot: Plot, frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    if plot.split is None:
+        yield "", plot.name, frame
+        return
+    values = list(dict.fromkeys(frame[plot.split]))
+    for value in values:
+        name = plot.name if len(values) == 1 else f"{plot.name}-{slug(str(value))}"
+        yield str(value), name, frame[frame[plot.split] == value].reset_index(drop=True)
+
+
+def _panel(plot: Plot, heading: str, frame: pd.DataFrame, name: str, folder: Path, formats: tuple[str, ...]) -> Panel:
+    drawn = plot.draw(frame)
+    files = {"CSV": write_csv(frame, folder / f"{name}.csv")}
+    for kind in formats:
+        path = folder / f"{name}.{kind}"
+        save(drawn, path, name)
+        files[kind.upper()] = path.name
+    return Panel(heading, plot.finding(frame), inline_svg(drawn, name, plot.title), float(drawn.get_figwidth()), files)
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> str:
+    """Write a frame, always the same bytes for the same numbers; columns that begin with "_" are not data.
+
+    Returns:
+        The file's name.
+    """
+    told = frame[[column for column in frame if not str(column).startswith("_")]]
+    told.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
+    return path.name
+
+
+def save(drawn: Figure, path: Path, salt: str) -> None:
+    """Write a figure; the same figure gives the same bytes."""
+    dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with theme(), matplotlib.rc_context({"svg.hashsalt": salt}):
+        drawn.savefig(path, metadata=dated.get(path.suffix[1:]))
+
+
+def inline_svg(drawn: Figure, name: str, title: str) -> str:
+    """A figure as an SVG element for a page: ids of its own, text and background in the page's colours."""
+    buffer = io.StringIO()
+    with theme(), matplotlib.rc_context({"svg.hashsalt": name}):
+        drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="none", transparent=False)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+    opening = re.compile(r'<svg\b[^>]*?viewBox="([^"]+)"[^>]*>', flags=re.DOTALL)
+    return opening.sub(
+        rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" '
+        rf'role="img" aria-label="{title}">',
+        text,
+        count=1,
+    )
+
+
+def slug(text: str) -> str:
+    """A value as part of a file name.
+
+    >>> slug("digits, batch 16")
+    'digits-batch-16'
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

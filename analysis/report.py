@@ -1,0 +1,69 @@
+"""The page: everything that some runs show, in one file without any outside reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from analysis import convergence, frontier, iterations, samples
+from analysis.load import Runs, load
+from analysis.plot import Plot
+from analysis.render import FORMATS, Section, render
+from harness.errors import HarnessError, StoreError, unknown
+
+PAGE = "report.html"
+FIGURES = "figures"
+
+PLOTS: tuple[Plot, ...] = (
+    *frontier.PLOTS,
+    *iterations.PLOTS,
+    *convergence.PLOTS,
+    *samples.PLOTS,
+)
+"""Every figure family, in the order of the page."""
+
+
+def build(paths: Sequence[Path | str], out: Path | str | None = None, formats: Sequence[str] = ()) -> Path:
+    """Render the figures and the page of some runs.
+
+    Args:
+        paths: run folders, or folders that hold some; merged by cell.
+        out: folder of the page; its figures and their CSV files go to ``figures`` in it. By default the first path.
+        formats: of the figures besides PNG: any of `FORMATS`.
+
+    Returns:
+        The page.
+
+    Raises:
+        HarnessError: a path that is no run folder, a damaged table, an unknown format, or a folder that cannot be
+            written.
+    """
+    if not paths:
+        raise HarnessError("a report needs at least one run folder")
+    for kind in formats:
+        if kind not in FORMATS:
+            raise unknown("figure format", kind, FORMATS)
+    runs = load(paths)
+    folder = Path(out if out is not None else paths[0])
+    try:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+        wanted = tuple(dict.fromkeys(("png", *formats)))
+        sections = [render(plot, runs, folder / FIGURES, wanted) for plot in PLOTS]
+        page = folder / PAGE
+        page.write_text(_page(runs, sections), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write the report to '{folder}': {error.strerror or error}") from error
+    return page
+
+
+def _page(runs: Runs, sections: list[Section]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("analysis"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(runs=runs, sections=sections, figures=FIGURES)
