@@ -55,7 +55,10 @@ class TrainingConfig(BaseModel):
     batch_size: Count
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     warmup: Count = 100
-    """Steps in which the learning rate rises to `learning_rate`, before it falls to 0 along a cosine."""
+    """Steps in which the learning rate rises to `learning_rate`."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the other steps, the last ones, in which it falls to 0 along a cosine. With less than 1, `steps` can
+    still be changed by a resume while the rate is constant."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     label_drop: Rate = 0.1
@@ -88,11 +91,30 @@ class TrainingConfig(BaseModel):
         return self
 
     def learning_rate_at(self, step: int) -> float:
-        """Of a step counted from 0: linear warm-up, then a cosine that ends at 0."""
+        """Of a step counted from 0: linear warm-up, a constant stretch if any, then a cosine that ends at 0."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        falling = max(1.0, self.decay * (self.steps - self.warmup))
+        progress = max(0.0, 1 - (self.steps - step) / falling)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def difference(self, other: TrainingConfig, done: int) -> str | None:
+        """The first key by which the first `done` steps of another training differ from those of this one, if any."""
+        free = set(MAY_CHANGE)
+        plans = [
+            [config.learning_rate_at(step) for step in range(done)]
+            + [step for step in config.snapshot_steps if step <= done]
+            for config in (self, other)
+        ]
+        if plans[0] == plans[1]:
+            free.add("steps")
+        mine, theirs = self.model_dump(exclude=free), other.model_dump(exclude=free)
+        return next((key for key in mine if mine[key] != theirs[key]), None)
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """The steps after which the snapshots are taken."""
+        return tuple(math.ceil(fraction * self.steps) for fraction in self.snapshots)
 
     @property
     def shape(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from harness.errors import CheckpointError, HarnessError
-from harness.flows.training.config import MAY_CHANGE, TrainingConfig
+from harness.flows.training.config import TrainingConfig
 
 COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "wall_s", "held_out_bits_per_dim")
 
@@ -47,12 +47,11 @@ class TrainingFolder:
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"'{self.checkpoint}' cannot be read as the state of a training: {reason}") from error
-        now, then = config.model_dump(exclude=set(MAY_CHANGE)), before.model_dump(exclude=set(MAY_CHANGE))
-        for key, value in now.items():
-            if value != then[key]:
-                raise HarnessError(
-                    f"the run in '{self.path}' has {key} = {then[key]!r}, not {value!r}; --out names another folder"
-                )
+        if (key := before.difference(config, int(state["step"]))) is not None:
+            then, now = getattr(before, key), getattr(config, key)
+            raise HarnessError(
+                f"the run in '{self.path}' has {key} = {then!r}, not {now!r}; --out names another folder"
+            )
         return state
 
     def save(self, state: dict[str, Any]) -> None:

@@ -170,8 +170,8 @@ class _Run:
     def _keep(self, step: int) -> float | None:
         """Store what is due after `step`: snapshots, samples, and the held-out bits per dimension, which it returns."""
         config = self.config
-        for fraction in config.snapshots:
-            if step == math.ceil(fraction * config.steps):
+        for fraction, due in zip(config.snapshots, config.snapshot_steps, strict=True):
+            if step == due:
                 self.release.snapshot(self.ema, fraction, step)
         if step % config.evaluate_every and step != config.steps:
             return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from harness.flows.tarflow import TarFlow
 from harness.flows.training.config import TrainingConfig
@@ -101,7 +101,7 @@ class Release:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / f"{name}.safetensors") as partial:
-            save_file(state, partial, metadata=metadata)
+            partial.write_bytes(_sorted(save(state, metadata)))
 
     def _card(self, flow: TarFlow, curve: list[dict[str, str]], held_out: float, train: float) -> str:
         config, splits = self.config, self.splits
@@ -156,3 +156,15 @@ class Release:
             "```",
         ]
         return "\n".join(lines) + "\n"
+
+
+def _sorted(file: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library writes them in an order of its own each time, and a
+    checkpoint is known by its digest.
+    """
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
