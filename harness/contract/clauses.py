@@ -112,14 +112,13 @@ def batch(case: Case) -> str:
 def finite(case: Case) -> str:
     """Samples are finite, or the decoder says that it did not converge, however large the latents."""
     overflowed = []
-    for scale in (1.0, 1e2, 1e4, 1e8, 1e20, 1e38):
-        for options in ({}, {"tau": 0.0}):
-            result = case.build(**options).decode(case.flow, case.latents * scale, case.labels)
-            bad = int((~result.tokens.isfinite()).any(dim=(1, 2)).sum())
-            if bad and result.converged:
-                raise Broken(f"{bad} of {case.batch} samples are not finite for latents times {scale:g}, yet converged")
-            if bad:
-                overflowed.append(scale)
+    for scale in (1.0, 1e2, 1e8, 1e38):
+        result = case.build().decode(case.flow, case.latents * scale, case.labels)
+        bad = int((~result.tokens.isfinite()).any(dim=(1, 2)).sum())
+        if bad and result.converged:
+            raise Broken(f"{bad} of {case.batch} samples are not finite for latents times {scale:g}, yet converged")
+        if bad:
+            overflowed.append(scale)
     return f"overflow noticed from latents times {min(overflowed):g}" if overflowed else "finite throughout"
 
 
@@ -145,8 +144,7 @@ def condition(case: Case) -> str:
     tried = []
     for guidance in (
         Guidance(0.5),
-        Guidance(0.5, components="b", annealed=True),
-        Guidance(0.5, components="a", temperature=1.5),
+        Guidance(0.5, components="a", annealed=True, temperature=1.5),
     ):
         try:
             case.flow.condition(case.batch, case.labels, guidance)
