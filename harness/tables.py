@@ -117,8 +117,38 @@ TABLES: dict[str, pa.Schema] = {
             "peak_bytes": INTEGER,
             "weights_bytes": INTEGER,
             "cache_bytes": INTEGER,  # counted, not measured: deterministic
-            "method": TEXT,  # cuda_allocated, cuda_reserved or rss
+            "method": TEXT,  # cuda_allocated, cuda_reserved, rss or rss_since_start
             **_OUTCOME,
+        },
+        # One row per cell and pass that ended without rows in a table that has no status: layers, residuals.
+        "failures": {
+            **_IDENTITY,
+            "pass": TEXT,
+            **_OUTCOME,
+        },
+        # One row per flow, scope, reading, layer and o: the output of a layer with its o nearest predecessors left out
+        # against its output with all of them (arXiv 2505.24791, Eq. 6). Written by `harness probe redundancy`.
+        "redundancy": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "num_layers": INTEGER,
+            "layer": INTEGER,  # decoding order, of the output that is compared
+            "block": INTEGER,
+            "o": INTEGER,  # predecessors left out
+            "scope": TEXT,  # "layer": in this layer alone; "all": in every layer
+            "reading": TEXT,  # "attention": masked out there; "input": their tokens are not seen at all
+            "cosine": REAL,  # similarity of the two outputs, median over samples
+            "cosine_p10": REAL,
+            "cosine_p90": REAL,
+            "l2": REAL,  # distance, median over samples
+            "l2_p10": REAL,
+            "l2_p90": REAL,
+            "l2_relative": REAL,  # over the norm of the full output
+            "fid": REAL,  # of the images, null unless every layer is affected
+            "fid_features": TEXT,
+            "num_samples": INTEGER,
         },
     }.items()
 }
@@ -131,6 +161,8 @@ KEYS: dict[str, list[str]] = {
     "residuals": ["cell_id", "layer", "iteration"],
     "quality": ["cell_id"],
     "memory": ["cell_id", "method"],
+    "failures": ["cell_id", "pass"],
+    "redundancy": ["cell_id", "scope", "reading", "layer", "o"],
 }
 """The columns that identify a row of each table: a run never holds two rows with the same key."""
 
