@@ -1,0 +1,66 @@
+"""Deviation and reconstruction."""
+
+import pytest
+import torch
+
+from harness.decoders import build_decoder
+from harness.errors import HarnessError
+from harness.flows.tarflow import TarFlow, TarFlowConfig
+from harness.metrics.deviation import Deviation
+from harness.metrics.reconstruction import reconstruction, reconstruction_mse
+
+
+def test_deviation_is_that_of_all_batches_together():
+    a, b = torch.randn(10, 3, 4, 4), torch.randn(10, 3, 4, 4)
+    deviation = Deviation()
+    for rows in torch.arange(10).split(3):
+        deviation.add(a[rows], b[rows])
+    assert deviation.rmse == pytest.approx((a - b).square().mean().sqrt().item(), rel=1e-6)
+    assert deviation.max == (a.double() - b.double()).abs().max().item()
+
+
+def test_nonfinite_samples_are_left_out_and_counted():
+    a, b = torch.zeros(3, 1, 2, 2), torch.ones(3, 1, 2, 2)
+    a[0, 0, 0, 0], b[1, 0, 1, 1] = float("nan"), float("inf")
+    deviation = Deviation()
+    deviation.add(a, b)
+    assert (deviation.rmse, deviation.max, deviation.nonfinite_samples) == (1.0, 1.0, 2)
+
+
+def test_nothing_compared_is_no_deviation():
+    deviation = Deviation()
+    deviation.add(torch.full((2, 1, 1, 1), float("nan")), torch.zeros(2, 1, 1, 1))
+    assert (deviation.rmse, deviation.max) == (None, None)
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(HarnessError, match=r"\(2, 3\) with \(3, 2\)"):
+        Deviation().add(torch.zeros(2, 3), torch.zeros(3, 2))
+
+
+@pytest.fixture
+def flow():
+    """Random weights large enough that tokens depend on each other, and a prior of scales other than 1."""
+    flow = TarFlow(TarFlowConfig(1, 8, 2, 64, 3, 1, num_classes=4)).double().eval()
+    with torch.no_grad():
+        for name, parameter in flow.named_parameters():
+            if "proj_out" in name:
+                parameter.normal_(std=0.05)
+        flow.var.uniform_(0.25, 4.0)
+    return flow
+
+
+def test_exact_decoding_reconstructs(flow):
+    images, labels = torch.rand(5, 1, 8, 8, dtype=torch.float64) * 2 - 1, torch.tensor([0, 1, 2, 3, -1])
+    deviation = reconstruction(flow, build_decoder("sequential"), images, labels, batch_size=2)
+    assert deviation.max < 1e-9
+    assert deviation.nonfinite_samples == 0
+
+
+def test_inexact_decoding_does_not(flow):
+    images, labels = torch.rand(5, 1, 8, 8, dtype=torch.float64) * 2 - 1, torch.tensor([0, 1, 2, 3, -1])
+    coarse = build_decoder("ujd", tau=10.0)
+    mse = reconstruction_mse(flow, coarse, images, labels)
+    assert mse > 1e-6
+    deviation = reconstruction(flow, coarse, images, labels)
+    assert mse == pytest.approx(deviation.rmse**2)
