@@ -107,7 +107,7 @@ def paired_speedups(
     """
     timings = timings.drop_duplicates(["cell_id", "session", "round"])
     good = timings[timings["status"] == "ok"]
-    paired = _with_ratios(good, baseline)
+    paired = paired_ratios(good, baseline)
     rows = []
     cells = timings.drop_duplicates("cell_id").sort_values(["group_id", "label", "cell_id"])
     rounds_of = {cell: rows for cell, rows in paired.groupby("cell_id")}
@@ -173,8 +173,13 @@ _FIGURES = [
 ]
 
 
-def _with_ratios(good: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    """The rounds with `ratio`: the baseline's wall time in the same group, session and round over the row's own."""
+def paired_ratios(good: pd.DataFrame, baseline: str = "sequential") -> pd.DataFrame:
+    """The rounds with `ratio`: the baseline's wall time in the same group, session and round over the row's own.
+
+    Args:
+        good: rows of `timings` that ended well.
+        baseline: as in `paired_speedups`.
+    """
     pair = ["group_id", "session", "round"]
     candidates = good[good["decoder"] == baseline]
     candidates = candidates.assign(_other=candidates["label"] != baseline).sort_values(["_other", "label", "cell_id"])
@@ -182,3 +187,47 @@ def _with_ratios(good: pd.DataFrame, baseline: str) -> pd.DataFrame:
     reference = candidates.loc[candidates["cell_id"].isin(chosen), [*pair, "wall_s"]]
     merged = good.merge(reference.rename(columns={"wall_s": "baseline_s"}), on=pair, how="left")
     return merged.assign(ratio=merged["baseline_s"] / merged["wall_s"])
+
+
+class Shift(NamedTuple):
+    """By what factor one set of rounds is above another, with its interval and the probability under no difference."""
+
+    factor: float
+    low: float
+    high: float
+    p_value: float
+
+
+def shift_of_rounds(new: np.ndarray | pd.Series, base: np.ndarray | pd.Series, confidence: float = 0.99) -> Shift:
+    """The factor between two independent sets of positive rounds, by ranks.
+
+    The Hodges-Lehmann estimate, the median of ``log(new[i]) - log(base[j])`` over all pairs, with the interval that
+    inverts the Mann-Whitney test (Hollander & Wolfe, Nonparametric Statistical Methods, Sec. 4.3). No distribution is
+    assumed, outliers count by rank only, and nothing is resampled: the same rounds give the same answer.
+
+    Args:
+        new: (n,) rounds; what is not a positive number is left out.
+        base: (m,) rounds, likewise.
+        confidence: of the interval, between 0 and 1.
+
+    Returns:
+        NaN throughout where either set is empty; a NaN interval where the rounds are too few for the confidence.
+
+    Example:
+        >>> rounds = np.array([1.0, 1.1, 0.9, 1.0, 1.05])
+        >>> shift_of_rounds(rounds, rounds).factor, round(shift_of_rounds(2 * rounds, rounds).factor, 6)
+        (1.0, 2.0)
+    """
+    from scipy.stats import mannwhitneyu, norm
+
+    arrays = (np.asarray(new, dtype=float), np.asarray(base, dtype=float))
+    after, before = (np.log(values[np.isfinite(values) & (values > 0)]) for values in arrays)
+    n, m = len(after), len(before)
+    if not n or not m:
+        return Shift(np.nan, np.nan, np.nan, np.nan)
+    pairs = np.sort((after[:, None] - before[None, :]).ravel())
+    p_value = float(mannwhitneyu(after, before, alternative="two-sided").pvalue)
+    spread = np.sqrt(n * m * (n + m + 1) / 12)
+    outside = int(np.floor(n * m / 2 - norm.ppf(0.5 + confidence / 2) * spread))  # pairs beyond either end
+    low, high = (pairs[outside], pairs[-1 - outside]) if outside >= 0 else (np.nan, np.nan)
+    return Shift(float(np.exp(np.median(pairs))), float(np.exp(low)), float(np.exp(high)), p_value)
