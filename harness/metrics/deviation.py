@@ -1,33 +1,36 @@
-"""How far samples are from the exact ones of the same latents."""
+"""Deviation: how far samples are from the sequential ones of the same latents, in image units ([-1, 1])."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from harness.errors import HarnessError
 
 
+@dataclass
 class Deviation:
-    """RMSE and largest difference of images that come batch by batch, in image units ([-1, 1] is 2 wide).
+    """RMSE and maximum over samples that come batch by batch.
 
-    A pair with a number that is not finite on either side has no difference: it is left out and counted.
+    A sample that is not finite, or whose exact counterpart is not, has no difference: it is left out and counted.
 
     Example:
         >>> import torch
         >>> deviation = Deviation()
-        >>> deviation.add(torch.zeros(1, 1, 2, 2), torch.tensor([[[[0.0, 0.0], [0.0, 1.0]]]]))
-        >>> deviation.rmse, deviation.max
-        (0.5, 1.0)
+        >>> deviation.add(torch.tensor([[0.0, 0.5], [0.0, float("nan")]]), torch.zeros(2, 2))
+        >>> deviation.result()["deviation_max"], deviation.nonfinite
+        (0.5, 1)
     """
 
-    def __init__(self) -> None:
-        self.nonfinite_samples = 0
-        self._squares, self._numbers, self._max = 0.0, 0, 0.0
+    squares: float = 0.0
+    count: int = 0
+    largest: float = 0.0
+    nonfinite: int = 0
 
     def add(self, samples: Tensor, exact: Tensor) -> None:
-        """Take in (B, ...) samples and the exact ones of the same latents.
+        """Take in (B, ...) samples and the exact ones.
 
         Raises:
             HarnessError: the two batches have different shapes.
@@ -35,20 +38,23 @@ class Deviation:
         if samples.shape != exact.shape:
             raise HarnessError(f"cannot compare samples of shape {tuple(samples.shape)} with {tuple(exact.shape)}")
         difference = samples.double() - exact.double()
-        finite = difference.isfinite().flatten(1).all(dim=1)
-        self.nonfinite_samples += int((~finite).sum())
-        if finite.any():
-            difference = difference[finite]
-            self._squares += difference.square().sum().item()
-            self._numbers += difference.numel()
-            self._max = max(self._max, difference.abs().max().item())
+        finite = difference.flatten(1).isfinite().all(dim=1)
+        self.nonfinite += int((~finite).sum())
+        difference = difference[finite]
+        if difference.numel():
+            self.squares += float(difference.square().sum())
+            self.count += difference.numel()
+            self.largest = max(self.largest, float(difference.abs().max()))
 
     @property
-    def rmse(self) -> float | None:
-        """Root of the mean squared difference over all samples and pixels; None when nothing was finite."""
-        return math.sqrt(self._squares / self._numbers) if self._numbers else None
+    def mse(self) -> float | None:
+        """Mean squared difference over all finite samples; None without one."""
+        return self.squares / self.count if self.count else None
 
-    @property
-    def max(self) -> float | None:
-        """Largest difference of a single number; None when nothing was finite."""
-        return self._max if self._numbers else None
+    def result(self) -> dict[str, float | int | None]:
+        """deviation_rmse and deviation_max, None without a finite sample, and nonfinite_samples."""
+        return {
+            "deviation_rmse": None if self.mse is None else math.sqrt(self.mse),
+            "deviation_max": self.largest if self.count else None,
+            "nonfinite_samples": self.nonfinite,
+        }

@@ -15,7 +15,7 @@ from harness.metrics.deviation import Deviation
 def reconstruction(
     flow: CausalFlow, decoder: Decoder, images: Tensor, labels: Tensor | None = None, batch_size: int = 64
 ) -> Deviation:
-    """The deviation of decoded from real images; ``rmse**2`` is the MSE that the paper reports.
+    """The deviation of decoded from real images; its `mse` is what the paper reports.
 
     `encode` gives latents on the scale of the learned prior and `decode` applies that scale itself, so it is taken out
     in between.
@@ -23,7 +23,7 @@ def reconstruction(
     Args:
         flow: whose data are images.
         decoder: any.
-        images: (N, C, H, W) in [-1, 1].
+        images: (N, C, H, W) in [-1, 1], on any device.
         labels: (N,) for a class-conditional flow.
         batch_size: images encoded and decoded at a time.
 
@@ -32,24 +32,14 @@ def reconstruction(
     """
     if flow.image_shape is None:
         raise HarnessError("reconstruction compares images, and this flow's data are none")
+    like = flow.sample_latents(1)
+    prior_scale = flow.scale_latents(torch.ones_like(like))
     deviation = Deviation()
     for rows in torch.arange(len(images)).split(batch_size):
-        batch = images[rows]
-        batch_labels = None if labels is None else labels[rows]
+        batch = images[rows].to(like)
+        batch_labels = None if labels is None else labels[rows].to(like.device)
         latents, _ = flow.encode(batch, batch_labels)
-        latents = latents / flow.scale_latents(torch.ones_like(latents))
-        decoded = decoder.decode(flow, latents, batch_labels).images
+        decoded = decoder.decode(flow, latents / prior_scale, batch_labels).images
         assert decoded is not None  # the flow has an image shape
         deviation.add(decoded, batch)
     return deviation
-
-
-def reconstruction_mse(
-    flow: CausalFlow, decoder: Decoder, images: Tensor, labels: Tensor | None = None, batch_size: int = 64
-) -> float | None:
-    """Mean squared error of decoded against real images, in image units; None when nothing decoded was finite.
-
-    The arguments are those of `reconstruction`.
-    """
-    rmse = reconstruction(flow, decoder, images, labels, batch_size).rmse
-    return None if rmse is None else rmse**2

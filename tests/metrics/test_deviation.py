@@ -7,7 +7,7 @@ from harness.decoders import build_decoder
 from harness.errors import HarnessError
 from harness.flows.tarflow import TarFlow, TarFlowConfig
 from harness.metrics.deviation import Deviation
-from harness.metrics.reconstruction import reconstruction, reconstruction_mse
+from harness.metrics.reconstruction import reconstruction
 
 
 def test_deviation_is_that_of_all_batches_together():
@@ -15,8 +15,9 @@ def test_deviation_is_that_of_all_batches_together():
     deviation = Deviation()
     for rows in torch.arange(10).split(3):
         deviation.add(a[rows], b[rows])
-    assert deviation.rmse == pytest.approx((a - b).square().mean().sqrt().item(), rel=1e-6)
-    assert deviation.max == (a.double() - b.double()).abs().max().item()
+    result = deviation.result()
+    assert result["deviation_rmse"] == pytest.approx((a - b).square().mean().sqrt().item(), rel=1e-6)
+    assert result["deviation_max"] == (a.double() - b.double()).abs().max().item()
 
 
 def test_nonfinite_samples_are_left_out_and_counted():
@@ -24,13 +25,13 @@ def test_nonfinite_samples_are_left_out_and_counted():
     a[0, 0, 0, 0], b[1, 0, 1, 1] = float("nan"), float("inf")
     deviation = Deviation()
     deviation.add(a, b)
-    assert (deviation.rmse, deviation.max, deviation.nonfinite_samples) == (1.0, 1.0, 2)
+    assert deviation.result() == {"deviation_rmse": 1.0, "deviation_max": 1.0, "nonfinite_samples": 2}
 
 
 def test_nothing_compared_is_no_deviation():
     deviation = Deviation()
     deviation.add(torch.full((2, 1, 1, 1), float("nan")), torch.zeros(2, 1, 1, 1))
-    assert (deviation.rmse, deviation.max) == (None, None)
+    assert deviation.result() == {"deviation_rmse": None, "deviation_max": None, "nonfinite_samples": 2}
 
 
 def test_other_shapes_are_refused():
@@ -53,14 +54,14 @@ def flow():
 def test_exact_decoding_reconstructs(flow):
     images, labels = torch.rand(5, 1, 8, 8, dtype=torch.float64) * 2 - 1, torch.tensor([0, 1, 2, 3, -1])
     deviation = reconstruction(flow, build_decoder("sequential"), images, labels, batch_size=2)
-    assert deviation.max < 1e-9
-    assert deviation.nonfinite_samples == 0
+    assert deviation.largest < 1e-9
+    assert deviation.nonfinite == 0
 
 
 def test_inexact_decoding_does_not(flow):
     images, labels = torch.rand(5, 1, 8, 8, dtype=torch.float64) * 2 - 1, torch.tensor([0, 1, 2, 3, -1])
     coarse = build_decoder("ujd", tau=10.0)
-    mse = reconstruction_mse(flow, coarse, images, labels)
-    assert mse > 1e-6
     deviation = reconstruction(flow, coarse, images, labels)
-    assert mse == pytest.approx(deviation.rmse**2)
+    assert deviation.mse > 1e-6
+    in_batches = reconstruction(flow, build_decoder("ujd", tau=1e9), images, labels, batch_size=1)
+    assert in_batches.mse == pytest.approx(reconstruction(flow, build_decoder("ujd", tau=1e9), images, labels).mse)
