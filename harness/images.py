@@ -19,7 +19,7 @@ def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Im
         images: (N, C, H, W) in [-1, 1], C of 1 or 3; clipped. Non-finite pixels are magenta.
         columns: images per row.
         scale: every pixel becomes a square of this side.
-        gap: white pixels between images, before scaling.
+        gap: mid-grey pixels between images, before scaling.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise HarnessError(f"a grid needs images of shape (N, 1 or 3, H, W), got {tuple(images.shape)}")
@@ -28,7 +28,7 @@ def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Im
     pixels = pixels.expand(-1, 3, -1, -1).where(~broken, torch.tensor([255, 0, 255], dtype=torch.uint8)[:, None, None])
     n, channels, height, width = pixels.shape
     rows = -(-n // columns)
-    canvas = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
+    canvas = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 128, dtype=torch.uint8)
     for i, image in enumerate(pixels):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         canvas[:, top : top + height, left : left + width] = image

@@ -254,6 +254,20 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert config.learning_rate_at(100) == pytest.approx(0)
 
 
+def test_the_number_of_steps_may_change_while_the_rate_is_constant() -> None:
+    def plan(**changes: object) -> TrainingConfig:
+        return TrainingConfig.model_validate(TINY | {"steps": 100, "warmup": 10, "decay": 0.2} | changes)
+
+    assert {plan().learning_rate_at(step) for step in range(9, 82)} == {1e-3}
+    assert plan().learning_rate_at(83) < 1e-3
+    assert plan().difference(plan(steps=200), done=80) is None
+    assert plan().difference(plan(steps=200), done=90) == "steps"
+    assert plan(decay=1.0).difference(plan(decay=1.0, steps=200), done=20) == "steps"
+    assert plan(snapshots=[0.1]).difference(plan(snapshots=[0.1], steps=200), done=15) == "steps"
+    assert plan().difference(plan(seed=1), done=0) == "seed"
+    assert plan().difference(plan(threads=4, remark="?"), done=50) is None
+
+
 @pytest.mark.slow
 def test_two_processes_have_the_curve_of_one(tmp_path: Path) -> None:
     file = tmp_path / "tiny.toml"
@@ -286,6 +300,14 @@ def test_a_wrong_configuration_is_a_sentence(tmp_path: Path, changes: dict[str, 
     with pytest.raises(HarnessError, match=said) as error:
         read_config(str(file))
     assert "\n" not in str(error.value)
+
+
+def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness.cli", "train", "digits", "--steps", "-5", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "not -5" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_no_configuration_is_a_sentence(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ Decode = Callable[..., Any]
 """``Decoder.decode``: flow, latents (B, L, D), labels -> a result with `images` (B, C, H, W)."""
 
 COLUMNS, ROWS, GRID_SIDE = 8, 8, 640
-CURVE_ROWS = 12
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Release:
         held_out, train = self.splits.held_out_bits_per_dim(flow), self.splits.train_bits_per_dim(flow)
         self._save(flow, self.name, self.config.steps, held_out)
         self.samples(flow, self.folder / f"{self.name}.png")
-        text = self._card(flow, curve, held_out, train)
+        text = self._card(flow, ema.var.device.type, curve, held_out, train)
         (self.folder / f"{self.name}.md").write_text(text, encoding="utf-8")
 
     def snapshot(self, ema: TarFlow, fraction: float, step: int) -> None:
@@ -103,11 +103,10 @@ class Release:
         with replacing(self.folder / f"{name}.safetensors") as partial:
             partial.write_bytes(_sorted(save(state, metadata)))
 
-    def _card(self, flow: TarFlow, curve: list[dict[str, str]], held_out: float, train: float) -> str:
+    def _card(self, flow: TarFlow, device: str, curve: list[dict[str, str]], held_out: float, train: float) -> str:
         config, splits = self.config, self.splits
-        measured = [row for row in curve if row["held_out_bits_per_dim"]]
-        shown = measured[:: -(-len(measured) // CURVE_ROWS) or 1]
-        shown += [] if shown and shown[-1] is measured[-1] else measured[-1:]
+        threads = f"{config.threads or 'all'} thread{'' if config.threads == 1 else 's'}"
+        where = f"a processor ({threads})" if device == "cpu" else device
         parameters = sum(parameter.numel() for parameter in flow.parameters())
         bytes_ = (self.folder / f"{self.name}.safetensors").stat().st_size
         hours = sum(float(row["wall_s"]) for row in curve) / 3600
@@ -131,16 +130,16 @@ class Release:
             f"| noise | {config.noise}, sigma {config.sigma} in image units ([-1, 1]) |",
             f"| steps, batch | {config.steps:,}, {config.batch_size} |",
             f"| seed | {config.seed} |",
-            f"| trained in | {hours:.2f} hours of wall clock, {config.threads or 'all'} CPU threads where no GPU |",
+            f"| trained in | {hours:.2f} hours of wall clock, the sum of its steps, on {where} |",
             f"| with | torch {torch.__version__}, {platform.machine()} |",
             "",
             "Bits per dimension are an upper bound on the code length of the discrete pixels, with the noise above as "
             "dequantisation (`harness/flows/training/likelihood.py` derives it); they are those of the averaged "
             "weights as stored, given the labels where there are classes, and no ranking against flows of other noise.",
             "",
-            "| step | training loss | held-out bits/dim |",
+            "| step | training loss, mean since the row above | held-out bits/dim |",
             "|---|---|---|",
-            *(f"| {r['step']} | {float(r['loss']):.4f} | {float(r['held_out_bits_per_dim']):.4f} |" for r in shown),
+            *_curve_lines(curve),
             "",
             f"![samples]({self.name}.png)",
             "",
@@ -156,6 +155,17 @@ class Release:
             "```",
         ]
         return "\n".join(lines) + "\n"
+
+
+def _curve_lines(curve: list[dict[str, str]]) -> list[str]:
+    """A line of the card for every evaluation."""
+    lines, losses = [], []
+    for row in curve:
+        losses.append(float(row["loss"]))
+        if row["held_out_bits_per_dim"]:
+            lines.append(f"| {row['step']} | {fmean(losses):.4f} | {float(row['held_out_bits_per_dim']):.4f} |")
+            losses = []
+    return lines
 
 
 def _sorted(file: bytes) -> bytes:
