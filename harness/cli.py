@@ -31,6 +31,36 @@ def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: 
     return print_findings(decoder, check(decoder, flows, seed, clauses))
 
 
+@app.command()
+@click.argument("base")
+@click.argument("new")
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@click.option("--only", type=click.Choice(["regressed"]), help="Leave the other cells out.")
+@click.option("--tolerance", type=float, default=0.05, show_default=True, help="Share that is no regression.")
+def compare(base: str, new: str, form: str, only: str | None, tolerance: float) -> int:
+    """Compare the run NEW with BASE, each a run folder or a stored baseline; exit 1 on a regression."""
+    from harness.baselines import open_run
+    from harness.compare.render import print_comparison
+
+    return print_comparison(open_run(base), open_run(new), form, only == "regressed", tolerance)
+
+
+@app.group()
+def baseline() -> None:
+    """Stored runs that new ones are compared with."""
+
+
+@baseline.command("save")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.option("--replace", is_flag=True, help="Overwrite a baseline of that name.")
+def save(run: Path, name: str, replace: bool) -> None:
+    """Store RUN as results/baselines/NAME: its tables and environment, without images."""
+    from harness.baselines import save_baseline
+
+    click.echo(save_baseline(run, name, replace=replace))
+
+
 def main() -> NoReturn:
     """Entry point: exit 0 when done, 1 when a comparison or check failed, 2 on bad input with one line on stderr.
 
@@ -118,6 +148,45 @@ def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...]) -
     from analysis.report import build
 
     click.echo(f"the report is {build(runs, out, formats)}")
+
+
+@app.command("run")
+@click.argument("matrix")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default runs/NAME.")
+@click.option("--resume", is_flag=True, help="Finish what a killed run left; a finished one is only summarised.")
+@click.option("--profile", help="A variant of the matrix, such as fast or full.")
+@click.option("--decoder", "decoders", multiple=True, metavar="SPEC", help="One more: 'NAME option=value ...', where "
+              "NAME may be package.module:Class (repeatable).")  # fmt: skip
+@click.option("--against", metavar="BASELINE", help="Then compare with a stored baseline or another run.")
+@click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
+@click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the matrix's.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+def run_command(
+    matrix: str,
+    out: Path | None,
+    resume: bool,
+    profile: str | None,
+    decoders: tuple[str, ...],
+    against: str | None,
+    device: str | None,
+    **options: str | int | None,
+) -> int:
+    """Measure a matrix, by name or from a .toml file: speed, cost, quality and memory of every cell."""
+    from rich.console import Console
+
+    from harness.matrix import load_matrix, parse_decoder
+    from harness.progress import reporter
+    from harness.runner import run_matrix
+    from harness.summary import print_summary
+
+    overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
+    parsed = load_matrix(matrix, profile, overrides)
+    run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), resume=resume, **options)  # type: ignore[arg-type]
+    console = Console()
+    print_summary(run, console if console.is_terminal else Console(width=170))
+    click.echo(f"\n{run.path}; `harness report {run.path}` draws it")
+    return 0
 
 
 if __name__ == "__main__":

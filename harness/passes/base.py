@@ -1,0 +1,194 @@
+"""What the passes share: a unit of work, what it is measured with, and how a failure becomes a row."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from harness.decoders import Decoder, DecodeResult, Guidance
+from harness.errors import HarnessError
+from harness.flows import CausalFlow, load_flow
+from harness.latents import cycling_labels, indexed_latents
+from harness.plan import Cell
+from harness.store import RunStore
+
+T = TypeVar("T")
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The least piece of work: its rows are appended together, and a killed run loses at most one.
+
+    Args:
+        title: what progress shows.
+        cells: that are measured, of one group.
+        cost: in decodes, for the estimate of the remaining time alone.
+        round: of the timing pass.
+    """
+
+    title: str
+    cells: tuple[Cell, ...]
+    cost: float
+    round: int = 0
+
+
+class Pass(Protocol):
+    """One kind of measurement over all cells."""
+
+    @property
+    def name(self) -> str:
+        """What it measures."""
+        ...
+
+    def missing(self, cells: Sequence[Cell]) -> list[Unit]:
+        """The units whose rows are not in the store yet."""
+        ...
+
+    def measure(self, unit: Unit) -> dict[str, Rows]:
+        """Rows by table."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[T]):
+    """What came of something that may fail: its value when `status` is "ok", else a sentence."""
+
+    status: str
+    error: str | None = None
+    value: T | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a value."""
+        return self.status == "ok"
+
+    @property
+    def outcome(self) -> dict[str, str | None]:
+        """The columns `status` and `error`."""
+        return {"status": self.status, "error": self.error}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a decode starts from: (B, L, D) latents, (B,) labels or None, guidance or None."""
+
+    latents: Tensor
+    labels: Tensor | None
+    guidance: Guidance | None
+
+
+@dataclass
+class Bench:
+    """What the passes measure with: the store, the flow and the decoders in use.
+
+    Args:
+        store: where rows are read from and appended to.
+        session: names this process in the rows.
+        failed: what came of the cells that failed in the timing pass; nothing tries them again.
+    """
+
+    store: RunStore
+    session: str
+    failed: dict[str, Attempt[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        timings = self.store.read("timings")
+        for row in timings[~timings["status"].isin(["ok", "skipped"])].to_dict("records"):
+            self.failed[row["cell_id"]] = Attempt(row["status"], row["error"])
+        self._flow: tuple[tuple[str, str, str], CausalFlow] | None = None
+        self._decoders: tuple[str, dict[str, Decoder]] = ("", {})
+
+    def flow(self, cell: Cell) -> CausalFlow:
+        """The flow of a cell; only the last one is kept."""
+        key = (cell.checkpoint_digest, cell.device, cell.dtype)
+        if self._flow is None or self._flow[0] != key:
+            self._flow = None  # the old one goes before the new one comes
+            self._flow = (key, load_flow(cell.checkpoint_path, device=cell.device, dtype=cell.torch_dtype))
+        return self._flow[1]
+
+    def decoder(self, cell: Cell) -> Decoder:
+        """The decoder of a cell, built once per group."""
+        if self._decoders[0] != cell.group_id:
+            self._decoders = (cell.group_id, {})
+        built = self._decoders[1]
+        if cell.cell_id not in built:
+            built[cell.cell_id] = cell.build()
+        return built[cell.cell_id]
+
+    def batch(self, cell: Cell, indices: Sequence[int] | None = None) -> Batch:
+        """The samples with these global indices, by default the first `batch_size`."""
+        return batch_of(cell, self.flow(cell), range(cell.batch_size) if indices is None else indices)
+
+    def done(self, table: str, key: str = "cell_id") -> set[Any]:
+        """The values of a column that have rows, those that were skipped aside."""
+        frame = self.store.read(table)
+        return set((frame[frame["status"] != "skipped"] if "status" in frame else frame)[key])
+
+    def attempt(self, cell: Cell, work: str, measure: Callable[[], T]) -> Attempt[T]:
+        """Try to measure; an exception becomes a status and a sentence, its traceback a file in the run folder."""
+        try:
+            return Attempt("ok", value=measure())
+        except Exception as error:  # whatever a decoder raises is its own row's business
+            status, sentence = "failed", f"{type(error).__name__}: {error}"
+            if isinstance(error, NonFiniteError):
+                status, sentence = "non-finite", str(error)
+            elif isinstance(error, HarnessError):
+                sentence = str(error)
+            elif _out_of_memory(error):
+                status = "out-of-memory"
+            path = self.store.path / "failures" / f"{cell.cell_id}-{work}.txt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(traceback.format_exc(), encoding="utf-8")
+        release_memory()  # here, where the exception and the frames it holds are gone
+        return Attempt(status, " ".join(sentence.split())[:500])
+
+
+def batch_of(cell: Cell, flow: CausalFlow, indices: Sequence[int]) -> Batch:
+    """The samples of a cell with these global indices."""
+    latents, labels = indexed_latents(flow, cell.seed, indices), cycling_labels(flow, indices)
+    return Batch(latents, None if labels is None else labels.to(latents.device), cell.build_guidance())
+
+
+class NonFiniteError(HarnessError):
+    """A decode gave infinities or NaN."""
+
+
+def decode(decoder: Decoder, flow: CausalFlow, batch: Batch) -> DecodeResult:
+    """Decode a batch."""
+    return decoder.decode(flow, batch.latents, batch.labels, batch.guidance)
+
+
+def require_finite(result: DecodeResult) -> None:
+    """Raise when a sample is not finite.
+
+    Raises:
+        NonFiniteError: the sentence says how many.
+    """
+    bad = int((~result.tokens.isfinite()).flatten(1).any(dim=1).sum())
+    if bad:
+        raise NonFiniteError(f"{bad} of {len(result.tokens)} samples are not finite")
+
+
+def release_memory() -> None:
+    """Give back what failed or finished work held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def sample_path(run: Path, cell: Cell) -> Path:
+    """Where the grid of a cell's samples is written: ``samples/<cell_id>.png``."""
+    return run / "samples" / f"{cell.cell_id}.png"

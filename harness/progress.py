@@ -1,0 +1,128 @@
+"""How a run tells where it is: a bar with the remaining time on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 5.0
+"""Plain lines are at least this far apart, except the first of a pass."""
+
+
+class Reporter(Protocol):
+    """Told of every unit of work; a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def begin(self, total: float) -> None:
+        """The cost of all units to come, in any unit."""
+        ...
+
+    def unit(self, work: str, title: str) -> None:
+        """A unit starts."""
+        ...
+
+    def advance(self, cost: float) -> None:
+        """It ended."""
+        ...
+
+    def note(self, sentence: str) -> None:
+        """Something that the user should know."""
+        ...
+
+
+def reporter() -> Reporter:
+    """A bar on a terminal, else lines; both on stderr."""
+    return BarReporter() if sys.stderr.isatty() else LineReporter()
+
+
+class BarReporter:
+    """A rich progress bar."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.fields[work]:>9}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.description}"),
+            console=Console(stderr=True),
+            speed_estimate_period=120.0,
+            refresh_per_second=2,  # a thread that draws takes time from what is measured
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=None, work="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def begin(self, total: float) -> None:
+        """See `Reporter`."""
+        self._progress.update(self._task, total=total)
+
+    def unit(self, work: str, title: str) -> None:
+        """See `Reporter`."""
+        self._progress.update(self._task, description=title, work=work)
+
+    def advance(self, cost: float) -> None:
+        """See `Reporter`."""
+        self._progress.advance(self._task, cost)
+
+    def note(self, sentence: str) -> None:
+        """See `Reporter`."""
+        self._progress.console.print(sentence, markup=False, highlight=False)
+
+
+class LineReporter:
+    """A line per pass, and one every few seconds."""
+
+    def __init__(self) -> None:
+        self._total, self._done = 0.0, 0.0
+        self._start = self._last = time.monotonic()
+        self._work = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def begin(self, total: float) -> None:
+        """See `Reporter`."""
+        self._total, self._start = total, time.monotonic()
+
+    def unit(self, work: str, title: str) -> None:
+        """See `Reporter`."""
+        now = time.monotonic()
+        if work != self._work or now - self._last >= LINE_EVERY_S:
+            self._work, self._last = work, now
+            share = self._done / self._total if self._total else 1.0
+            left = f", about {(now - self._start) * (1 - share) / share:.0f} s left" if share > 0.02 else ""
+            self.note(f"{share:4.0%}  {work}: {title}{left}")
+
+    def advance(self, cost: float) -> None:
+        """See `Reporter`."""
+        self._done += cost
+
+    def note(self, sentence: str) -> None:
+        """See `Reporter`."""
+        print(sentence, file=sys.stderr, flush=True)

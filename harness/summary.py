@@ -1,0 +1,162 @@
+"""What a run found, printed in the form of the SeJD paper's Table 1 (arXiv 2505.24791): a table per flow and batch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from harness.statistics import paired_speedups, valid_cells
+from harness.store import Run
+
+BASELINE = "sequential"
+
+_QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_rmse", "valid"]
+
+
+def summarise(run: Run) -> pd.DataFrame:
+    """One row per cell, in the order of the run's cells.
+
+    Returns:
+        The columns of `paired_speedups`, those of `quality`, `valid` (None where nothing was stated or measured), fpe,
+        depth, iterations (of each layer, in decoding order), mode of each layer, status and error.
+    """
+    cells = run.table("cells")[["cell_id"]]
+    frame = cells.merge(paired_speedups(run.table("timings"), BASELINE), on="cell_id")
+    quality = run.table("quality").merge(frame[["cell_id", "group_id", "decoder"]], on="cell_id")
+    quality = quality.assign(valid=valid_cells(quality, tolerance(run)))
+    frame = frame.merge(quality[["cell_id", *_QUALITY]], on="cell_id", how="left")
+    frame = frame.merge(_costs(run), on="cell_id", how="left")
+    return frame.merge(_outcomes(run), on="cell_id", how="left")
+
+
+def tolerance(run: Run) -> dict[str, float]:
+    """How much a cell's quality may differ from sequential's, as the run's matrix states it."""
+    quality = run.manifest["matrix"]["quality"]
+    return {name: quality[name] for name in ("max_deviation", "max_fid_increase")}
+
+
+def print_summary(run: Run, console: Console) -> None:
+    """Print one table per flow, guidance and batch size, and what is needed to read them."""
+    frame = summarise(run)
+    setting = ["dataset", "checkpoint", "guidance", "batch_size", "seed", "device", "dtype", "threads"]
+    for key, group in frame.groupby(setting, sort=False, dropna=False):
+        console.print(_table(dict(zip(setting, key, strict=True)), group), new_line_start=True)
+        console.print(_headline(group), highlight=False)
+    limits = tolerance(run)
+    console.print(
+        "\nTime is the median of a batch's rounds; speed-up the median of paired rounds against sequential with its "
+        "95 % interval; fwd the time in forward passes; deviation the RMSE to the sequential samples, in image units; "
+        f"FPE forward-pass equivalents. Valid: deviation at most {limits['max_deviation']:g} and FID at most "
+        f"{limits['max_fid_increase']:.0%} above sequential's; a speed-up in brackets is of a cell that is not.",
+        style="dim",
+        highlight=False,
+    )
+    for features, rows in frame.dropna(subset=["fid"]).groupby("fid_features"):
+        counts = ", ".join(f"{count:,.0f}" for count in sorted(rows["num_samples"].unique()))
+        console.print(
+            f"FID and KID: features of {escape(str(features))}, {counts} samples.", style="dim", highlight=False
+        )
+    for row in frame[frame["status"] != "ok"].to_dict("records"):
+        console.print(f"{_name(row)}, batch {row['batch_size']}: {escape(str(row['error']))}", highlight=False)
+
+
+def _table(setting: dict[str, Any], group: pd.DataFrame) -> Table:
+    checkpoint = "" if setting["checkpoint"] == setting["dataset"] else f" ({setting['checkpoint']})"
+    guidance = "" if pd.isna(setting["guidance"]) else f", guidance {json.loads(setting['guidance'])['scale']:g}"
+    title = (
+        f"{setting['dataset']}{checkpoint}{guidance}, batch {setting['batch_size']}, seed {setting['seed']}, "
+        f"{setting['device']}, {setting['dtype']}, {setting['threads']} threads"
+    )
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    table.add_column("decoder")
+    for column in ("tau", "time s", "speed-up", "fwd", "FID", "KID", "deviation", "FPE", "depth"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("iterations per layer", no_wrap=True)
+    table.add_column("")
+    best = _best(group)
+    for row in group.to_dict("records"):
+        style = "bold" if best is not None and row["cell_id"] == best["cell_id"] else None
+        table.add_row(*_entries(row), style=style)
+    return table
+
+
+def _entries(row: dict[Any, Any]) -> list[str]:
+    verdict = row["status"] if row["status"] != "ok" else {True: "valid", False: "invalid"}.get(row["valid"], "")
+    return [
+        escape(row["label"]),
+        _number(row["tau"], "g"),
+        _number(row["wall_s"], ".3g"),
+        _speedup(row),
+        _number(row["forward_ratio"], ".1f"),
+        _number(row["fid"], ".2f"),
+        _number(row["kid"], ".4f") + ("" if pd.isna(row["kid_std"]) else f" ± {row['kid_std']:.4f}"),
+        _number(row["deviation_rmse"], ".2g"),
+        _number(row["fpe"], ".2f"),
+        _number(row["depth"], ".0f"),
+        row["iterations"] if isinstance(row["iterations"], str) else "",
+        verdict,
+    ]
+
+
+def _speedup(row: dict[Any, Any]) -> str:
+    if pd.isna(row["speedup"]):
+        return ""
+    if row["decoder"] == BASELINE and row["speedup"] == row["low"] == row["high"] == 1:
+        return "1"
+    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
+    text = f"{row['speedup']:.2f}x{interval}"
+    return escape(f"({text})" if row["valid"] is False else text)
+
+
+def _headline(group: pd.DataFrame) -> str:
+    best = _best(group)
+    if best is None:
+        return "No decoder is faster than sequential and valid here."
+    return f"Fastest valid: {_name(best)}, {_speedup(best)} at deviation {_number(best['deviation_rmse'], '.2g')}."
+
+
+def _best(group: pd.DataFrame) -> dict[Any, Any] | None:
+    """The fastest valid cell that beats sequential, or None."""
+    valid = group[group["valid"].eq(True) & group["speedup"].gt(1) & group["decoder"].ne(BASELINE)]
+    return None if valid.empty else valid.nlargest(1, "speedup").to_dict("records")[0]
+
+
+def _name(row: dict[Any, Any]) -> str:
+    return escape(row["label"]) + ("" if pd.isna(row["tau"]) else f" tau {row['tau']:g}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or pd.isna(value) else format(value, form)
+
+
+def _costs(run: Run) -> pd.DataFrame:
+    """cell_id, fpe, depth, iterations: deterministic costs, summed over layers."""
+    shape = run.table("cells")[["cell_id", "num_tokens", "num_layers"]]
+    layers = run.table("layers").sort_values("layer").merge(shape, on="cell_id")
+    rows = [
+        {
+            "cell_id": cell,
+            # The last token parametrises nothing: a forward pass evaluates L - 1 tokens a layer.
+            "fpe": rows["token_evaluations"].sum() / (rows["num_layers"].iloc[0] * (rows["num_tokens"].iloc[0] - 1)),
+            "depth": rows["depth"].sum(),
+            "iterations": " ".join(
+                f"{row.iterations}{'' if row.converged else '!'}" for row in rows.itertuples(index=False)
+            ),
+            "modes": " ".join(rows["mode"]),
+        }
+        for cell, rows in layers.groupby("cell_id")
+    ]
+    return pd.DataFrame(rows, columns=["cell_id", "fpe", "depth", "iterations", "modes"])
+
+
+def _outcomes(run: Run) -> pd.DataFrame:
+    """cell_id, status and error: the first that is not "ok" over all passes, timing first."""
+    tables = [run.table(name) for name in ("timings", "failures", "quality", "memory")]
+    outcomes = pd.concat([frame[["cell_id", "status", "error"]] for frame in tables if len(frame)], ignore_index=True)
+    outcomes["fine"] = outcomes["status"].eq("ok")
+    return outcomes.sort_values("fine", kind="stable").drop_duplicates("cell_id")[["cell_id", "status", "error"]]
