@@ -94,7 +94,7 @@ class NetworkFeatures:
         self.network.eval().requires_grad_(False).to(device)
         self.datasets: list[str] = json.loads(metadata.get("datasets", "[]"))
         self.metadata = metadata
-        self.name = f"{path.stem}@{_digest(path)}"
+        self.name = f"{path.stem}@{_digest_of_network(state, metadata['config'])}"
         self.dim = self.network.config.dim
         self.device = device
 
@@ -178,6 +178,14 @@ def _download_inception(target: Path) -> Path:
     from cleanfid.downloads_helper import inception_url
 
     return fetch(inception_url, target)
+
+
+def _digest_of_network(state: dict[str, Tensor], config: str) -> str:
+    """Of weights and shape, not of the file: the order of a safetensors file's metadata is not fixed."""
+    sha = hashlib.sha256(config.encode())
+    for name in sorted(state):
+        sha.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    return sha.hexdigest()[:12]
 
 
 def _digest(path: Path) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from harness.datasets.base import Images
 from harness.metrics.features import FeatureExtractor
-from harness.metrics.quality import Quality, ReferenceFeatures
+from harness.metrics.quality import Quality
+from harness.metrics.reference import ReferenceFeatures
 
 NOISE = (0.05, 0.1, 0.2, 0.4)
 """Standard deviations of added Gaussian noise, in image units ([-1, 1])."""

@@ -16,9 +16,13 @@ from harness.datasets.base import Images, load_dataset
 from harness.errors import HarnessError
 from harness.metrics.features import NetworkFeatures
 from harness.metrics.networks import FeatureNetwork, NetworkConfig
+from harness.metrics.reference import ReferenceFeatures
 from harness.metrics.sanity import sanity_table
 
 TASKS = ("labels", "rotations")
+
+SHIPPED_FOR_KID = 1000
+"""Features of test images that are shipped beside the statistics of all of them."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,12 @@ def train_features(
     epochs: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Train the feature network of a dataset and write it, its card and its sanity table.
+    """Train the feature network of a dataset and write it, its card, its sanity table and reference features.
 
     Args:
         dataset: a registered name.
-        out: folder for ``features-DATASET.safetensors``, ``.md`` (the card) and ``.csv`` (the sanity table).
+        out: folder for ``features-DATASET.safetensors``, ``.md`` (the card) and ``.csv`` (the sanity table), and
+            ``reference-DATASET.safetensors``, the features of the test split.
         root: the data root.
         seed: of the weights, the order of the images and the augmentation.
         epochs: instead of the recipe's.
@@ -105,7 +110,10 @@ def train_features(
     path = out / f"features-{dataset}.safetensors"
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path, metadata)
-    table = sanity_table(train, test, NetworkFeatures(path))
+    extractor = NetworkFeatures(path)
+    reference = ReferenceFeatures.compute(test, extractor, kept=SHIPPED_FOR_KID)
+    reference.save(out / f"reference-{dataset}.safetensors", split="test", images=test.digest)
+    table = sanity_table(train, test, extractor)
     table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
     path.with_suffix(".md").write_text(_card(dataset, recipe, network, train, test, accuracy, seed, table))
     return path

@@ -6,10 +6,10 @@ import torch
 
 from harness.datasets import Images, load_dataset
 from harness.errors import HarnessError
-from harness.metrics import quality
 from harness.metrics.features import feature_extractor
 from harness.metrics.fid import FeatureStatistics, frechet_distance, kernel_distance
-from harness.metrics.quality import Quality, ReferenceFeatures, quality_against, reference_features
+from harness.metrics.quality import Quality, quality_against
+from harness.metrics.reference import ReferenceFeatures, reference_features, shipped_reference
 from harness.metrics.sanity import sanity_table
 
 
@@ -145,9 +145,23 @@ def test_an_unwritable_cache_costs_only_time(extractor, splits, tmp_path):
     assert reference_features(splits[1], extractor, blocked).statistics.count == len(splits[1])
 
 
-def test_large_references_keep_a_seeded_part_for_kid(extractor, splits, monkeypatch):
-    monkeypatch.setattr(quality, "KID_SAMPLES", 100)
-    first, again = (ReferenceFeatures.compute(splits[1], extractor) for _ in range(2))
+def test_large_references_keep_a_seeded_part_for_kid(extractor, splits):
+    first, again = (ReferenceFeatures.compute(splits[1], extractor, kept=100) for _ in range(2))
     assert first.features.shape == (100, extractor.dim)
     assert first.statistics.count == len(splits[1])
     assert_same(first, again)
+
+
+def test_the_shipped_reference_is_the_test_split(extractor, splits):
+    shipped = shipped_reference("digits", extractor)
+    computed = ReferenceFeatures.compute(splits[1], extractor)
+    assert shipped.statistics.count == len(splits[1])
+    np.testing.assert_allclose(shipped.statistics.mean, computed.statistics.mean, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(shipped.features, computed.features, rtol=1e-3, atol=1e-4)
+
+
+def test_a_shipped_reference_of_other_features_is_not_used(extractor):
+    other = Counting(extractor)
+    other.name = "features-digits@retrained"
+    assert shipped_reference("digits", other) is None
+    assert shipped_reference("unheard-of", extractor) is None
