@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.load import Runs, one_batch, ranked, title_of
 from analysis.plot import Plot, listing, quantity, require
-from analysis.style import PAPER, decoder_style, figure, finish, sequential_map, theme
+from analysis.style import INK, PAPER, decoder_style, figure, finish, sequential_map, theme
 
 
 def data(runs: Runs) -> pd.DataFrame:
@@ -46,12 +46,14 @@ def draw(frame: pd.DataFrame) -> Figure:
         heat, cost, depth = fig.subplots(1, 3, width_ratios=[0.62 * grid.shape[1] + 1.0, 1.3, 1.3])
         sequential = frame.pivot(index="title", columns="layer", values="mode").loc[titles] == "sequential"
         shared = {"ax": heat, "annot": True, "fmt": "g", "linewidths": 1.0, "linecolor": PAPER, "cbar": False}
-        text = {"fontsize": 7.5}
         high = max(2.0, float(np.nanmax(grid.mask(sequential).fillna(0).to_numpy())))
         for hidden, colors in ((~sequential, ListedColormap(["#9aa0a666"])), (sequential, sequential_map())):
             if not hidden.to_numpy().all():
-                norm = LogNorm(1, high) if hidden is sequential else None
+                iterated = hidden is sequential
+                norm, text = (LogNorm(1, high), {}) if iterated else (None, {"color": INK, "alpha": 0.7})
+                text = {"fontsize": 7.5, **text}
                 seaborn.heatmap(grid, mask=hidden | grid.isna(), cmap=colors, norm=norm, annot_kws=text, **shared)
+        heat.grid(False)
         heat.set(title="iterations", xlabel="layer, in decoding order", ylabel="")
         heat.tick_params(axis="y", rotation=0, length=0)
         heat.tick_params(axis="x", length=0)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.style import decoder_rank
@@ -18,6 +19,9 @@ from harness.store import MANIFEST, Run, read_run
 from harness.tables import KEYS, TABLES, empty
 
 BASELINE = "sequential"
+
+PAPER_TAU = 0.5
+"""What the papers use (arXiv 2505.24791, Algorithm 1)."""
 
 CONTEXT = ["flow", "series", "tau", "batch_size", "seed", "decoder", "label", "num_tokens", "num_layers", "dataset"]
 """What `Runs.joined` adds to the rows of a table."""
@@ -177,6 +181,12 @@ def one_batch(frame: pd.DataFrame, by: str = "flow") -> pd.DataFrame:
     count = frame.groupby([by, "batch_size"])["cell_id"].nunique().reset_index(name="cells")
     chosen = count.sort_values(["cells", "batch_size"]).groupby(by)["batch_size"].last()
     return frame[frame["batch_size"] == frame[by].map(chosen)]
+
+
+def nearest_tau(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of each flow and series the rows at the tau nearest to the papers' `PAPER_TAU`, on a logarithmic scale."""
+    distance = np.abs(np.log(frame["tau"].clip(lower=1e-9) / PAPER_TAU)).fillna(0)
+    return frame[distance == distance.groupby([frame["flow"], frame["series"]]).transform("min")]
 
 
 def ranked(frame: pd.DataFrame, *within: str) -> pd.DataFrame:

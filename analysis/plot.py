@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.load import Runs
+
+
+DASH = "–"
 
 
 class Omitted(Exception):
@@ -43,16 +48,19 @@ class Table:
     """A table of the page: like a `Plot` that is not drawn.
 
     Args:
-        headings: column of the frame to heading; columns left out are written to the CSV only.
         name, title, reading, data, finding: as of a `Plot`.
+        headings: column of the frame to heading, for a table whose CSV says more than its readers need; by default
+            all columns under their names.
+        formats: file suffix to what writes the frame in that format, besides CSV.
     """
 
     name: str
     title: str
     reading: str
-    headings: dict[str, str]
     data: Callable[[Runs], pd.DataFrame]
     finding: Callable[[pd.DataFrame], str]
+    headings: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, Callable[[pd.DataFrame], str]] = field(default_factory=dict)
 
 
 def require(frame: pd.DataFrame, reason: str) -> pd.DataFrame:
@@ -64,6 +72,31 @@ def require(frame: pd.DataFrame, reason: str) -> pd.DataFrame:
     if frame.empty:
         raise Omitted(reason)
     return frame
+
+
+def data_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns to be written; those that begin with "_" only say where something lies."""
+    return [str(column) for column in frame if not str(column).startswith("_")]
+
+
+def as_text(frame: pd.DataFrame, headings: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """A frame as text under its headings, by default its columns; what is not known is a dash."""
+    text = pd.DataFrame(index=frame.index)
+    for column, heading in (headings or {name: str(name).replace("_", " ") for name in frame}).items():
+        values = frame[column]
+        real = pd.api.types.is_float_dtype(values)
+        text[heading] = [DASH if pd.isna(value) else quantity(value) if real else str(value) for value in values]
+    return text
+
+
+def highest(frame: pd.DataFrame, column: str) -> dict[str, Any]:
+    """The row with the largest number in a column, the first of equals; NaNs do not count."""
+    return frame.to_dict("records")[int(np.nanargmax(frame[column].to_numpy(dtype=float)))]  # type: ignore[return-value]
+
+
+def lowest(frame: pd.DataFrame, column: str) -> dict[str, Any]:
+    """The row with the smallest number in a column, the first of equals; NaNs do not count."""
+    return frame.to_dict("records")[int(np.nanargmin(frame[column].to_numpy(dtype=float)))]  # type: ignore[return-value]
 
 
 def quantity(value: float, digits: int = 3) -> str:

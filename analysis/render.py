@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 import matplotlib
@@ -15,10 +16,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.load import Runs
-from analysis.plot import Omitted, Plot
+from analysis.plot import Omitted, Plot, Table, as_text, data_columns
 from analysis.style import INK, PAPER, theme
 
 FORMATS = ("png", "svg", "pdf")
+FORMAT_NAMES = {"md": "Markdown", "tex": "LaTeX"}
+MOST_ROWS = 80
+"""Frames of more rows are on the page as CSV only."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Panel:
         svg: inline element.
         width: inches, for the least width at which it stays legible.
         files: label to name below the folder of figures.
+        numbers: what is drawn, where it is short enough to read.
     """
 
     heading: str
@@ -38,6 +43,7 @@ class Panel:
     svg: str
     width: float
     files: dict[str, str]
+    numbers: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,27 @@ class Section:
     title: str
     reading: str
     panels: list[Panel] = field(default_factory=list)
+    omitted: str | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text: headings and rows of as many cells."""
+
+    headings: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class TableSection:
+    """A table as rendered, or the reason why it was left out."""
+
+    name: str
+    title: str
+    reading: str
+    grid: Grid | None = None
+    finding: str = ""
+    files: dict[str, str] = field(default_factory=dict)
     omitted: str | None = None
 
 
@@ -65,6 +92,25 @@ def render(plot: Plot, runs: Runs, folder: Path, formats: tuple[str, ...]) -> Se
         traceback.print_exc(file=sys.stderr)
         return Section(plot.name, plot.title, plot.reading, omitted=defect(error))
     return Section(plot.name, plot.title, plot.reading, panels)
+
+
+def render_table(table: Table, runs: Runs, folder: Path) -> TableSection:
+    """Write a table's files into `folder`, and prepare it for the page; see `render`."""
+    try:
+        frame = table.data(runs)
+        text = as_text(frame, table.headings)
+        files = {"CSV": write_csv(frame, folder / f"{table.name}.csv")}
+        for kind, write in table.formats.items():
+            path = folder / f"{table.name}.{kind}"
+            path.write_text(write(frame), encoding="utf-8")
+            files[FORMAT_NAMES.get(kind, kind)] = path.name
+        grid = Grid(list(text), text.to_numpy().tolist())
+        return TableSection(table.name, table.title, table.reading, grid, table.finding(frame), files)
+    except Omitted as reason:
+        return TableSection(table.name, table.title, table.reading, omitted=f"{reason}.")
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        return TableSection(table.name, table.title, table.reading, omitted=defect(error))
 
 
 def defect(error: Exception) -> str:
@@ -89,7 +135,10 @@ def _panel(plot: Plot, heading: str, frame: pd.DataFrame, name: str, folder: Pat
         path = folder / f"{name}.{kind}"
         save(drawn, path, name)
         files[kind.upper()] = path.name
-    return Panel(heading, plot.finding(frame), inline_svg(drawn, name, plot.title), float(drawn.get_figwidth()), files)
+    text = as_text(frame[data_columns(frame)])
+    numbers = Grid(list(text), text.to_numpy().tolist()) if len(text) <= MOST_ROWS else None
+    svg = inline_svg(drawn, name, f"{plot.title}. {plot.finding(frame)}")
+    return Panel(heading, plot.finding(frame), svg, float(drawn.get_figwidth()), files, numbers)
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> str:
@@ -98,8 +147,7 @@ def write_csv(frame: pd.DataFrame, path: Path) -> str:
     Returns:
         The file's name.
     """
-    told = frame[[column for column in frame if not str(column).startswith("_")]]
-    told.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
+    frame[data_columns(frame)].to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
     return path.name
 
 
@@ -123,7 +171,7 @@ def inline_svg(drawn: Figure, name: str, title: str) -> str:
     opening = re.compile(r'<svg\b[^>]*?viewBox="([^"]+)"[^>]*>', flags=re.DOTALL)
     return opening.sub(
         rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" '
-        rf'role="img" aria-label="{title}">',
+        rf'role="img" aria-label="{escape(title)}">',
         text,
         count=1,
     )

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import jinja2
 
-from analysis import convergence, frontier, iterations, samples
+from analysis import breakdown, context, convergence, frontier, iterations, memory, redundancy, samples, table1, tau
 from analysis.load import Runs, load
-from analysis.plot import Plot
-from analysis.render import FORMATS, Section, render
+from analysis.plot import Plot, Table
+from analysis.render import FORMATS, Section, TableSection, render, render_table
+from harness import __version__
 from harness.errors import HarnessError, StoreError, unknown
 
 PAGE = "report.html"
@@ -18,11 +19,19 @@ FIGURES = "figures"
 
 PLOTS: tuple[Plot, ...] = (
     *frontier.PLOTS,
-    *iterations.PLOTS,
-    *convergence.PLOTS,
     *samples.PLOTS,
+    *iterations.PLOTS,
+    *breakdown.PLOTS,
+    *convergence.PLOTS,
+    *tau.PLOTS,
+    *memory.PLOTS,
+    *redundancy.PLOTS,
 )
 """Every figure family, in the order of the page."""
+
+HEADLINE: Table = table1.TABLES[0]
+TABLES: tuple[Table, ...] = (*breakdown.TABLES,)
+"""The tables after the figures; `HEADLINE` comes before them."""
 
 
 def build(paths: Sequence[Path | str], out: Path | str | None = None, formats: Sequence[str] = ()) -> Path:
@@ -51,14 +60,16 @@ def build(paths: Sequence[Path | str], out: Path | str | None = None, formats: S
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         wanted = tuple(dict.fromkeys(("png", *formats)))
         sections = [render(plot, runs, folder / FIGURES, wanted) for plot in PLOTS]
+        headline = render_table(HEADLINE, runs, folder / FIGURES)
+        tables = [render_table(table, runs, folder / FIGURES) for table in TABLES]
         page = folder / PAGE
-        page.write_text(_page(runs, sections), encoding="utf-8")
+        page.write_text(_page(runs, headline, sections, tables), encoding="utf-8")
     except OSError as error:
         raise StoreError(f"cannot write the report to '{folder}': {error.strerror or error}") from error
     return page
 
 
-def _page(runs: Runs, sections: list[Section]) -> str:
+def _page(runs: Runs, headline: TableSection, sections: list[Section], tables: list[TableSection]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis"),
         autoescape=True,
@@ -66,4 +77,13 @@ def _page(runs: Runs, sections: list[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html").render(runs=runs, sections=sections, figures=FIGURES)
+    return environment.get_template("report.html").render(
+        summary=context.summary(runs),
+        headline=headline,
+        sections=sections,
+        tables=tables,
+        method=context.method(runs),
+        environment=context.environment(runs),
+        figures=FIGURES,
+        version=__version__,
+    )

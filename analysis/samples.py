@@ -9,12 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.load import BASELINE, Runs, one_batch, title_of
+from analysis.load import BASELINE, PAPER_TAU, Runs, nearest_tau, one_batch, title_of
 from analysis.plot import Plot, quantity, require
 from analysis.style import figure, theme
-
-PREFERRED_TAU = 0.5
-"""Of each decoder the tau nearest to the papers' is shown."""
 
 RANGE = 2.0
 """Of image units, [-1, 1]."""
@@ -31,10 +28,7 @@ def data(runs: Runs) -> pd.DataFrame:
     grids = require(runs.cells.merge(files, on="cell_id"), "the runs hold no sample grid of a known cell")
     grids = one_batch(grids)
     grids = grids[grids["seed"] == grids.groupby("flow")["seed"].transform("min")]
-    distance = (np.log(grids["tau"].clip(lower=1e-9)) - np.log(PREFERRED_TAU)).abs().fillna(0)
-    grids = grids.assign(_distance=distance)
-    nearest = grids.sort_values("_distance", kind="stable").drop_duplicates(["flow", "series"]).index
-    grids = grids.loc[[place for place in grids.index if place in set(nearest)]]
+    grids = nearest_tau(grids).drop_duplicates(["flow", "series"])
     rows = [row for _, flow in grids.groupby("flow", sort=False) for row in _compared(flow)]
     return require(pd.DataFrame(rows), "no sample grid can be read")
 
@@ -138,7 +132,7 @@ PLOTS = [
         name="samples",
         title="Samples from the same latents",
         reading=(
-            f"Of each decoder the cell with τ nearest to {PREFERRED_TAU:g}. Below each grid the largest difference over "
+            f"Of each decoder the cell with τ nearest to {PAPER_TAU:g}. Below each grid the largest difference over "
             "channels to the sequential samples, amplified by the factor above it; brightest is beyond the scale. "
             "Differences are read from the stored 8-bit images, so they are whole multiples of 1/127.5; the RMSE is over the "
             "whole grid, the gaps between images included."

@@ -197,12 +197,38 @@ def memory_rows(found, noise=0.01):
         }
 
 
+def redundancy_rows(found):
+    for cell in found:
+        if cell["decoder"] == "sequential" and cell["batch_size"] == 1:
+            for layer in range(1, cell["num_layers"] + 1):
+                for o in (1, 2, 5):
+                    cosine = 1 - (0.1 if layer == 1 else 0.02) * o
+                    yield {
+                        **identity(cell),
+                        **{name: cell[name] for name in ("dataset", "checkpoint", "num_tokens", "num_layers")},
+                        "layer": layer,
+                        "block": cell["num_layers"] - layer,
+                        "o": o,
+                        "scope": "layer",
+                        "reading": "attention",
+                        "cosine": cosine,
+                        "cosine_p10": cosine - 0.01,
+                        "cosine_p90": cosine + 0.01,
+                        "l2": o / layer,
+                        "l2_p10": 0.9 * o / layer,
+                        "l2_p90": 1.1 * o / layer,
+                        "l2_relative": 0.1 * o / layer,
+                        "num_samples": 16,
+                    }
+
+
 TABLES = {
     "timings": timing_rows,
     "layers": layer_rows,
     "residuals": residual_rows,
     "quality": quality_rows,
     "memory": memory_rows,
+    "redundancy": redundancy_rows,
 }
 
 

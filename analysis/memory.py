@@ -1,0 +1,189 @@
+"""How memory grows with the batch and with the sequence, and where one decoder overtakes another."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from analysis.fits import power
+from analysis.load import Runs, nearest_tau, ranked, title_of
+from analysis.plot import Omitted, Plot, highest, listing, lowest, quantity, require
+from analysis.style import decoder_style, figure, finish, legend_below, theme
+
+MIB = 2**20
+AXES = {"batch_size": "batch size", "num_tokens": "sequence length L"}
+MEASURES = {"decode_bytes": "peak while decoding", "cache_bytes": "key-value cache"}
+
+
+def data(runs: Runs, axis: str) -> pd.DataFrame:
+    """One row per decoder, size, method and measure, with the exponent fitted over its line and its interval.
+
+    `decode_bytes` is the peak less the weights where the method counts them (CUDA), and the peak as measured where
+    the process before decoding was subtracted already (rss).
+    """
+    rows = runs.joined("memory")
+    rows = require(rows[(rows["status"] == "ok") & rows["peak_bytes"].notna()], "no memory was measured")
+    counted = rows["method"].str.startswith("cuda")
+    rows = rows.assign(decode_bytes=rows["peak_bytes"] - rows["weights_bytes"].where(counted, 0))
+    rows = rows.merge(runs.cells[["cell_id", "device"]], on="cell_id")
+    held = "batch_size" if axis == "num_tokens" else "num_tokens"
+    rows = nearest_tau(rows.assign(title=rows.apply(title_of, axis=1)))
+    group = ["dataset", "device"] if axis == "num_tokens" else ["flow"]
+    line = [*group, "method", "series", "decoder", "tau", "title", held]
+    long = rows.melt(
+        id_vars=[*dict.fromkeys([*line, axis])], value_vars=list(MEASURES), var_name="measure", value_name="bytes"
+    )
+    long = long.groupby([*line, "measure", axis], dropna=False)["bytes"].median().reset_index()
+    if axis == "num_tokens":
+        long = long.assign(flow=long["dataset"] + ", " + long["device"])
+        counts = long.groupby(["flow", held])[axis].nunique().reset_index(name="sizes").sort_values(["sizes", held])
+        best = counts.groupby("flow")[held].last()
+        long = long[long[held] == long["flow"].map(best)]
+    once = long["method"] == long.groupby("flow")["method"].transform("min")
+    long = long[once | (long["measure"] != "cache_bytes")]  # the cache is the same for every method
+    lines = ["flow", "method", "measure", "series", "tau", held]
+    sizes = long.groupby(lines, dropna=False)[axis].transform("nunique")
+    long = long[sizes > 1]
+    if long.empty:
+        raise Omitted(f"memory was measured at no two values of {AXES[axis]} for any decoder")
+    fits = []
+    for key, part in long.groupby(lines, dropna=False):
+        fit = power(part[axis].to_numpy(), part["bytes"].to_numpy())
+        names = dict(zip(lines, key, strict=True))
+        fits.append({**names, "exponent": fit.value, "exponent_low": fit.low, "exponent_high": fit.high})
+    found = long.merge(pd.DataFrame(fits), on=lines)
+    keep = [*lines, "decoder", "title", axis, "bytes", "exponent", "exponent_low", "exponent_high"]
+    ordered = found[keep].assign(batch_size=found["batch_size"]) if "batch_size" not in keep else found[keep]
+    return ranked(ordered, "method", "measure", axis)
+
+
+def crossings(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """Where one decoder's measured line overtakes another's, interpolated in logarithms between measured sizes."""
+    found = []
+    for (method, measure), rows in frame.groupby(["method", "measure"]):
+        lines = {name: part.set_index(axis)["bytes"].sort_index() for name, part in rows.groupby("title", sort=False)}
+        for (one, first), (other, second) in combinations(lines.items(), 2):
+            common = first.index.intersection(second.index)
+            a, b = first.loc[common].to_numpy(float), second.loc[common].to_numpy(float)
+            known = (a > 0) & (b > 0)
+            x, gap = np.log(np.asarray(common, float)[known]), np.log(a[known]) - np.log(b[known])
+            for i in np.flatnonzero(gap[:-1] * gap[1:] < 0):
+                at = x[i] - gap[i] * (x[i + 1] - x[i]) / (gap[i + 1] - gap[i])
+                above = one if gap[i + 1] > 0 else other
+                found.append(
+                    {"method": method, "measure": measure, "above": above, "below": other if above == one else one, "at": float(np.exp(at))}
+                )  # fmt: skip
+    return pd.DataFrame(found, columns=["method", "measure", "above", "below", "at"])
+
+
+def draw(frame: pd.DataFrame, axis: str) -> Figure:
+    """A panel per method and measure, both axes logarithmic, the fitted exponent beside each name."""
+    panels = [
+        (method, measure)
+        for method in sorted(frame["method"].unique())
+        for measure in MEASURES
+        if ((frame["method"] == method) & (frame["measure"] == measure) & (frame["bytes"] > 0)).any()
+    ]
+    if not panels:
+        raise Omitted("every measured figure is zero")
+    with theme():
+        fig = figure(4.4 * len(panels), 3.6)
+        handles: dict[str, object] = {}
+        for ax, (method, measure) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            rows = frame[(frame["method"] == method) & (frame["measure"] == measure) & (frame["bytes"] > 0)]
+            for title, line in rows.groupby("title", sort=False):
+                style = decoder_style(line["decoder"].iloc[0])
+                (handles[str(title)],) = ax.plot(
+                    line[axis], line["bytes"] / MIB, color=style.color, ls=style.dashes, marker=style.marker
+                )
+                ax.annotate(
+                    f"{line['exponent'].iloc[0]:.2f}", (line[axis].iloc[-1], line["bytes"].iloc[-1] / MIB), xytext=(5, 0),
+                    textcoords="offset points", fontsize=7, va="center", color=style.color,
+                )  # fmt: skip
+            for cross in crossings(rows, axis).to_dict("records"):
+                ax.axvline(
+                    cross["at"], color=decoder_style(str(cross["above"]).split(" ")[0]).color, lw=0.8, ls=":", zorder=0
+                )
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log", base=2)
+            sizes = sorted(frame[axis].unique())
+            ax.set(
+                xlabel=AXES[axis],
+                ylabel="MiB",
+                title=f"{MEASURES[measure]} ({'counted' if measure == 'cache_bytes' else method})",
+                xticks=sizes,
+            )
+            for scale in (ax.xaxis, ax.yaxis):
+                scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                scale.set_minor_formatter(NullFormatter())
+            finish(ax)
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def finding(frame: pd.DataFrame, axis: str) -> str:
+    """The exponents with their intervals, and the crossing points."""
+    held = "num_tokens" if axis == "batch_size" else "batch_size"
+    parts = []
+    for method in sorted(frame["method"].unique()):
+        rows = frame[(frame["method"] == method) & (frame["measure"] == "decode_bytes")]
+        lines = rows.drop_duplicates("title").dropna(subset=["exponent"])
+        if len(lines):
+            low, high = lowest(lines, "exponent"), highest(lines, "exponent")
+            told = f"{method}: the peak of {high['title']} grows as {AXES[axis]}^{_interval(high)}"
+            if low["title"] != high["title"]:
+                told += f", that of {low['title']} as {AXES[axis]}^{_interval(low)}"
+            top = rows[rows[axis] == rows[axis].max()]
+            most, least = highest(top, "bytes"), lowest(top, "bytes")
+            told += f"; at {int(top[axis].iloc[0]):,} {most['title']} needs most ({quantity(most['bytes'] / MIB)} MiB)"
+            if most["title"] != least["title"]:
+                told += f" and {least['title']} least ({quantity(least['bytes'] / MIB)} MiB)"
+            parts.append(told)
+    crossed = crossings(frame[frame["measure"] == "decode_bytes"], axis).to_dict("records")
+    where = [f"{row['above']} overtakes {row['below']} at {quantity(row['at'])} ({row['method']})" for row in crossed]
+    sentence = (
+        f"At {'L' if held == 'num_tokens' else 'batch size'} = {frame[held].iloc[0]}, {'; '.join(parts)}."
+        if parts
+        else ""
+    )
+    return sentence + (
+        f" Crossings: {'; '.join(where)}." if where else " No two lines of the peak cross in the measured range."
+    )
+
+
+def _interval(row: dict) -> str:
+    if pd.isna(row["exponent_low"]):
+        return f"{row['exponent']:.2f} (two sizes, no interval)"
+    return f"{row['exponent']:.2f} (95 % interval {row['exponent_low']:.2f} to {row['exponent_high']:.2f})"
+
+
+PLOTS = [
+    Plot(
+        name=f"memory-against-{slug}",
+        title=f"Memory against {label}",
+        reading=(
+            "Peak memory of one decode: on CUDA the allocator's peak less the weights, on a CPU the growth of a fresh "
+            "process's resident memory; the cache is counted, not measured. Numbers at the line ends are exponents "
+            f"fitted by least squares in logarithms. Vertical dotted lines are crossings. {note} A cache of zero bytes "
+            "cannot be shown on a logarithmic axis and is left out."
+        ),
+        data=partial(data, axis=axis),
+        draw=partial(draw, axis=axis),
+        finding=partial(finding, axis=axis),
+    )
+    for axis, slug, label, note in (
+        ("batch_size", "batch", "batch size", "Of each decoder the cell with τ nearest to 0.5."),
+        (
+            "num_tokens",
+            "length",
+            "sequence length",
+            "Flows of one dataset that differ in length may differ in other respects too, so the exponent is theirs, "
+            "not the method's alone.",
+        ),
+    )
+]

@@ -1,0 +1,175 @@
+"""The paper's Table 1 of some runs: every cell's time, speed-up, quality and cost, the published figures beside."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.load import BASELINE, PAPER_TAU, Runs, ranked, title_of
+from analysis.plot import DASH, Table, as_text, highest, quantity, require, times
+from analysis.published import CITATION, reference
+from harness.statistics import valid_cells
+
+HEADINGS = {
+    "flow": "flow",
+    "batch_size": "batch",
+    "title": "decoder",
+    "time": "time per batch (s)",
+    "speed": "speed-up [95 %]",
+    "floor": "forward passes",
+    "fid": "FID",
+    "kid_told": "KID",
+    "deviation_rmse": "deviation",
+    "fpe": "FPE",
+    "depth": "depth",
+    "iterations": "iterations per layer",
+    "verdict": "valid",
+    "published": "published: time, speed-up, FID",
+}
+"""Column to heading, as shown; the CSV has the numbers behind each."""
+
+
+def data(runs: Runs) -> pd.DataFrame:
+    """One row per cell that anything is known of; failed cells keep their row and say why."""
+    cells = require(runs.cells, "the runs hold no cell")
+    frame = cells[["cell_id", "group_id", "flow", "dataset", "batch_size", "decoder", "series", "tau", "seed"]]
+    numbers = ["wall_s", "images_per_s", "rounds", "speedup", "low", "high", "forward_ratio"]
+    numbers += ["forward_ratio_low", "forward_ratio_high"]
+    frame = frame.merge(runs.speedups[["cell_id", *numbers]], on="cell_id", how="left")
+    quality = runs.tables["quality"].drop(columns=["cell_key", "run", "error"], errors="ignore")
+    frame = frame.merge(quality, on="cell_id", how="left").merge(_costs(runs), on="cell_id", how="left")
+    known = frame.assign(status=frame["status"].fillna("ok"))
+    frame = frame.assign(valid=valid_cells(known, runs.tolerance), failure=frame["cell_id"].map(_failures(runs)))
+    frame.loc[frame["decoder"].eq(BASELINE) & frame["failure"].isna(), "valid"] = True
+    frame = ranked(frame.assign(title=frame.apply(title_of, axis=1)))
+    return frame.assign(
+        time=frame["wall_s"].map(quantity).where(frame["wall_s"].notna(), frame["failure"].fillna("not timed")),
+        speed=frame.apply(lambda row: _with_interval(row["speedup"], row["low"], row["high"]), axis=1),
+        floor=frame["forward_ratio"].map(_or_dash),
+        kid_told=frame.apply(lambda row: _plus_minus(row["kid"], row["kid_std"]), axis=1),
+        verdict=frame["valid"].map({True: "yes", False: "no"}).fillna(DASH),
+        published=frame.apply(_published, axis=1),
+    ).drop(columns=["cell_id", "group_id"])
+
+
+def _costs(runs: Runs) -> pd.DataFrame:
+    layers = runs.joined("layers")
+    layers = layers.assign(passes=layers["num_layers"] * (layers["num_tokens"] - 1).clip(lower=1)).sort_values("layer")
+    costs = layers.groupby("cell_id").agg(
+        evaluations=("token_evaluations", "sum"),
+        passes=("passes", "first"),
+        depth=("depth", "sum"),
+        iterations=("iterations", lambda counts: " ".join(f"{count:g}" for count in counts)),
+    )
+    return (
+        costs.assign(fpe=costs["evaluations"] / costs["passes"]).drop(columns=["evaluations", "passes"]).reset_index()
+    )
+
+
+def _failures(runs: Runs) -> dict[str, str]:
+    """Cell to how it ended, for those that ended badly in some pass."""
+    found: dict[str, str] = {}
+    for name in ("failures", "memory", "quality", "timings"):
+        rows = runs.tables[name]
+        bad = rows[~rows["status"].isin(["ok", "skipped"]) & rows["status"].notna()]
+        found |= dict(zip(bad["cell_id"], bad["status"], strict=True))
+    return found
+
+
+def _or_dash(value: float) -> str:
+    return DASH if pd.isna(value) else quantity(value)
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    if pd.isna(value):
+        return DASH
+    return times(value) + ("" if pd.isna(low) else f" [{times(low)}, {times(high)}]")
+
+
+def _plus_minus(value: float, error: float) -> str:
+    if pd.isna(value):
+        return DASH
+    return quantity(value) + ("" if pd.isna(error) else f" ± {quantity(error, 2)}")
+
+
+def _published(row: pd.Series) -> str:
+    """The paper's figures for the same dataset and method; empty where it has none."""
+    if not (pd.isna(row["tau"]) or row["tau"] == PAPER_TAU) or row["series"] != row["decoder"]:
+        return ""
+    told = []
+    for name, form in (("time_s", "{:g} s"), ("speedup", "{:g}×"), ("fid", "FID {:g}")):
+        rows = reference(name, str(row["dataset"]))
+        told += [form.format(value) for value in rows.loc[rows["decoder"] == row["decoder"], "value"]]
+    return ", ".join(told)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Table 1 as Markdown, the reference column marked."""
+    text = as_text(frame, HEADINGS)
+    lines = ["| " + " | ".join(text) + " |", "|" + "---|" * text.shape[1]]
+    lines += ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
+    return "\n".join([*lines, "", f"Published: {CITATION}.", ""])
+
+
+_LATEX = {"×": r"$\times$", "±": r"$\pm$", "τ": r"$\tau$", "–": "--", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}
+
+
+def latex(frame: pd.DataFrame) -> str:
+    """Table 1 as LaTeX with booktabs, the reference column marked."""
+    text = as_text(frame, HEADINGS)
+    rows = [" & ".join(map(_escaped, row)) + r" \\" for row in [tuple(text), *text.itertuples(index=False)]]
+    return "\n".join(
+        [
+            r"\begin{tabular}{" + "l" * text.shape[1] + "}",
+            r"\toprule",
+            rows[0],
+            r"\midrule",
+            *rows[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            f"% Published: {CITATION}.",
+            "",
+        ]
+    )
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def finding(frame: pd.DataFrame) -> str:
+    """The fastest cell of each flow that keeps its quality, and how many cells failed."""
+    parts = []
+    for flow, rows in frame.groupby("flow", sort=False):
+        judged = rows["valid"].notna().any()
+        good = rows[(rows["valid"] == True) if judged else rows["failure"].isna()]  # noqa: E712
+        good = good[good["decoder"] != BASELINE].dropna(subset=["speedup"])
+        if good.empty:
+            parts.append(f"{flow}: no {'valid ' if judged else ''}cell has a speed-up")
+            continue
+        best = highest(good, "speedup")
+        parts.append(
+            f"{flow}: {best['title']} is the fastest{' valid' if judged else ''} decoder, {best['speed']} over sequential "
+            f"at batch {best['batch_size']}, {quantity(best['forward_ratio'])} forward passes long"
+        )
+    failed = int(frame["failure"].notna().sum())
+    sentence = "; ".join(parts) + "."
+    return sentence + (f" {failed} of {len(frame)} cells did not end well." if failed else "")
+
+
+TABLES = [
+    Table(
+        name="table1",
+        title="Table 1",
+        reading=(
+            "Median wall time over rounds; the speed-up is the median of per-round ratios to sequential with its "
+            "bootstrap interval, empty where there are too few rounds for one; forward passes are the wall time over "
+            "that of encoding the same batch; deviation is the RMSE to the sequential samples in image units. The last "
+            f"column is a published reference, {CITATION}: never comparable in absolute time, nor in FID where flow "
+            "or features differ."
+        ),
+        data=data,
+        finding=finding,
+        headings=HEADINGS,
+        formats={"md": markdown, "tex": latex},
+    )
+]

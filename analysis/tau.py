@@ -1,0 +1,125 @@
+"""What the stopping threshold buys: time, iterations, FID and deviation against tau (SeJD's Figure 5)."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from analysis.fits import power
+from analysis.load import Runs, one_batch, ranked
+from analysis.plot import Plot, highest, listing, quantity, require, times
+from analysis.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, theme
+
+MEASURES = {
+    "wall_s": "wall time (s)",
+    "depth": "depth (network calls)",
+    "fid": "FID",
+    "deviation_rmse": "deviation (RMSE, image units)",
+}
+"""Column to axis label."""
+
+
+def data(runs: Runs) -> pd.DataFrame:
+    """One row per series and tau, median over seeds, for series with two taus or more, at one batch size per flow.
+
+    Each flow's sequential cells are kept as the reference, their tau empty.
+    """
+    timed = runs.speedups[["cell_id", "wall_s", "speedup"]]
+    layers = runs.tables["layers"].groupby("cell_id").agg(depth=("depth", "sum"), iterations=("iterations", "sum"))
+    quality = runs.tables["quality"]
+    quality = quality.loc[quality["status"] == "ok", ["cell_id", "fid", "deviation_rmse"]]
+    frame = runs.cells.merge(timed, on="cell_id", how="left").merge(layers.reset_index(), on="cell_id", how="left")
+    frame = frame.merge(quality, on="cell_id", how="left").dropna(subset=list(MEASURES), how="all")
+    swept = frame.groupby(["flow", "batch_size", "series"])["tau"].transform("nunique") > 1
+    require(frame[swept], "no decoder was measured at two values of tau or more")
+    chosen = one_batch(frame[swept])
+    exact = frame[frame["tau"].isna() & (frame["decoder"] == "sequential")]
+    batches = chosen.groupby("flow")["batch_size"].first()
+    exact = exact[exact["batch_size"] == exact["flow"].map(batches)]
+    by = ["flow", "batch_size", "decoder", "series", "tau"]
+    measured = [*MEASURES, "iterations", "speedup"]
+    found = pd.concat([exact, chosen]).groupby(by, dropna=False)[measured].median().reset_index()
+    return ranked(found)
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """One panel per measure that anything was measured of, tau on a logarithmic axis."""
+    shown = {
+        column: label for column, label in MEASURES.items() if frame.loc[frame["tau"].notna(), column].notna().any()
+    }
+    taus = sorted(frame.loc[frame["tau"] > 0, "tau"].unique())
+    with theme():
+        fig = figure(2.75 * len(shown) + 0.4, 3.1)
+        handles: dict[str, object] = {}
+        for ax, (column, label) in zip(grid_of_axes(fig, len(shown), len(shown)), shown.items(), strict=True):
+            for series, rows in frame[frame["tau"] > 0].groupby("series", sort=False):
+                style = decoder_style(rows["decoder"].iloc[0])
+                (handles[str(series)],) = ax.plot(
+                    rows["tau"], rows[column], color=style.color, ls=style.dashes, marker=style.marker
+                )
+            exact = frame.loc[frame["tau"].isna(), column].dropna()
+            if len(exact) and column != "deviation_rmse":
+                handles["sequential"] = ax.axhline(exact.iloc[0], color=INK, lw=1, alpha=0.5)
+            ax.set_xscale("log")
+            ax.set(xlabel="τ", title=label, xticks=taus)
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            if column != "deviation_rmse" and column != "fid":
+                ax.set_ylim(bottom=0)
+            finish(ax)
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def finding(frame: pd.DataFrame) -> str:
+    """How time and deviation change from the smallest to the largest tau, and how the deviation grows with it."""
+    batch = frame["batch_size"].iloc[0]
+    parts = []
+    for series, rows in frame[frame["tau"] > 0].groupby("series", sort=False):
+        rows = rows.sort_values("tau")
+        first, last = rows.iloc[0], rows.iloc[-1]
+        told = []
+        if pd.notna(first["wall_s"]) and pd.notna(last["wall_s"]):
+            told.append(f"is {times(first['wall_s'] / last['wall_s'])} as fast")
+        if pd.notna(first["deviation_rmse"]) and pd.notna(last["deviation_rmse"]):
+            fit = power(rows["tau"].to_numpy(), rows["deviation_rmse"].to_numpy())
+            interval = "" if pd.isna(fit.low) else f", 95 % interval {quantity(fit.low)} to {quantity(fit.high)}"
+            law = "" if pd.isna(fit.value) else f" (∝ τ^{quantity(fit.value)}{interval})"
+            told.append(
+                f"deviates by {quantity(last['deviation_rmse'])} instead of {quantity(first['deviation_rmse'])}{law}"
+            )
+        if pd.notna(first["fid"]) and pd.notna(last["fid"]):
+            told.append(f"has FID {quantity(last['fid'])} instead of {quantity(first['fid'])}")
+        if told:
+            parts.append(f"{series} at τ = {last['tau']:g} {listing(told)}, compared with τ = {first['tau']:g}")
+    falls = _not_monotone(frame)
+    sentence = f"At batch {batch}: {'; '.join(parts)}." if parts else f"At batch {batch} only iterations were measured."
+    return sentence + (f" The deviation does not always fall with τ: {listing(falls)}." if falls else "")
+
+
+def _not_monotone(frame: pd.DataFrame) -> list[str]:
+    """Series whose deviation is larger at some smaller tau."""
+    swept = frame[frame["tau"] > 0].dropna(subset=["deviation_rmse"]).sort_values("tau")
+    return [
+        f"{series} peaks at τ = {highest(rows, 'deviation_rmse')['tau']:g}"
+        for series, rows in swept.groupby("series", sort=False)
+        if not rows["deviation_rmse"].is_monotonic_increasing
+    ]
+
+
+PLOTS = [
+    Plot(
+        name="tau-sensitivity",
+        title="Sensitivity to τ",
+        reading=(
+            "Median wall time over rounds, depth summed over layers, FID and deviation of each decoder that was "
+            "measured at several τ; the horizontal line is sequential decoding. One batch size per flow, the one with "
+            "most cells. Times are this machine's own; the exponent of the deviation is a least-squares slope of "
+            "logarithms with Student's interval."
+        ),
+        data=data,
+        draw=draw,
+        finding=finding,
+    )
+]
