@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -187,6 +187,30 @@ def run_command(
     print_summary(run, console if console.is_terminal else Console(width=170))
     click.echo(f"\n{run.path}; `harness report {run.path}` draws it")
     return 0
+
+
+@app.command("sample")
+@click.argument("flow", metavar="FLOW")
+@click.option("--decoder", "spec", default="sejd", show_default=True, metavar="SPEC", help="'NAME option=value ...'.")
+@click.option("--tau", type=float, help="Stopping threshold; by default the decoder's.")
+@click.option("-n", "--number", "count", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the latents.")
+@click.option("--labels", help="Classes that take turns, such as 0,1,2; -1 is none. By default all of them.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--guidance", type=float, help="Scale of classifier-free guidance.")
+@click.option("--guidance-components", type=click.Choice(["a", "b", "ab"]), default="ab", show_default=True)
+@click.option("--annealed", is_flag=True, help="Guidance grows along the sequence.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Of guidance's unconditional pass.")
+@click.option("--denoise", metavar="[SIGMA]", is_flag=False, flag_value="auto", help="One denoising step afterwards; "
+              "SIGMA is the noise in training, by default the checkpoint's own.")  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+def sample_command(**options: Any) -> None:
+    """Draw samples from FLOW, a shipped flow's name or a checkpoint file, and write them as one PNG grid."""
+    from harness.sampling import sample_to_grid
+
+    click.echo(sample_to_grid(**options))
 
 
 if __name__ == "__main__":
