@@ -19,3 +19,23 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small class-conditional TarFlow of 8x8 images with random weights: L = 16, K = 2."""
+    from safetensors.torch import save_file
+
+    from harness.flows.tarflow import TarFlow, TarFlowConfig
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = TarFlowConfig(
+            image_channels=1, image_size=8, patch=2, channels=64, blocks=2, layers_per_block=1, num_classes=10
+        )
+        flow = TarFlow(config)
+        for layer in flow.layers:
+            torch.nn.init.normal_(layer.proj_out.weight, std=0.05)
+    path = tmp_path_factory.mktemp("checkpoints") / "tiny.safetensors"
+    save_file(flow.state_dict(), path)
+    return path
