@@ -175,18 +175,21 @@ def run_command(
     """Measure a matrix, by name or from a .toml file: speed, cost, quality and memory of every cell."""
     from rich.console import Console
 
+    from harness.baselines import open_run
+    from harness.compare.render import print_comparison
     from harness.matrix import load_matrix, parse_decoder
     from harness.progress import reporter
     from harness.runner import run_matrix
     from harness.summary import print_summary
 
+    stored = open_run(against) if against else None  # a wrong name is told before anything is measured
     overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
     parsed = load_matrix(matrix, profile, overrides)
     run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), resume=resume, **options)  # type: ignore[arg-type]
     console = Console()
     print_summary(run, console if console.is_terminal else Console(width=170))
     click.echo(f"\n{run.path}; `harness report {run.path}` draws it")
-    return 0
+    return 0 if stored is None else print_comparison(stored, run)
 
 
 @app.command("sample")
