@@ -148,7 +148,8 @@ def _kernel_sums(a: Array, b: Array) -> tuple[Array, Array]:
     """Row sums (n,) and column sums (m,) of the kernel matrix, a block of rows at a time."""
     rows, columns = np.empty(len(a)), np.zeros(len(b))
     for start in range(0, len(a), _ROWS):
-        block = (a[start : start + _ROWS] @ b.T / a.shape[1] + 1) ** 3
+        base = a[start : start + _ROWS] @ b.T / a.shape[1] + 1
+        block = base * base * base  # many times faster than a general power
         rows[start : start + _ROWS] = block.sum(axis=1)
         columns += block.sum(axis=0)
     return rows, columns
