@@ -176,6 +176,10 @@ def to_arrow(table: str, rows: list[dict[str, object]]) -> pa.Table:
     schema = TABLES[table]
     if extra := {column for row in rows for column in row} - set(schema.names):
         raise HarnessError(f"table '{table}' has no column {', '.join(sorted(extra))}")
+    for name in (name for name, kind in zip(schema.names, schema.types, strict=True) if kind == INTEGER):
+        for row in rows:  # Arrow would cut the fraction off without a word
+            if isinstance(value := row.get(name), float) and not value.is_integer():
+                raise HarnessError(f"a row of table '{table}' does not fit its schema: {name} is {value}, no integer")
     try:
         return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
