@@ -28,6 +28,8 @@ from harness.metrics.torchvision_compat import declare_missing_operators
 
 ASSETS = Path(str(files("harness.metrics"))) / "assets"
 INCEPTION_FILE = "inception-2015-12-05.pt"
+CLEANFID_FOLDER = Path("./" if sys.platform == "win32" else "/tmp")
+"""Where clean-fid downloads Inception's weights to."""
 
 
 class FeatureExtractor(Protocol):
@@ -58,12 +60,20 @@ def feature_extractor(
         HarnessError: the weights named are not there or no such network, or nothing is shipped for the dataset.
     """
     weights = _inception_weights(inception_weights, allow_download)
-    if weights is not None:
-        return InceptionFeatures(weights, device)
-    for path in (path for folder in (ASSETS, own_networks()) for path in sorted(folder.glob("features-*.safetensors"))):
-        extractor = NetworkFeatures(path, device)
-        if dataset in extractor.datasets:
-            return extractor
+    return shipped_network(dataset, device) if weights is None else InceptionFeatures(weights, device)
+
+
+def shipped_network(dataset: str, device: str | torch.device = "cpu") -> NetworkFeatures:
+    """The small network shipped for a dataset, or one that the user trained for it.
+
+    Raises:
+        HarnessError: there is none.
+    """
+    for folder in (ASSETS, own_networks()):
+        for path in sorted(folder.glob("features-*.safetensors")):
+            extractor = NetworkFeatures(path, device)
+            if dataset in extractor.datasets:
+                return extractor
     raise HarnessError(
         f"no feature network is shipped for '{dataset}'; give Inception's weights ({INCEPTION_FILE}) with "
         "--inception-weights, or train a network with 'harness train-features'"
@@ -165,9 +175,8 @@ def _inception_weights(named: Path | str | None, allow_download: bool) -> Path |
         if not path.is_file():
             raise HarnessError(f"there are no Inception weights at '{path}'; expected the file {INCEPTION_FILE}")
         return path
-    cleanfid_folder = Path("./" if sys.platform == "win32" else "/tmp")  # clean-fid's own choice
     own = cache_folder() / INCEPTION_FILE
-    for path in (own, cleanfid_folder / INCEPTION_FILE):
+    for path in (own, CLEANFID_FOLDER / INCEPTION_FILE):
         if path.is_file():
             return path
     return _download_inception(own) if allow_download else None

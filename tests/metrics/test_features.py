@@ -9,6 +9,9 @@ from harness.metrics import features
 from harness.metrics.features import InceptionFeatures, NetworkFeatures, feature_extractor
 from harness.metrics.torchvision_compat import declare_missing_operators
 
+# clean-fid's Inception is a torchscript file, a format that torch is about to retire.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
 
 class Layers(torch.nn.Module):
     """Stands in for Inception: takes (B, 3, 299, 299) and gives 2048 numbers; it remembers nothing but its input."""
@@ -29,7 +32,9 @@ class StandIn(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
+    """No weights that happen to be on this machine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(features, "CLEANFID_FOLDER", tmp_path)
 
 
 @pytest.fixture
@@ -91,11 +96,24 @@ def test_other_weights_have_another_name(inception, tmp_path):
     assert InceptionFeatures(inception).name != InceptionFeatures(path).name
 
 
-def test_downloaded_weights_are_found(inception):
-    target = features.cache_folder() / features.INCEPTION_FILE
-    target.parent.mkdir(parents=True)
+@pytest.mark.parametrize("folder", ["cache_folder", "CLEANFID_FOLDER"])
+def test_downloaded_weights_are_found(inception, folder):
+    where = features.cache_folder() if folder == "cache_folder" else features.CLEANFID_FOLDER
+    target = where / features.INCEPTION_FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(inception.read_bytes())
     assert isinstance(feature_extractor("digits"), InceptionFeatures)
+
+
+def test_weights_are_downloaded_only_when_allowed(inception, monkeypatch):
+    declare_missing_operators()
+    monkeypatch.setattr("cleanfid.downloads_helper.inception_url", inception.as_uri())
+    assert isinstance(feature_extractor("digits"), NetworkFeatures)
+    assert isinstance(feature_extractor("digits", allow_download=True), InceptionFeatures)
+    monkeypatch.setattr("cleanfid.downloads_helper.inception_url", "file:///nowhere")
+    (features.cache_folder() / features.INCEPTION_FILE).unlink()
+    with pytest.raises(HarnessError, match=f"cannot download .*put it at .*{features.INCEPTION_FILE}"):
+        feature_extractor("digits", allow_download=True)
 
 
 def test_bad_weights_are_one_sentence(tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from harness.datasets import Images, load_dataset
 from harness.errors import HarnessError
-from harness.metrics.features import feature_extractor
+from harness.metrics.features import shipped_network
 from harness.metrics.fid import FeatureStatistics, frechet_distance, kernel_distance
 from harness.metrics.quality import Quality, quality_against
 from harness.metrics.reference import ReferenceFeatures, reference_features, shipped_reference
@@ -15,7 +15,7 @@ from harness.metrics.sanity import sanity_table
 
 @pytest.fixture(scope="module")
 def extractor():
-    return feature_extractor("digits")
+    return shipped_network("digits")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from harness.cli import app
 from harness.datasets import load_dataset
 from harness.errors import HarnessError
-from harness.metrics.features import NetworkFeatures, feature_extractor
+from harness.metrics.features import NetworkFeatures, shipped_network
 from harness.metrics.train_features import RECIPES, default_recipe, fit, held_out_accuracy, train_features
 
 SHORT = replace(RECIPES["digits"], epochs=2)
@@ -61,7 +61,7 @@ def test_a_network_of_ones_own_is_found(tmp_path, monkeypatch, digits):
     monkeypatch.setitem(datasets._objects, "mine", Mine)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     train_features("mine", own_networks(), epochs=1)
-    assert feature_extractor("mine").name.startswith("features-mine@")
+    assert shipped_network("mine").name.startswith("features-mine@")
 
 
 def test_the_default_recipe_fits_the_data(digits):
