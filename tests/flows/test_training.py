@@ -116,6 +116,17 @@ def test_uniform_noise_as_wide_as_the_spacing_is_plain_dequantisation() -> None:
     assert log_noise_mass(noisy, levels, config) == pytest.approx(torch.full((5,), math.log(255 / 2)).numpy())
 
 
+@pytest.mark.parametrize(("noise", "sigma", "expected"), [("uniform", 1 / 255, 0.0), ("gaussian", 0.05, 4.69)])
+def test_noise_has_a_cost_of_its_own(noise: str, sigma: float, expected: float) -> None:
+    """Gaussian: log2 of (sigma * sqrt(2 pi e)) over the spacing 2 / 255, as all levels here are far from the ends."""
+    config = TrainingConfig.model_validate(TINY | {"noise": noise, "sigma": sigma})
+    images = Images(torch.randint(80, 176, (20, 1, 8, 8), dtype=torch.uint8))
+    splits = Splits(images, images, to_unit(torch.arange(256, dtype=torch.uint8)), config)
+    if noise == "gaussian":
+        assert expected == pytest.approx(math.log2(sigma * math.sqrt(2 * math.pi * math.e) * 127.5), abs=0.05)
+    assert splits.noise_bits_per_dim() == pytest.approx(expected, abs=0.05)
+
+
 def test_bits_per_dim_do_not_depend_on_the_batch_size() -> None:
     config = TrainingConfig.model_validate(TINY)
     images = Images(torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8))

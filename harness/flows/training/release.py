@@ -23,7 +23,7 @@ from harness.images import save_grid
 Decode = Callable[..., Any]
 """``Decoder.decode``: flow, latents (B, L, D), labels -> a result with `images` (B, C, H, W)."""
 
-COLUMNS, ROWS, GRID_SIDE = 8, 8, 640
+COLUMNS, ROWS, GRID_SIDE = 8, 8, 1100
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class Release:
             "|---|---|",
             f"| training images | {config.dataset}, {len(splits.train):,}, SHA-256 {splits.train.digest[:16]} |",
             f"| held-out bits/dim | {held_out:.4f} on {len(splits.held_out):,} images of the test split |",
+            f"| of these, the noise's own | {splits.noise_bits_per_dim():.4f}, the least that any flow can reach |",
             f"| training bits/dim | {train:.4f} on as many training images |",
             f"| noise | {config.noise}, sigma {config.sigma} in image units ([-1, 1]) |",
             f"| steps, batch | {config.steps:,}, {config.batch_size} |",
