@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
@@ -153,6 +154,28 @@ class CausalFlow(Protocol):
     def condition(self, batch: int, labels: Tensor | None = None, guidance: Guidance | None = None) -> Condition:
         """Check labels and guidance against this flow and bind them for `batch` samples."""
         ...
+
+
+def encode_tokens(layers: Sequence[CausalLayer], tokens: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+    """Data to noise through every layer: one network call each, ``z = (x - shift) * exp(-log_scale)``.
+
+    Args:
+        layers: in decoding order.
+        tokens: (B, L, D) data in raster order.
+        condition: of the batch.
+
+    Returns:
+        latents (B, L, D) and logdet (B,), the sum over layers of ``-mean(log_scale)`` over tokens and channels; token
+        0, which is passed through, counts as 0.
+    """
+    logdet = tokens.new_zeros(len(tokens))
+    for layer in reversed(layers):
+        x = layer.arrange(tokens)
+        log_scale, shift = layer.affine(x[:, :-1], None, 0, condition)
+        z = (x[:, 1:] - shift) * torch.exp(-log_scale)
+        tokens = layer.restore(torch.cat([x[:, :1], z], dim=1))
+        logdet = logdet - log_scale.sum(dim=(1, 2)) / (layer.num_tokens * layer.token_dim)
+    return tokens, logdet
 
 
 flows: Registry[Any] = Registry("flow", package="harness.flows", group="harness.flows")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
-from harness.flows.base import Condition, Guidance, flows
+from harness.flows.base import Condition, Guidance, encode_tokens, flows
 
 HEAD_DIM = 64
 
@@ -286,15 +286,7 @@ class TarFlow(nn.Module):
             HarnessError: labels that this flow does not have.
         """
         condition = self.condition(len(images), labels)
-        tokens = self.to_tokens(images)
-        logdet = tokens.new_zeros(len(tokens))
-        for layer in reversed(self.layers):
-            x = layer.arrange(tokens)
-            log_scale, shift = layer.affine(x[:, :-1], None, 0, condition)
-            z = (x[:, 1:] - shift) * torch.exp(-log_scale)
-            tokens = layer.restore(torch.cat([x[:, :1], z], dim=1))
-            logdet = logdet - log_scale.sum(dim=(1, 2)) / (self.num_tokens * self.token_dim)
-        return tokens, logdet
+        return encode_tokens(self.layers, self.to_tokens(images), condition)
 
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """(n, L, D) standard normal numbers in the dtype and on the device of `var`.

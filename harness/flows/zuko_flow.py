@@ -1,0 +1,241 @@
+"""Autoregressive flows built with zuko, as an optional extra (masked autoregressive flow, arXiv 1705.07057).
+
+A feature is a token of one number, in each layer's own order. zuko writes ``z = x * exp(a(x)) + b(x)`` from data to
+noise, so ``log_scale = -a`` and ``shift = -b * exp(-a)``.
+
+zuko transforms the first feature of a layer too, by constants, where `CausalLayer` passes token 0 through. Those
+constants are folded into the coordinates that the layer receives: into the outputs of the layer before it, and for the
+first layer into the scale of the prior. Samples are zuko's own.
+
+There is no cache: a masked network evaluates all features in every call. `PrefixCache` keeps the decoded prefix and
+nothing is saved by it, so for these flows the depth is the cost that counts (arXiv 2505.24791, Sec. E.3).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import CheckpointError, HarnessError
+from harness.flows.base import Condition, Guidance, encode_tokens, flows
+
+ACTIVATIONS = ("ReLU", "ELU", "GELU", "SiLU", "Tanh")
+_TRANSFORM = re.compile(r"transform\.transforms\.(\d+)\.hyper\.(\d+)\.weight")
+
+
+class PrefixCache:
+    """The decoded features of some samples, (B, L) in the layer's order; the network keeps nothing else."""
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.data.nbytes
+
+
+class ZukoLayer(nn.Module):
+    """One masked autoregressive transform of zuko, as a `CausalLayer`.
+
+    Args:
+        transform: zuko's `MaskedAutoregressiveTransform`, affine and without context.
+        block: its index, counted from the data side.
+        num_layers: K.
+        outer: (2, L) log_scale and shift from zuko's to this harness's coordinates of the layer's outputs.
+    """
+
+    outer: Tensor
+    order: Tensor
+    rank: Tensor
+
+    def __init__(self, transform: Any, block: int, num_layers: int, outer: Tensor) -> None:
+        super().__init__()
+        self.transform = transform
+        self.block, self.number = block, num_layers - block
+        self.num_tokens, self.token_dim = len(transform.order), 1
+        self.register_buffer("order", torch.argsort(transform.order, stable=True))
+        self.register_buffer("rank", torch.argsort(self.order))
+        self.register_buffer("outer", outer)
+
+    def arrange(self, tokens: Tensor) -> Tensor:
+        """(B, L, 1) features in this layer's order."""
+        return tokens[:, self.order]
+
+    def restore(self, tokens: Tensor) -> Tensor:
+        """Undo `arrange`."""
+        return tokens[:, self.rank]
+
+    def new_cache(self, batch: int, condition: Condition) -> PrefixCache:
+        """Room for the prefix of `batch` samples."""
+        return PrefixCache(self.outer.new_zeros(batch, self.num_tokens))
+
+    def affine(
+        self, tokens: Tensor, cache: PrefixCache | None, start: int, condition: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """(log_scale, shift), each (B, W, 1), for positions start+1..start+W; see `CausalLayer.affine`."""
+        if cache is None and start:
+            raise ValueError(f"a window that starts at {start} needs the cache of its prefix")
+        end = start + tokens.shape[1]
+        prefix = tokens.new_zeros(len(tokens), self.num_tokens) if cache is None else cache.data
+        prefix[:, start:end] = tokens[..., 0]
+        known = prefix.clone()
+        known[:, end:] = 0  # masked anyway, but what an earlier window left there may not be finite
+        log_scale, shift = self.parameters_of(known[:, self.rank])
+        wanted = self.order[start + 1 : end + 1]
+        return log_scale[:, wanted, None].to(tokens.dtype), shift[:, wanted, None].to(tokens.dtype)
+
+    def parameters_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) outputs in zuko's order of features -> (log_scale, shift), (B, L) each, in that order."""
+        outer_log_scale, outer_shift = self.outer
+        x = (features.to(self.outer.dtype) - outer_shift) * torch.exp(-outer_log_scale)
+        scale = self.transform.univariate(*self.transform.hyper(x).unflatten(-1, (-1, 2)).unbind(-1))
+        return fold(-scale.log_scale, -scale.shift * torch.exp(-scale.log_scale), self.outer)
+
+
+def fold(log_scale: Tensor, shift: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
+    """The affine map ``(log_scale, shift)`` followed by the affine map `outer`."""
+    return log_scale + outer[0], shift * torch.exp(outer[0]) + outer[1]
+
+
+@flows.register("zuko")
+class ZukoFlow(nn.Module):
+    """Masked autoregressive flow built with zuko; features are tokens (arXiv 1705.07057).
+
+    Args:
+        flow: a zuko flow whose transforms are all affine `MaskedAutoregressiveTransform` without context, as `MAF`'s.
+
+    Raises:
+        HarnessError: a transform that is not of that kind.
+
+    Example:
+        >>> import zuko
+        >>> flow = ZukoFlow(zuko.flows.MAF(features=5, transforms=3))
+        >>> flow.num_tokens, flow.token_dim, flow.num_layers, flow.image_shape
+        (5, 1, 3, None)
+    """
+
+    image_shape: None = None
+    num_classes = 0
+    prior: Tensor
+
+    def __init__(self, flow: nn.Module) -> None:
+        super().__init__()
+        transforms = list(flow.transform.transforms)  # type: ignore[union-attr, arg-type]
+        for transform in transforms:
+            if getattr(transform, "order", None) is None or transform.total != 2:
+                raise HarnessError(f"only affine autoregressive transforms with an order are decoded, not {transform}")
+            if transform.hyper.in_features != len(transform.order):
+                raise HarnessError("a zuko flow with context is not supported: its layers take features only")
+        self.num_layers, self.num_tokens, self.token_dim = len(transforms), len(transforms[0].order), 1
+        base = flow.base(None)  # type: ignore[operator]
+        if not isinstance(getattr(base, "base_dist", None), torch.distributions.Normal):
+            raise HarnessError(f"latents are drawn from a diagonal normal distribution, not from {base}")
+        outer = torch.zeros(2, self.num_tokens, dtype=base.mean.dtype)
+        self.blocks = nn.ModuleList()
+        for block, transform in enumerate(transforms):
+            layer = ZukoLayer(transform, block, self.num_layers, outer)
+            self.blocks.append(layer)
+            first = layer.order[0]
+            with torch.no_grad():
+                log_scale, shift = layer.parameters_of(torch.zeros(1, self.num_tokens, dtype=outer.dtype))
+            outer = torch.zeros_like(outer)
+            outer[0, first], outer[1, first] = log_scale[0, first], shift[0, first]
+        self.register_buffer("prior", torch.stack(fold(base.stddev.log(), base.mean, outer)))
+        self.requires_grad_(False).eval()
+
+    @property
+    def layers(self) -> list[ZukoLayer]:
+        """The layers in decoding order: from the prior to the data."""
+        return list(reversed(self.blocks))  # type: ignore[arg-type]
+
+    def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Data to noise.
+
+        Args:
+            images: (B, L) or (B, L, 1) features; these data are no images.
+            labels: none are known.
+
+        Returns:
+            latents (B, L, 1) on the prior's own scale, that of `scale_latents`; and logdet (B,), the sum over layers
+            of ``-mean(log_scale)``.
+        """
+        tokens = images.reshape(len(images), -1, 1)
+        if tokens.shape[1] != self.num_tokens:
+            raise HarnessError(f"expected {self.num_tokens} features, got {tokens.shape[1]}")
+        return encode_tokens(self.layers, tokens, self.condition(len(tokens), labels))
+
+    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """(n, L, 1) standard normal numbers in the dtype and on the device of the prior."""
+        device = generator.device if generator is not None else torch.device("cpu")
+        return torch.randn((n, self.num_tokens, 1), generator=generator, device=device).to(self.prior)
+
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """(B, L, 1) standard normal latents on the prior's scale, the first layer's folded constants included."""
+        log_scale, shift = self.prior[..., None]
+        return latents * log_scale.exp() + shift
+
+    def to_images(self, tokens: Tensor) -> None:
+        """None: the data are no images."""
+        return None
+
+    def condition(self, batch: int, labels: Tensor | None = None, guidance: Guidance | None = None) -> Condition:
+        """No labels and no guidance.
+
+        Raises:
+            HarnessError: either was given.
+        """
+        if labels is not None:
+            raise HarnessError("labels were given, but this flow has no classes")
+        if guidance is not None and guidance.scale != 0:
+            raise HarnessError("this flow has no classes, so guidance can have no effect")
+        return Condition()
+
+    @classmethod
+    def recognises(cls, state: dict[str, Tensor]) -> bool:
+        """Whether a state dict looks like that of a zuko flow of autoregressive transforms."""
+        return "transform.transforms.0.hyper.0.weight" in state
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor], metadata: dict[str, str]) -> ZukoFlow:
+        """A flow from the state dict of a zuko `MAF`, its shape inferred from the tensors.
+
+        Args:
+            state: as from ``flow.state_dict()``.
+            metadata: ``activation``, a name in `ACTIVATIONS`; ReLU where there is none.
+
+        Raises:
+            CheckpointError: zuko is not installed, or the tensors fit no affine `MAF` of zuko.
+        """
+        try:
+            from zuko.flows import MAF
+        except ImportError as error:
+            raise CheckpointError("reading it needs zuko: pip install 'nf-decoding-harness[zuko]'") from error
+        found = [match for match in map(_TRANSFORM.fullmatch, state) if match]
+        linears = sorted({int(match[2]) for match in found})
+        shapes = [tuple(state[f"transform.transforms.0.hyper.{i}.weight"].shape) for i in linears]
+        if any(len(shape) != 2 for shape in shapes) or shapes[-1][0] != 2 * shapes[0][1]:
+            raise CheckpointError("its networks do not end in two numbers a feature, so they are no affine transforms")
+        activation = metadata.get("activation", "ReLU")
+        if activation not in ACTIVATIONS:
+            raise CheckpointError(f"its activation is '{activation}', expected one of {', '.join(ACTIVATIONS)}")
+        flow = MAF(
+            features=shapes[0][1],
+            transforms=len({match[1] for match in found}),
+            hidden_features=[rows for rows, _ in shapes[:-1]],
+            activation=getattr(nn, activation),
+        )
+        try:
+            flow.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"its tensors fit no MAF of zuko: {' '.join(str(error).split())}") from error
+        return cls(flow)
+
+
+def checkpoint_metadata(activation: str = "ReLU", **facts: Any) -> dict[str, str]:
+    """Metadata for a safetensors file of a zuko flow: what its tensors do not tell, and facts for a reader."""
+    return {"activation": activation} | {name: json.dumps(value) for name, value in facts.items()}
