@@ -124,12 +124,22 @@ def download(dataset: str, root: Path | None) -> None:
 @click.option("--root", type=click.Path(path_type=Path), help="Where the dataset lies; by default $HARNESS_DATA.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--epochs", type=int, help="In place of the recipe's.")
-def train_features_command(dataset: str, out: Path | None, root: Path | None, seed: int, epochs: int | None) -> None:
+@click.option("--size", type=int, help="Side of the images, in place of the recipe's or their own.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out and say how many.")
+def train_features_command(
+    dataset: str,
+    out: Path | None,
+    root: Path | None,
+    seed: int,
+    epochs: int | None,
+    size: int | None,
+    skip_corrupt: bool,
+) -> None:
     """Train the small network whose features FID and KID compare where Inception's weights are not at hand."""
     from harness.metrics.features import own_networks
     from harness.metrics.train_features import train_features
 
-    path = train_features(dataset, out or own_networks(), root, seed, epochs, report=click.echo)
+    path = train_features(dataset, out or own_networks(), root, seed, epochs, size, skip_corrupt, report=click.echo)
     click.echo(f"{path}, with its card {path.stem}.md and its sanity table {path.stem}.csv")
 
 

@@ -18,7 +18,8 @@ NOISE = (0.05, 0.1, 0.2, 0.4)
 BLUR = (0.5, 0.75, 1.0, 2.0)
 """Standard deviations of a Gaussian blur, in pixels."""
 DROPPED = (2, 4, 6, 8)
-"""Modes dropped, of the classes or, where there is one class, of 10 clusters."""
+"""Modes dropped, of the classes or, where there are fewer than `MODES`, of that many clusters."""
+MODES = 10
 
 
 def sanity_table(train: Images, test: Images, extractor: FeatureExtractor, seed: int = 0) -> pd.DataFrame:
@@ -45,7 +46,8 @@ def sanity_table(train: Images, test: Images, extractor: FeatureExtractor, seed:
             quality = Quality(reference, extractor)
             quality.add(changed)
             rows.append({"change": change, "level": level, **quality.result()})
-    return pd.DataFrame(rows)[["change", "level", "num_samples", "fid", "kid", "kid_std"]]
+    columns = ["change", "level", "num_samples", "fid", "kid", "kid_std"]
+    return pd.DataFrame(rows)[columns].astype({"fid": float, "kid": float, "kid_std": float})
 
 
 def _blurred(images: Tensor, sigma: float) -> Tensor:
@@ -53,11 +55,11 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def _modes(images: Images, seed: int) -> Tensor:
-    """(N,) the class of every image; where there is one class, its cluster of 8x8 thumbnails, seen by no network."""
-    if images.labels is not None and images.labels.unique().numel() > 1:
+    """(N,) the class of every image; where there are few, its cluster of 8x8 thumbnails, which no network has seen."""
+    if images.labels is not None and images.labels.unique().numel() >= MODES:
         return images.labels
     from sklearn.cluster import KMeans
 
     thumbnails = torch.nn.functional.adaptive_avg_pool2d(images.scaled(), 8).flatten(1).numpy()
-    clusters = KMeans(n_clusters=10, n_init=4, random_state=seed).fit_predict(thumbnails)
+    clusters = KMeans(n_clusters=min(MODES, len(images)), n_init=4, random_state=seed).fit_predict(thumbnails)
     return torch.from_numpy(np.asarray(clusters, dtype=np.int64))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -16,61 +17,12 @@ from harness.datasets.base import Images, load_dataset
 from harness.errors import HarnessError
 from harness.metrics.features import NetworkFeatures
 from harness.metrics.networks import FeatureNetwork, NetworkConfig
+from harness.metrics.recipes import RECIPES, TASKS, Recipe, default_recipe
 from harness.metrics.reference import ReferenceFeatures
 from harness.metrics.sanity import sanity_table
 
-TASKS = ("labels", "rotations")
-
 SHIPPED_FOR_KID = 1000
 """Features of test images that are shipped beside the statistics of all of them."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a feature network is trained.
-
-    Args:
-        task: ``"labels"``, or ``"rotations"`` (by which quarter turn an image was rotated; Gidaris et al., arXiv
-            1803.07728), which needs no labels.
-        image_size: side that images are loaded at; None for the dataset's own.
-        widths: see `NetworkConfig`.
-        stem_stride: see `NetworkConfig`.
-        epochs: passes over the train split.
-        flips: mirror half of the images.
-        serves: names of the datasets whose images the features are for.
-    """
-
-    task: str
-    image_size: int | None
-    widths: tuple[int, ...]
-    epochs: int
-    serves: tuple[str, ...]
-    stem_stride: int = 1
-    flips: bool = False
-    batch_size: int = 128
-    learning_rate: float = 4e-3
-
-
-RECIPES = {
-    "digits": Recipe("labels", 8, (32, 64, 64), epochs=12, serves=("digits",)),
-    "cifar10-jpeg": Recipe(
-        "labels", 32, (32, 64, 128), epochs=5, serves=("cifar10-jpeg", "cifar10", "cifar100"), stem_stride=2, flips=True
-    ),
-    "afhq-cat": Recipe(
-        "rotations", 64, (32, 64, 64, 64), epochs=14, serves=("afhq-cat", "afhq"), stem_stride=2, flips=True
-    ),
-}
-"""The networks that are shipped. Any other dataset gets `default_recipe`."""
-
-
-def default_recipe(dataset: str, train: Images) -> Recipe:
-    """A recipe for a dataset of one's own: labels where it has several classes, else rotations; at 32 to 64 pixels."""
-    labelled = train.labels is not None and train.labels.unique().numel() > 1
-    size = min(64, train.pixels.shape[-1])
-    widths = (32, 64, 128) if size <= 32 else (32, 64, 64, 64)
-    return Recipe(
-        "labels" if labelled else "rotations", size, widths, epochs=10, serves=(dataset,), stem_stride=2, flips=True
-    )
 
 
 def train_features(
@@ -79,6 +31,8 @@ def train_features(
     root: Path | str | None = None,
     seed: int = 0,
     epochs: int | None = None,
+    size: int | None = None,
+    skip_corrupt: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Train the feature network of a dataset and write it, its card, its sanity table and reference features.
@@ -90,14 +44,22 @@ def train_features(
         root: the data root.
         seed: of the weights, the order of the images and the augmentation.
         epochs: instead of the recipe's.
+        size: side to train at instead of the recipe's; a dataset of one's own is trained at its own size by default.
+        skip_corrupt: leave unreadable images out, and report how many.
         report: is told one line per epoch.
 
     Raises:
         HarnessError: the dataset cannot be read, or has no labels to learn.
     """
-    recipe = RECIPES.get(dataset) or default_recipe(dataset, load_dataset(dataset, "train", root))
-    recipe = recipe if epochs is None else Recipe(**{**asdict(recipe), "epochs": epochs})
-    train, test = (load_dataset(dataset, split, root, recipe.image_size) for split in ("train", "test"))
+    given = {"seed": seed, "epochs": epochs, "size": size}
+    options = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
+    known = RECIPES.get(dataset)
+    load_size = size or (known.image_size if known else None)
+    train, test = (load_dataset(dataset, split, root, load_size, skip_corrupt) for split in ("train", "test"))
+    recipe = known or default_recipe(dataset, train)
+    recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
+    if train.skipped or test.skipped:
+        report(f"left out {train.skipped} corrupt training images and {test.skipped} held-out ones")
     network = fit(recipe, train, seed, report)
     accuracy = held_out_accuracy(network, recipe, test)
     metadata = {
@@ -115,7 +77,8 @@ def train_features(
     reference.save(out / f"reference-{dataset}.safetensors", split="test", images=test.digest)
     table = sanity_table(train, test, extractor)
     table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
-    path.with_suffix(".md").write_text(_card(dataset, recipe, network, train, test, accuracy, seed, table))
+    card = _card(f"{dataset}{options}", recipe, network, (len(train), len(test)), accuracy, table)
+    path.with_suffix(".md").write_text(card)
     return path
 
 
@@ -123,6 +86,8 @@ def fit(recipe: Recipe, train: Images, seed: int, report: Callable[[str], None] 
     """A network trained by a recipe; the same seed on the same machine and thread count gives the same weights."""
     if recipe.task not in TASKS or (recipe.task == "labels" and train.labels is None):
         raise HarnessError(f"the task '{recipe.task}' needs labelled images; known tasks: {', '.join(TASKS)}")
+    if train.pixels.shape[-1] != train.pixels.shape[-2]:
+        raise HarnessError(f"the images are {tuple(train.pixels.shape[-2:])}; give a size to make them square")
     outputs = 4 if recipe.task == "rotations" else int(train.labels.max()) + 1  # type: ignore[union-attr]
     channels, size = train.pixels.shape[1], train.pixels.shape[-1]
     with torch.random.fork_rng(devices=[]):
@@ -179,7 +144,15 @@ def held_out_accuracy(network: FeatureNetwork, recipe: Recipe, test: Images) -> 
     return right / total
 
 
-def _card(dataset, recipe, network, train, test, accuracy, seed, table) -> str:  # noqa: ANN001
+def _card(
+    arguments: str,
+    recipe: Recipe,
+    network: FeatureNetwork,
+    images: tuple[int, int],
+    accuracy: float,
+    table: pd.DataFrame,
+) -> str:
+    """Markdown: what the network is, how it came to be, and what its distances see."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     what = "class" if recipe.task == "labels" else "rotation by quarter turns"
     rows = "\n".join(
@@ -187,13 +160,13 @@ def _card(dataset, recipe, network, train, test, accuracy, seed, table) -> str: 
         for row in table.itertuples()
     )
     threads = torch.get_num_threads()
-    return f"""# Feature network for {dataset}
+    return f"""# Feature network for {arguments.partition(" ")[0]}
 
 Features for FID and KID where Inception's weights are not at hand. Values compare only with others of these features.
 
-- Made by `harness train-features {dataset} --seed {seed}` (torch {torch.__version__}, {threads} CPU thread(s)).
-- Trained to predict the {what} of {len(train):,} images at {network.config.image_size}x{network.config.image_size};
-  held-out accuracy on {len(test):,} images: **{accuracy:.1%}**.
+- Made by `harness train-features {arguments}` (torch {torch.__version__}, {threads} CPU thread(s)).
+- Trained to predict the {what} of {images[0]:,} images at {network.config.image_size}x{network.config.image_size};
+  held-out accuracy on {images[1]:,} images: **{accuracy:.1%}**.
 - {network.config.dim} features, {parameters:,} parameters, {recipe.epochs} epochs, batch {recipe.batch_size}.
 - Used for: {", ".join(recipe.serves)}.
 
@@ -201,7 +174,7 @@ Features for FID and KID where Inception's weights are not at hand. Values compa
 
 The test split, as it is (level 0) and made worse, against the train split. Noise is Gaussian with this standard
 deviation in image units ([-1, 1]), blur Gaussian in pixels; modes are classes, or 10 k-means clusters of thumbnails
-where there is one class. KID is given with its standard error.
+where there are fewer than 10 classes. KID is given with its standard error.
 
 | change | level | samples | FID | KID |
 |---|---|---|---|---|

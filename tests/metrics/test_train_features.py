@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from harness.cli import app
 from harness.datasets import load_dataset
 from harness.errors import HarnessError
 from harness.metrics.features import NetworkFeatures, shipped_network
-from harness.metrics.train_features import RECIPES, default_recipe, fit, held_out_accuracy, train_features
+from harness.metrics.recipes import RECIPES, default_recipe
+from harness.metrics.train_features import fit, held_out_accuracy, train_features
 
 SHORT = replace(RECIPES["digits"], epochs=2)
 
@@ -62,6 +64,27 @@ def test_a_network_of_ones_own_is_found(tmp_path, monkeypatch, digits):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     train_features("mine", own_networks(), epochs=1)
     assert shipped_network("mine").name.startswith("features-mine@")
+
+
+def test_a_folder_of_ones_own_with_a_corrupt_image(tmp_path):
+    """Images of several sizes, one of them unreadable: a size and --skip-corrupt make a network of them."""
+    for row in range(40):
+        (tmp_path / "data" / f"{row % 2}").mkdir(parents=True, exist_ok=True)
+        picture = Image.new("RGB", (20 + row, 24), (row % 2 * 200, row, 255 - row))
+        picture.save(tmp_path / "data" / f"{row % 2}" / f"{row:02}.png")
+    (tmp_path / "data" / "1" / "bad.png").write_bytes(b"junk")
+    arguments = ["train-features", "imagefolder", "--root", str(tmp_path / "data"), "--out", str(tmp_path)]
+    refused = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--size", "16"])
+    assert "bad.png' cannot be decoded" in str(refused.exception)
+    result = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--size", "16", "--skip-corrupt"])
+    assert result.exit_code == 0, result.output
+    assert "left out 1 corrupt training images" in result.output
+    assert "imagefolder --seed 0 --epochs 1 --size 16" in (tmp_path / "features-imagefolder.md").read_text()
+
+
+def test_images_that_are_not_square_need_a_size(digits):
+    with pytest.raises(HarnessError, match=r"\(6, 8\); give a size"):
+        fit(SHORT, replace(digits[0], pixels=digits[0].pixels[:, :, :6]), 0)
 
 
 def test_the_default_recipe_fits_the_data(digits):
