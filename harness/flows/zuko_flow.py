@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from harness.errors import CheckpointError, HarnessError
 from harness.flows.base import Condition, Guidance, encode_tokens, flows
 
+METADATA_KEY = "zuko"
 ACTIVATIONS = ("ReLU", "ELU", "GELU", "SiLU", "Tanh")
 _TRANSFORM = re.compile(r"transform\.transforms\.(\d+)\.hyper\.(\d+)\.weight")
 
@@ -206,7 +207,7 @@ class ZukoFlow(nn.Module):
 
         Args:
             state: as from ``flow.state_dict()``.
-            metadata: ``activation``, a name in `ACTIVATIONS`; ReLU where there is none.
+            metadata: as from `checkpoint_metadata`; ReLU is assumed where there is none.
 
         Raises:
             CheckpointError: zuko is not installed, or the tensors fit no affine `MAF` of zuko.
@@ -220,7 +221,10 @@ class ZukoFlow(nn.Module):
         shapes = [tuple(state[f"transform.transforms.0.hyper.{i}.weight"].shape) for i in linears]
         if any(len(shape) != 2 for shape in shapes) or shapes[-1][0] != 2 * shapes[0][1]:
             raise CheckpointError("its networks do not end in two numbers a feature, so they are no affine transforms")
-        activation = metadata.get("activation", "ReLU")
+        try:
+            activation = json.loads(metadata.get(METADATA_KEY, "{}")).get("activation", "ReLU")
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"its metadata '{METADATA_KEY}' is no JSON object") from error
         if activation not in ACTIVATIONS:
             raise CheckpointError(f"its activation is '{activation}', expected one of {', '.join(ACTIVATIONS)}")
         flow = MAF(
@@ -237,5 +241,8 @@ class ZukoFlow(nn.Module):
 
 
 def checkpoint_metadata(activation: str = "ReLU", **facts: Any) -> dict[str, str]:
-    """Metadata for a safetensors file of a zuko flow: what its tensors do not tell, and facts for a reader."""
-    return {"activation": activation} | {name: json.dumps(value) for name, value in facts.items()}
+    """Metadata for a safetensors file of a zuko flow: what its tensors do not tell, and facts for a reader.
+
+    It is one entry, since safetensors keeps no order of several, and the same flow should be the same file.
+    """
+    return {METADATA_KEY: json.dumps({"activation": activation} | facts, sort_keys=True)}
