@@ -179,4 +179,17 @@ where there are fewer than 10 classes. KID is given with its standard error.
 | change | level | samples | FID | KID |
 |---|---|---|---|---|
 {rows}
-"""
+{_unseen(table)}"""
+
+
+def _unseen(table: pd.DataFrame) -> str:
+    """A sentence for every change that KID cannot tell from no change, even at its worst."""
+    sentences = ""
+    for change, rows in table.groupby("change", sort=False):
+        first, last = rows.iloc[0], rows.iloc[-1]
+        if last.kid - first.kid < 2 * (first.kid_std**2 + last.kid_std**2) ** 0.5:
+            sentences += (
+                f"\n**Not seen by these features: {change}.** Even the last level's KID is within two standard errors "
+                "of the first's; where the number of samples falls, FID rises by its bias alone.\n"
+            )
+    return sentences

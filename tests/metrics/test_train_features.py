@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,7 +13,7 @@ from harness.datasets import load_dataset
 from harness.errors import HarnessError
 from harness.metrics.features import NetworkFeatures, shipped_network
 from harness.metrics.recipes import RECIPES, default_recipe
-from harness.metrics.train_features import fit, held_out_accuracy, train_features
+from harness.metrics.train_features import _unseen, fit, held_out_accuracy, train_features
 
 SHORT = replace(RECIPES["digits"], epochs=2)
 
@@ -80,6 +81,15 @@ def test_a_folder_of_ones_own_with_a_corrupt_image(tmp_path):
     assert result.exit_code == 0, result.output
     assert "left out 1 corrupt training images" in result.output
     assert "imagefolder --seed 0 --epochs 1 --size 16" in (tmp_path / "features-imagefolder.md").read_text()
+
+
+def test_the_card_owns_what_the_features_do_not_see():
+    rows = {"level": [0.0, 1.0], "kid_std": [0.01, 0.01], "num_samples": [9, 9], "fid": [1.0, 2.0]}
+    seen = pd.DataFrame({"change": "noise", "kid": [0.0, 0.5], **rows})
+    unseen = pd.DataFrame({"change": "blur", "kid": [0.0, 0.02], **rows})
+    assert "blur" in _unseen(pd.concat([seen, unseen]))
+    assert "noise" not in _unseen(pd.concat([seen, unseen]))
+    assert _unseen(seen) == ""
 
 
 def test_images_that_are_not_square_need_a_size(digits):
