@@ -45,6 +45,15 @@ def compare(base: str, new: str, form: str, only: str | None, tolerance: float) 
     return print_comparison(open_run(base), open_run(new), form, only == "regressed", tolerance)
 
 
+@app.command("list")
+@click.argument("kind", required=False, metavar="[decoders|flows|datasets|matrices|baselines]")
+def list_command(kind: str | None) -> None:
+    """List decoders, flows, datasets, matrices and baselines, and where they come from."""
+    from harness.catalog import print_catalog
+
+    print_catalog(kind)
+
+
 @app.group()
 def baseline() -> None:
     """Stored runs that new ones are compared with."""

@@ -1,0 +1,127 @@
+"""The examples of CONTRIBUTING.md, run as they stand: in place, and as an installed package."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from harness.contract import check
+from harness.datasets import datasets, load_dataset
+from harness.decoders import decoders
+from harness.matrix import load_matrix
+from harness.plan import expand
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```\n", re.DOTALL)
+EXAMPLES = dict(EXAMPLE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder that holds the examples and can be imported from; the registries are put back afterwards."""
+    for name, text in EXAMPLES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    for registry in (decoders, datasets):
+        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
+    yield tmp_path
+    for name in EXAMPLES:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+def test_the_examples_are_short():
+    lines = {name: len(text.splitlines()) for name, text in EXAMPLES.items()}
+    assert lines["head_start.py"] <= 40
+    assert max(lines["photo_tiles.py"], lines["small.toml"]) <= 14
+
+
+def test_the_decoder_keeps_its_contract(folder):
+    findings = list(check("head_start:HeadStart", flows=["coupled", "coupled-classes"]))
+    assert [finding.evidence for finding in findings if finding.outcome == "failed"] == []
+    assert {finding.clause for finding in findings if finding.outcome == "not applicable"} == {"prefix"}
+
+
+def test_the_dataset_loads(folder):
+    __import__("photo_tiles")
+    train, test = load_dataset("photo-tiles", "train"), load_dataset("photo-tiles", "test")
+    assert train.pixels.shape[1:] == (3, 32, 32) and len(train) == 4 * len(test) == 416
+    assert train.pixels.float().std() > 10
+
+
+def test_the_matrix_expands(folder):
+    assert len(expand(load_matrix(str(folder / "small.toml")))) == 2
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The package of the last example, installed with pip into a folder of its own."""
+    source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
+    (source / "flow_extras").mkdir()
+    (source / "flow_extras" / "__init__.py").touch()
+    for name, text in EXAMPLES.items():
+        place = source if name == "pyproject.toml" else source / "flow_extras"
+        (place / name).write_text(text, encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--target", site, source], check=True, capture_output=True, text=True)
+    return site
+
+
+@pytest.fixture
+def harness(installed, tmp_path):
+    """Run the command line with the plugin installed, in an empty folder; its exit code and output."""
+
+    def run(*arguments):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "harness.cli", *arguments]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def test_an_installed_plugin_is_listed_with_its_origin(harness):
+    code, output = harness("list")
+    assert code == 0, output
+    for line in (
+        "head-start  Sequential for the first `head` tokens of every layer, Jacobi iteration for the rest.",
+        "photo-tiles  32x32 tiles of two photographs, embedded (scikit-learn's `load_sample_images`).",
+        "small  A look at one decoder beside sequential, on the shipped digits",
+    ):
+        assert re.search(re.sub(r"\\? +", " +", re.escape(line)) + r"  \[flow-extras\]", output), output
+    assert re.search(r"sequential +Exact decoding.*\[harness\]", output)
+
+
+def test_an_installed_decoder_is_checked_by_name(harness):
+    code, output = harness("check", "head-start", "--flow", "coupled", "--seed", "3")
+    assert code == 0, output
+    assert "0 failed" in output
+
+
+def test_an_installed_decoder_runs_against_a_stored_baseline(harness, tmp_path):
+    """The plugin's matrix is measured, stored, and a decoder compared with it, all by name."""
+    code, output = harness("run", "small", "--out", "first", "--threads", "1")
+    assert code == 0, output
+    assert harness("baseline", "save", "first", "digits-here")[0] == 0
+    code, output = harness("run", "small", "--out", "second", "--threads", "1", "--decoder", "head-start head=8",
+                           "--against", "digits-here")  # fmt: skip
+    assert code in (0, 1), output  # the times of this machine decide which; the costs do not
+    verdicts = output[output.index("verdict") :]
+    assert re.search(r"new +digits +head-start head=8 tau 0.5 +4 ", verdicts), output
+    assert "the stored run's fastest valid here" in " ".join(verdicts.split())
+    assert "digits-here  matrix small on" in harness("list", "baselines")[1]
+
+
+def test_a_wrong_baseline_is_told_before_anything_is_measured(harness, tmp_path):
+    code, output = harness("run", "small", "--out", "run", "--against", "nowhere")
+    assert code == 2 and "unknown baseline 'nowhere'" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_decoder_in_the_working_folder_is_found(harness, tmp_path):
+    (tmp_path / "here.py").write_text(textwrap.dedent(EXAMPLES["head_start.py"]).replace("head-start", "here"))
+    code, output = harness("check", "here:HeadStart", "--flow", "coupled", "--clause", "exact")
+    assert code == 0, output
