@@ -1,4 +1,4 @@
-"""Where the time of a decode goes: seconds per layer and mode (SeJD's Table A4), and iterations as Table A3 has them."""
+"""Where the time of a decode goes: seconds per layer and mode (SeJD's Table A4), and iterations as in Table A3."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def draw(frame: pd.DataFrame) -> Figure:
             for row in frame[frame["title"] == title].to_dict("records"):
                 width = row["wall_s"] * factor
                 color = colors[row["layer"]]
+                light = sum(int(color[i : i + 2], 16) for i in (1, 3, 5)) > 330
                 ax.barh(
                     place, width, left=left, height=0.7, color=color, edgecolor=PAPER, lw=0.8,
-                    hatch="////" if "sequential" in row["mode"] else None,
+                    hatch="////" if "sequential" in row["mode"] else None, hatchcolor="black" if light else "white",
                 )  # fmt: skip
                 if width > 0.055 * longest:
-                    light = sum(int(color[i : i + 2], 16) for i in (1, 3, 5)) > 380
                     ax.text(
                         left + width / 2, place, f"{row['share']:.0%}", ha="center", va="center", fontsize=7,
                         color="black" if light else "white",

@@ -1,6 +1,8 @@
-"""How the error of a layer falls with its iterations (SeJD's Figures 4 and A2), and of what order that is (Prop. 3.1)."""
+"""How a layer's error falls with its iterations (SeJD's Figures 4 and A2), and of what order that is (Prop. 3.1)."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.fits import order_of_convergence
 from analysis.load import BASELINE, Runs, one_batch, ranked, title_of
-from analysis.plot import Omitted, Plot, listing, quantity, require
+from analysis.plot import Omitted, Plot, highest, listing, lowest, quantity, require
 from analysis.style import (
     INK,
     decoder_style,
@@ -65,18 +67,14 @@ def data(runs: Runs) -> pd.DataFrame:
     kept = [iteration in _log_spaced(int(end)) for iteration, end in zip(found["iteration"], last, strict=True)]
     taus = runs.cells.dropna(subset=["tau"]).groupby("flow")["tau"].unique()
     told = {flow: " ".join(f"{tau:g}" for tau in sorted(values)) for flow, values in taus.items()}
-    return found[kept].assign(taus=lambda frame: frame["flow"].map(told).fillna("")).reset_index(drop=True)
+    return found[kept].assign(taus=lambda frame: [told.get(flow, "") for flow in frame["flow"]]).reset_index(drop=True)
 
 
-_SPACED: dict[int, frozenset[int]] = {}
-
-
+@cache
 def _log_spaced(last: int) -> frozenset[int]:
     """At most `MAX_POINTS` whole numbers of 1..last, first and last included."""
-    if last not in _SPACED:
-        points = np.arange(1, last + 1) if last <= MAX_POINTS else np.geomspace(1, last, MAX_POINTS).round()
-        _SPACED[last] = frozenset(points.astype(int).tolist())
-    return _SPACED[last]
+    points = np.arange(1, last + 1) if last <= MAX_POINTS else np.geomspace(1, last, MAX_POINTS).round()
+    return frozenset(points.astype(int).tolist())
 
 
 def draw(frame: pd.DataFrame) -> Figure:
@@ -86,7 +84,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     with theme():
         fig = figure(max(4.8, 2.9 * columns), 2.6 * -(-len(layers) // columns) + 0.7)
         handles: dict[str, object] = {}
-        axes = grid_of_axes(fig, len(layers), columns, sharex=True, sharey=True)
+        axes = grid_of_axes(fig, len(layers), columns, share_x=True, share_y=True)
         for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
             ax.set_xscale("log")
             ax.set_yscale("log")
@@ -138,7 +136,7 @@ def finding(frame: pd.DataFrame) -> str:
         return f"At batch {batch} nothing iterates; the curves are those of sequential decoding."
     title = _fullest(iterated)
     chosen = iterated[iterated["title"] == title]
-    needed = {int(layer): _reaches(rows, 0.01) for layer, rows in chosen.groupby("layer")}
+    needed = {int(str(layer)): _reaches(rows, 0.01) for layer, rows in chosen.groupby("layer")}
     reached = {layer: count for layer, count in needed.items() if count is not None}
     if not reached:
         return (
@@ -146,7 +144,10 @@ def finding(frame: pd.DataFrame) -> str:
             f"the least share left is {quantity(_least_share(chosen))}."
         )
     slow, fast = max(reached, key=lambda n: reached[n]), min(reached, key=lambda n: reached[n])
-    sentence = f"At batch {batch}, {title} brings the median error of layer {slow} to a hundredth of its first value in {reached[slow]} iterations"
+    sentence = (
+        f"At batch {batch}, {title} brings the median error of layer {slow} to a hundredth of its first value in "
+        f"{reached[slow]} iterations"
+    )
     if slow != fast:
         sentence += f", that of layer {fast} in {reached[fast]}"
     exact = frame[frame["decoder"] == BASELINE]
@@ -187,7 +188,8 @@ def order_data(runs: Runs) -> pd.DataFrame:
     fits = {key: order_of_convergence([group["error"].to_numpy()]) for key, group in grouped}
     table = pd.DataFrame(
         [
-            {**dict(zip(_KEYS, key, strict=True)), "order": fit.value, "order_low": fit.low, "order_high": fit.high, "pairs": fit.points}
+            dict(zip(_KEYS, key, strict=True))
+            | {"order": fit.value, "order_low": fit.low, "order_high": fit.high, "pairs": fit.points}
             for key, fit in fits.items()
         ]
     )  # fmt: skip
@@ -256,10 +258,14 @@ def finding_order(frame: pd.DataFrame) -> str:
     """In how many layers the interval of the order lies above one, and whether the ratios fall."""
     fitted = orders(frame)
     judged = fitted.dropna(subset=["order_low"])
-    low, high = fitted.loc[fitted["order"].idxmin()], fitted.loc[fitted["order"].idxmax()]
-    sentence = f"The fitted order runs from {quantity(low['order'])} ({low['title']}, layer {low['layer']}) to {quantity(high['order'])} ({high['title']}, layer {high['layer']})"
+    low, high = lowest(fitted, "order"), highest(fitted, "order")
+    sentence = (
+        f"The fitted order runs from {quantity(low['order'])} ({low['title']}, layer {low['layer']}) to "
+        f"{quantity(high['order'])} ({high['title']}, layer {high['layer']})"
+    )
     above = int((judged["order_low"] > 1).sum())
-    sentence += f"; the 95 % interval lies above 1 (superlinear) in {above} of {len(judged)} fits, below 1 in {int((judged['order_high'] < 1).sum())}"
+    below = int((judged["order_high"] < 1).sum())
+    sentence += f"; the 95 % interval lies above 1 (superlinear) in {above} of {len(judged)} fits, below 1 in {below}"
     ratios = frame.dropna(subset=["ratio"]).groupby(["title", "layer"])["ratio"]
     falling = (ratios.last() < ratios.first()).sum()
     return (
@@ -274,9 +280,9 @@ PLOTS = [
         reading=(
             "Error is the RMS difference to the layer's exact output for the same inputs: the median over samples, the "
             "band 10 to 90 %. Dotted: the residual of the stopping rule. Sequential decoding is drawn with the tokens "
-            "not yet decoded taken as the layer's inputs; its iterations are steps. Horizontal lines are the τ of the "
-            f"run; after L − 1 iterations every token is exact. Each decoder is shown at its smallest τ. Curves of more "
-            f"than {MAX_POINTS} iterations are drawn at {MAX_POINTS} of them."
+            "not yet decoded taken as the layer's inputs; its iterations are steps. Horizontal lines are the τ of "
+            f"the run; after L − 1 iterations every token is exact. Each decoder is shown at its smallest τ. Curves of "
+            f"more than {MAX_POINTS} iterations are drawn at {MAX_POINTS} of them."
         ),
         data=data,
         draw=draw,

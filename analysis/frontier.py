@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.load import BASELINE, Runs, ranked, title_of
-from analysis.plot import Omitted, Plot, listing, quantity, require, times
+from analysis.plot import Omitted, Plot, highest, listing, lowest, quantity, require, times
 from analysis.style import INK, PAPER, decoder_style, figure, finish, grid_of_axes, legend_below, theme
 from harness.statistics import valid_cells
 
@@ -37,7 +39,8 @@ def data(runs: Runs, measure: str) -> pd.DataFrame:
     if set(frame["decoder"]) == {BASELINE}:
         raise Omitted(f"{BASELINE} alone has a {short}; there is nothing to set against it")
     frame = ranked(frame.assign(title=frame.apply(title_of, axis=1), front=False))
-    for _, panel in frame.groupby(["flow", "batch_size", "fid_features"], dropna=False):
+    kept = frame[frame["valid"] != False]  # noqa: E712
+    for _, panel in kept.groupby(["flow", "batch_size", "fid_features"], dropna=False):
         frame.loc[panel.index, "front"] = on_front(panel[measure].to_numpy(), panel["speedup"].to_numpy())
     keep = ["flow", "batch_size", "decoder", "series", "tau", "seed", "title", measure, "speedup", "low", "high"]
     extra = {"deviation_rmse": [], "fid": ["fid_features"], "kid": ["kid_std", "fid_features"]}[measure]
@@ -53,7 +56,7 @@ def on_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
     no_dearer = cost[None, :] <= cost[:, None]
     no_slower = gain[None, :] >= gain[:, None]
     better = (cost[None, :] < cost[:, None]) | (gain[None, :] > gain[:, None])
-    return ~(no_dearer & no_slower & better).any(axis=1)
+    return np.asarray(~(no_dearer & no_slower & better).any(axis=1))
 
 
 def draw(frame: pd.DataFrame, measure: str) -> Figure:
@@ -63,7 +66,7 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
         columns = min(3, len(batches))
         fig = figure(max(4.6, 3.5 * columns), 3.0 * -(-len(batches) // columns) + 0.5)
         handles: dict[str, object] = {}
-        for ax, batch in zip(grid_of_axes(fig, len(batches), columns, sharex=True), batches, strict=True):
+        for ax, batch in zip(grid_of_axes(fig, len(batches), columns, share_x=True), batches, strict=True):
             panel = frame[frame["batch_size"] == batch]
             _scales(ax, frame[measure], measure)
             front = panel[panel["front"]].sort_values(measure)
@@ -89,14 +92,18 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
                             f"{row['tau']:g}", (row[measure], row["speedup"]), xytext=(4, -8),
                             textcoords="offset points", fontsize=6.5, alpha=0.75,
                         )  # fmt: skip
-            ax.set(title=f"batch {batch}", xlabel=MEASURES[measure][1], ylabel="speed-up over sequential")
+            ax.set(
+                title=f"batch {batch}",
+                xlabel=MEASURES[measure][1],
+                ylabel="speed-up over sequential" if batch == batches[0] else "",
+            )
             finish(ax)
         named = [name for name in dict.fromkeys(frame["series"]) if name in handles]
         legend_below(fig, [handles[name] for name in named], named)
     return fig
 
 
-def _scales(ax, values: pd.Series, measure: str) -> None:  # noqa: ANN001
+def _scales(ax: Axes, values: pd.Series, measure: str) -> None:
     """Speed-up on a log scale with plain numbers; deviation on one that still shows an exact zero."""
     ax.set_yscale("log", base=2)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
@@ -114,18 +121,18 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     judged = others["valid"].notna().any()
     candidates = others[others["valid"] == True] if judged else others  # noqa: E712
     if candidates.empty:
-        best = others.loc[others[measure].idxmin()]
+        best = lowest(others, measure)
         return (
             f"No cell stays within the tolerance; the nearest is {_told(best, measure)}."
             if judged
             else "Nothing was compared."
         )
-    best = candidates.loc[candidates["speedup"].idxmax()]
+    best = highest(candidates, "speedup")
     sentence = f"The fastest {'valid ' if judged else ''}cell is {_told(best, measure)}"
     faster = candidates[candidates["speedup"] > 1]
     if len(faster):
-        nearest = faster.loc[faster[measure].idxmin()]
-        if nearest.name != best.name:
+        nearest = lowest(faster, measure)
+        if nearest != best:
             sentence += f"; the lowest {short} among those faster than sequential is {_told(nearest, measure)}"
     else:
         sentence += "; none is faster than sequential"
@@ -141,7 +148,7 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     return sentence
 
 
-def _told(row: pd.Series, measure: str) -> str:
+def _told(row: dict[str, Any], measure: str) -> str:
     interval = "" if pd.isna(row["low"]) else f" (95 % interval {times(row['low'])} to {times(row['high'])})"
     return (
         f"{row['title']} at batch {row['batch_size']}: {times(row['speedup'])}{interval} "
@@ -155,8 +162,8 @@ PLOTS = [
         title=f"Speed against {short}",
         reading=(
             "Each point is a cell: the median of the per-round ratios of sequential's wall time to its own, with the "
-            f"95 % bootstrap interval, against its {label}. Numbers beside points are τ. Points joined by the stepped "
-            "line are on the Pareto front; hollow points are beyond the run's tolerance."
+            f"95 % bootstrap interval, against its {label}. Numbers beside points are τ. The stepped line is the "
+            "Pareto front of the cells within the run's tolerance; hollow points are beyond it."
         ),
         data=partial(data, measure=measure),
         draw=partial(draw, measure=measure),

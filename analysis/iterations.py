@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
 from analysis.load import Runs, one_batch, ranked, title_of
-from analysis.plot import Plot, listing, quantity, require
+from analysis.plot import Plot, highest, listing, quantity, require
 from analysis.style import INK, PAPER, decoder_style, figure, finish, sequential_map, theme
 
 
@@ -85,7 +85,7 @@ def finding(frame: pd.DataFrame) -> str:
             f"Where layer 1 is iterated it takes {quantity(first['iterations'].median())} iterations in the median "
             f"against {quantity(later['iterations'].median())} in the later layers"
         )
-    hardest = iterated.loc[iterated["iterations"].idxmax()]
+    hardest = highest(iterated, "iterations")
     parts.append(
         f"the most is {quantity(hardest['iterations'])} in layer {hardest['layer']} by {hardest['title']}, of "
         f"{hardest['num_tokens'] - 1} at which every method is exact"
@@ -108,9 +108,9 @@ PLOTS = [
         name="iterations-per-layer",
         title="Iterations per layer",
         reading=(
-            "Layer 1 is the first one inverted, next to the prior. Sequential layers, on grey, count their L − 1 steps. FPE are "
-            "token evaluations over those of one forward pass; depth is the number of network calls that must follow "
-            "each other. One batch size per flow, the one with most cells; the median over seeds."
+            "Layer 1 is the first one inverted, next to the prior. Sequential layers, on grey, count their L − 1 steps."
+            " FPE are token evaluations over those of one forward pass; depth is the number of network calls that must "
+            "follow each other. One batch size per flow, the one with most cells; the median over seeds."
         ),
         data=data,
         draw=draw,

@@ -134,6 +134,8 @@ def _described(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _named(cells: pd.DataFrame) -> pd.DataFrame:
+    if cells.empty:
+        return cells.assign(flow=pd.Series(dtype=object), series=pd.Series(dtype=object))
     cells = cells.assign(flow=_flows(cells), series=_series(cells))
     return ranked(cells)
 
@@ -144,8 +146,15 @@ def _flows(cells: pd.DataFrame) -> pd.Series:
     for column in _SETTING:
         text = cells[column].map(lambda value: "none" if pd.isna(value) else str(value))
         varies = text.groupby(cells["dataset"]).transform("nunique") > 1
-        unit = f"{column} " if column in ("guidance", "threads") else ""
-        names = names.where(~varies, names + ", " + unit + text)
+        if column == "checkpoint":  # most checkpoints are named after their dataset
+            told = [
+                name if name.startswith(dataset) else f"{dataset}, {name}"
+                for name, dataset in zip(text, cells["dataset"].astype(str), strict=True)
+            ]
+            names = names.where(~varies, pd.Series(told, index=cells.index, dtype=object))
+        else:
+            unit = f"{column} " if column in ("guidance", "threads") else ""
+            names = names.where(~varies, names + ", " + unit + text)
     return names
 
 

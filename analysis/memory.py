@@ -12,10 +12,12 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.fits import power
 from analysis.load import Runs, nearest_tau, ranked, title_of
-from analysis.plot import Omitted, Plot, highest, listing, lowest, quantity, require
+from analysis.plot import Omitted, Plot, highest, lowest, quantity, require
 from analysis.style import decoder_style, figure, finish, legend_below, theme
 
 MIB = 2**20
+NOISE = 0.05
+"""Lines that differ by less than this share at a size are taken as equal there, and do not cross."""
 AXES = {"batch_size": "batch size", "num_tokens": "sequence length L"}
 MEASURES = {"decode_bytes": "peak while decoding", "cache_bytes": "key-value cache"}
 
@@ -72,12 +74,12 @@ def crossings(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
             a, b = first.loc[common].to_numpy(float), second.loc[common].to_numpy(float)
             known = (a > 0) & (b > 0)
             x, gap = np.log(np.asarray(common, float)[known]), np.log(a[known]) - np.log(b[known])
-            for i in np.flatnonzero(gap[:-1] * gap[1:] < 0):
+            apart = np.abs(gap) > np.log(1 + NOISE)
+            for i in np.flatnonzero((gap[:-1] * gap[1:] < 0) & apart[:-1] & apart[1:]):
                 at = x[i] - gap[i] * (x[i + 1] - x[i]) / (gap[i + 1] - gap[i])
                 above = one if gap[i + 1] > 0 else other
-                found.append(
-                    {"method": method, "measure": measure, "above": above, "below": other if above == one else one, "at": float(np.exp(at))}
-                )  # fmt: skip
+                below = other if above == one else one
+                found.append((method, measure, above, below, float(np.exp(at))))
     return pd.DataFrame(found, columns=["method", "measure", "above", "below", "at"])
 
 
@@ -102,8 +104,8 @@ def draw(frame: pd.DataFrame, axis: str) -> Figure:
                     line[axis], line["bytes"] / MIB, color=style.color, ls=style.dashes, marker=style.marker
                 )
                 ax.annotate(
-                    f"{line['exponent'].iloc[0]:.2f}", (line[axis].iloc[-1], line["bytes"].iloc[-1] / MIB), xytext=(5, 0),
-                    textcoords="offset points", fontsize=7, va="center", color=style.color,
+                    f"{line['exponent'].iloc[0]:.2f}", (line[axis].iloc[-1], line["bytes"].iloc[-1] / MIB),
+                    xytext=(5, 0), textcoords="offset points", fontsize=7, va="center", color=style.color,
                 )  # fmt: skip
             for cross in crossings(rows, axis).to_dict("records"):
                 ax.axvline(
@@ -169,7 +171,8 @@ PLOTS = [
         reading=(
             "Peak memory of one decode: on CUDA the allocator's peak less the weights, on a CPU the growth of a fresh "
             "process's resident memory; the cache is counted, not measured. Numbers at the line ends are exponents "
-            f"fitted by least squares in logarithms. Vertical dotted lines are crossings. {note} A cache of zero bytes "
+            f"fitted by least squares in logarithms. Vertical dotted lines are crossings, of lines that differ by more "
+            f"than {NOISE:.0%} on both sides. {note} A cache of zero bytes "
             "cannot be shown on a logarithmic axis and is left out."
         ),
         data=partial(data, axis=axis),

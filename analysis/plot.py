@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from analysis.load import Runs
 
-
 DASH = "–"
 
 
@@ -82,11 +81,16 @@ def data_columns(frame: pd.DataFrame) -> list[str]:
 def as_text(frame: pd.DataFrame, headings: Mapping[str, str] | None = None) -> pd.DataFrame:
     """A frame as text under its headings, by default its columns; what is not known is a dash."""
     text = pd.DataFrame(index=frame.index)
-    for column, heading in (headings or {name: str(name).replace("_", " ") for name in frame}).items():
+    for column, heading in (headings or {str(name): str(name).replace("_", " ") for name in frame}).items():
         values = frame[column]
         real = pd.api.types.is_float_dtype(values)
         text[heading] = [DASH if pd.isna(value) else quantity(value) if real else str(value) for value in values]
     return text
+
+
+def rows_of(text: pd.DataFrame) -> list[list[str]]:
+    """A frame of text as lists, its headings first."""
+    return [[str(name) for name in text], *text.to_numpy().tolist()]
 
 
 def highest(frame: pd.DataFrame, column: str) -> dict[str, Any]:

@@ -19,12 +19,12 @@ MARKERS = "osD^vPX*<>"
 
 
 def data(runs: Runs) -> pd.DataFrame:
-    """The table as the probe wrote it, `flow` naming dataset and checkpoint."""
+    """The table as the probe wrote it, `flow` naming the dataset, or its checkpoint where it has several."""
     rows = require(
         runs.tables["redundancy"], "the runs hold no table `redundancy`; `harness probe redundancy` writes it"
     )
-    same = (rows["dataset"] == rows["checkpoint"]) | rows["checkpoint"].isna()
-    rows = rows.assign(flow=rows["dataset"].where(same, rows["dataset"] + ", " + rows["checkpoint"]))
+    alone = rows.groupby("dataset")["checkpoint"].transform("nunique") < 2
+    rows = rows.assign(flow=rows["dataset"].where(alone, rows["checkpoint"]))
     rows = require(rows.dropna(subset=list(MEASURES), how="all"), "the table `redundancy` holds no number")
     keep = ["flow", "scope", "reading", "layer", "o", "cosine", "cosine_p10", "cosine_p90", "l2", "l2_p10", "l2_p90"]
     keep += ["l2_relative", "fid", "fid_features", "num_samples"]
@@ -33,7 +33,7 @@ def data(runs: Runs) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """A row per scope and reading, a column per measure, a line per layer, layer 1 darkest."""
-    kinds = list(frame.groupby(["scope", "reading"]).groups)
+    kinds = list(frame[["scope", "reading"]].drop_duplicates().itertuples(index=False, name=None))
     layers = sorted(frame["layer"].unique())
     colors = dict(zip(layers, layer_colors(len(layers)), strict=True))
     with theme():
@@ -41,7 +41,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes = fig.subplots(len(kinds), 2, squeeze=False)
         handles: dict[str, object] = {}
         for row, kind in zip(axes, kinds, strict=True):
-            panel = frame[(frame["scope"] == kind[0]) & (frame["reading"] == kind[1])]
+            scope, reading = kind
+            panel = frame[(frame["scope"] == scope) & (frame["reading"] == reading)]
             for ax, (measure, label) in zip(row, MEASURES.items(), strict=True):
                 for place, (layer, rows) in enumerate(panel.groupby("layer")):
                     (line,) = ax.plot(
@@ -51,8 +52,8 @@ def draw(frame: pd.DataFrame) -> Figure:
                         rows["o"], rows[f"{measure}_p10"], rows[f"{measure}_p90"], color=colors[layer], alpha=0.15, lw=0
                     )
                     handles.setdefault(f"layer {layer}", line)
-                where = "every layer" if kind[0] == "all" else "this layer"
-                ax.set(xlabel="predecessors left out, o", title=f"{label}: o left out in {where} ({kind[1]})")
+                where = "every layer" if scope == "all" else "this layer"
+                ax.set(xlabel="predecessors left out, o", title=f"{label}: o left out in {where} ({reading})")
                 ax.set_xticks(sorted(panel["o"].unique()))
                 finish(ax)
         legend_below(fig, list(handles.values()), list(handles))
@@ -67,14 +68,21 @@ def finding(frame: pd.DataFrame) -> str:
         return "No cosine similarity was measured."
     top = chosen[chosen["o"] == chosen["o"].max()]
     turned, kept = lowest(top, "cosine"), highest(top, "cosine")
-    told = f"With the {int(turned['o'])} nearest predecessors left out ({turned['reading']}), the output of layer {turned['layer']} turns most (cosine similarity {quantity(turned['cosine'])})"
+    told = (
+        f"With the {int(turned['o'])} nearest predecessors left out ({turned['reading']}), the output of layer "
+        f"{turned['layer']} turns most (cosine similarity {quantity(turned['cosine'])})"
+    )
     if turned["layer"] != kept["layer"]:
         told += f" and that of layer {kept['layer']} least ({quantity(kept['cosine'])})"
     first = top[top["layer"] == 1]
     others = top[top["layer"] > 1]
     if len(first) and len(others):
         more = first["cosine"].iloc[0] < others["cosine"].min()
-        told += f"; layer 1 {'turns more than every other, as the paper reports' if more else 'does not turn more than every other layer, unlike in the paper'}"
+        told += (
+            "; layer 1 turns more than every other, as the paper reports"
+            if more
+            else ("; layer 1 does not turn more than every other, unlike in the paper")
+        )
     images = frame.dropna(subset=["fid"])
     if len(images):
         worst = highest(images, "fid")
@@ -94,10 +102,10 @@ def strips(runs: Runs) -> pd.DataFrame:
 
 def draw_strips(frame: pd.DataFrame) -> Figure:
     """The strips under one another."""
-    images = []
+    images: list[np.ndarray] = []
     for path in frame["_path"]:
-        with Image.open(path) as image:
-            images.append(np.asarray(image.convert("RGB")))
+        with Image.open(path) as file:
+            images.append(np.asarray(file.convert("RGB")))
     width = 9.0
     heights = [width * image.shape[0] / image.shape[1] + 0.35 for image in images]
     with theme():

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.load import Runs
-from analysis.plot import Omitted, Plot, Table, as_text, data_columns
+from analysis.plot import Omitted, Plot, Table, as_text, data_columns, rows_of
 from analysis.style import INK, PAPER, theme
 
 FORMATS = ("png", "svg", "pdf")
@@ -104,13 +104,18 @@ def render_table(table: Table, runs: Runs, folder: Path) -> TableSection:
             path = folder / f"{table.name}.{kind}"
             path.write_text(write(frame), encoding="utf-8")
             files[FORMAT_NAMES.get(kind, kind)] = path.name
-        grid = Grid(list(text), text.to_numpy().tolist())
+        grid = Grid(*_headed(text))
         return TableSection(table.name, table.title, table.reading, grid, table.finding(frame), files)
     except Omitted as reason:
         return TableSection(table.name, table.title, table.reading, omitted=f"{reason}.")
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         return TableSection(table.name, table.title, table.reading, omitted=defect(error))
+
+
+def _headed(text: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    head, *body = rows_of(text)
+    return head, body
 
 
 def defect(error: Exception) -> str:
@@ -130,13 +135,14 @@ def _split(plot: Plot, frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataF
 
 def _panel(plot: Plot, heading: str, frame: pd.DataFrame, name: str, folder: Path, formats: tuple[str, ...]) -> Panel:
     drawn = plot.draw(frame)
+    settle(drawn)
     files = {"CSV": write_csv(frame, folder / f"{name}.csv")}
     for kind in formats:
         path = folder / f"{name}.{kind}"
         save(drawn, path, name)
         files[kind.upper()] = path.name
     text = as_text(frame[data_columns(frame)])
-    numbers = Grid(list(text), text.to_numpy().tolist()) if len(text) <= MOST_ROWS else None
+    numbers = Grid(*_headed(text)) if len(text) <= MOST_ROWS else None
     svg = inline_svg(drawn, name, f"{plot.title}. {plot.finding(frame)}")
     return Panel(heading, plot.finding(frame), svg, float(drawn.get_figwidth()), files, numbers)
 
@@ -149,6 +155,13 @@ def write_csv(frame: pd.DataFrame, path: Path) -> str:
     """
     frame[data_columns(frame)].to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
     return path.name
+
+
+def settle(drawn: Figure) -> None:
+    """Lay a figure out once, instead of once for every file written from it."""
+    with theme():
+        drawn.draw_without_rendering()
+        drawn.set_layout_engine("none")
 
 
 def save(drawn: Figure, path: Path, salt: str) -> None:

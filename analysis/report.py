@@ -9,7 +9,7 @@ import jinja2
 
 from analysis import breakdown, context, convergence, frontier, iterations, memory, redundancy, samples, table1, tau
 from analysis.load import Runs, load
-from analysis.plot import Plot, Table
+from analysis.plot import Omitted, Plot, Table
 from analysis.render import FORMATS, Section, TableSection, render, render_table
 from harness import __version__
 from harness.errors import HarnessError, StoreError, unknown
@@ -70,6 +70,10 @@ def build(paths: Sequence[Path | str], out: Path | str | None = None, formats: S
 
 
 def _page(runs: Runs, headline: TableSection, sections: list[Section], tables: list[TableSection]) -> str:
+    try:
+        headlines = table1.headlines(table1.data(runs))
+    except Omitted:
+        headlines = []
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis"),
         autoescape=True,
@@ -79,6 +83,7 @@ def _page(runs: Runs, headline: TableSection, sections: list[Section], tables: l
     )
     return environment.get_template("report.html").render(
         summary=context.summary(runs),
+        headlines=headlines,
         headline=headline,
         sections=sections,
         tables=tables,

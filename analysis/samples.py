@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.load import BASELINE, PAPER_TAU, Runs, nearest_tau, one_batch, title_of
-from analysis.plot import Plot, quantity, require
+from analysis.plot import Plot, highest, listing, lowest, quantity, require
 from analysis.style import figure, theme
 
 RANGE = 2.0
@@ -50,8 +48,10 @@ def _compared(flow: pd.DataFrame) -> list[dict[str, object]]:
     return rows
 
 
-def _pixels(path: str | Path) -> np.ndarray | None:
-    """(H, W, 3) in image units; None when the file is no image."""
+def _pixels(path: object) -> np.ndarray | None:
+    """(H, W, 3) in image units; None when there is no file or it is no image."""
+    if not isinstance(path, str):
+        return None
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"), dtype=float) / 255 * RANGE - 1
@@ -62,11 +62,7 @@ def _pixels(path: str | Path) -> np.ndarray | None:
 def draw(frame: pd.DataFrame) -> Figure:
     """Grids above, amplified differences to sequential below, all on one scale."""
     images = [_pixels(path) for path in frame["_path"]]
-    references = [_pixels(path) if isinstance(path, str) else None for path in frame["_reference"]]
-    apart = [
-        np.abs(image - reference).max(axis=2) if _comparable(image, reference) else None
-        for image, reference in zip(images, references, strict=True)
-    ]
+    apart = [_difference(*pair) for pair in zip(images, map(_pixels, frame["_reference"]), strict=True)]
     scale = difference_scale([difference for difference in apart if difference is not None])
     columns = min(5, len(frame))
     rows = -(-len(frame) // columns)
@@ -84,7 +80,9 @@ def draw(frame: pd.DataFrame) -> Figure:
                 ax.set_axis_off()
             if place >= len(frame):
                 continue
-            above.imshow(np.clip((images[place] + 1) / RANGE, 0, 1), interpolation="none")
+            image = images[place]
+            if image is not None:
+                above.imshow(np.clip((image + 1) / RANGE, 0, 1), interpolation="none")
             above.set_title(frame["title"].iloc[place])
             difference = apart[place]
             if difference is not None and scale > 0 and frame["decoder"].iloc[place] != BASELINE:
@@ -96,8 +94,11 @@ def draw(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def _comparable(image: np.ndarray | None, reference: np.ndarray | None) -> bool:
-    return image is not None and reference is not None and image.shape == reference.shape
+def _difference(image: np.ndarray | None, reference: np.ndarray | None) -> np.ndarray | None:
+    """(H, W) largest difference over channels; None where the two cannot be compared."""
+    if image is None or reference is None or image.shape != reference.shape:
+        return None
+    return np.abs(image - reference).max(axis=2)
 
 
 def difference_scale(differences: list[np.ndarray]) -> float:
@@ -117,13 +118,17 @@ def finding(frame: pd.DataFrame) -> str:
     compared = frame[frame["decoder"] != BASELINE]
     compared = compared.dropna(subset=["rmse"]) if "rmse" in compared else compared.iloc[:0]
     if compared.empty:
-        return f"{len(frame)} grid{'s' if len(frame) > 1 else ''} at batch {batch}; there is nothing to compare with {BASELINE}."
-    near, far = compared.loc[compared["rmse"].idxmin()], compared.loc[compared["rmse"].idxmax()]
+        return f"At batch {batch} there is nothing to compare with {BASELINE}: {listing(list(frame['title']))} alone."
+    near, far = lowest(compared, "rmse"), highest(compared, "rmse")
+    sentence = (
+        f"At batch {batch} the grid of {near['title']} differs from sequential's by {quantity(near['rmse'])} RMSE, "
+        f"at most {quantity(near['max'])} in a pixel"
+    )
     if near["title"] == far["title"]:
-        return f"At batch {batch} the grid of {near['title']} differs from sequential's by {quantity(near['rmse'])} RMSE, at most {quantity(near['max'])} in a pixel."
+        return sentence + "."
     return (
-        f"At batch {batch} the grid of {near['title']} is nearest to sequential's ({quantity(near['rmse'])} RMSE) and that of "
-        f"{far['title']} farthest ({quantity(far['rmse'])}, at most {quantity(far['max'])} in a pixel)."
+        f"{sentence}: the nearest; farthest is {far['title']} with {quantity(far['rmse'])} RMSE, at most "
+        f"{quantity(far['max'])} in a pixel."
     )
 
 
@@ -134,8 +139,8 @@ PLOTS = [
         reading=(
             f"Of each decoder the cell with τ nearest to {PAPER_TAU:g}. Below each grid the largest difference over "
             "channels to the sequential samples, amplified by the factor above it; brightest is beyond the scale. "
-            "Differences are read from the stored 8-bit images, so they are whole multiples of 1/127.5; the RMSE is over the "
-            "whole grid, the gaps between images included."
+            "Differences are read from the stored 8-bit images, so they are whole multiples of 1/127.5; the RMSE is "
+            "over the whole grid, the gaps between images included."
         ),
         data=data,
         draw=draw,

@@ -23,12 +23,16 @@ EDGE = 0.35  # opacity of INK for axes
 GRID = 0.12  # and for grid lines
 
 
+Dashes = str | tuple[int, tuple[float, ...]]
+"""A line style of matplotlib: a name, or an offset and the lengths of dashes and gaps."""
+
+
 class DecoderStyle(NamedTuple):
     """How a decoder is drawn: the colour for those who see it, marker and dashes for everybody."""
 
     color: str
     marker: str
-    dashes: tuple[float, ...] | str
+    dashes: Dashes
 
 
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _LIGHT_PINK, _GREY, _YELLOW, _SKY = seaborn.color_palette(
@@ -47,7 +51,7 @@ DECODERS: dict[str, DecoderStyle] = {
 
 _FALLBACK_COLORS = (_BROWN, _SKY, _PINK, _GREEN, _RED)
 _FALLBACK_MARKERS = ("P", "X", "<", ">", "h", "d", "p")
-_FALLBACK_DASHES: tuple[tuple[float, ...] | str, ...] = ((0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))  # type: ignore[assignment]
+_FALLBACK_DASHES: tuple[Dashes, ...] = ((0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
 
 def decoder_style(decoder: str) -> DecoderStyle:
@@ -123,11 +127,11 @@ def figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def grid_of_axes(fig: Figure, count: int, columns: int, **share: bool | str) -> list[Axes]:
+def grid_of_axes(fig: Figure, count: int, columns: int, share_x: bool = False, share_y: bool = False) -> list[Axes]:
     """The first `count` axes of a grid filled row by row; the rest are not there."""
     columns = max(1, min(columns, count))
     rows = -(-count // columns)
-    axes = fig.subplots(rows, columns, squeeze=False, **share).flatten().tolist()
+    axes: list[Axes] = fig.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y).flatten().tolist()
     for unused in axes[count:]:
         unused.remove()
     return axes[:count]

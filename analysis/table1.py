@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pandas as pd
 
 from analysis.load import BASELINE, PAPER_TAU, Runs, ranked, title_of
-from analysis.plot import DASH, Table, as_text, highest, quantity, require, times
+from analysis.plot import DASH, Table, as_text, highest, quantity, require, rows_of, times
 from analysis.published import CITATION, reference
 from harness.statistics import valid_cells
 
@@ -15,15 +17,15 @@ HEADINGS = {
     "title": "decoder",
     "time": "time per batch (s)",
     "speed": "speed-up [95 %]",
+    "verdict": "valid",
     "floor": "forward passes",
-    "fid": "FID",
+    "fid_told": "FID",
     "kid_told": "KID",
     "deviation_rmse": "deviation",
     "fpe": "FPE",
     "depth": "depth",
-    "iterations": "iterations per layer",
-    "verdict": "valid",
     "published": "published: time, speed-up, FID",
+    "iterations": "iterations per layer",
 }
 """Column to heading, as shown; the CSV has the numbers behind each."""
 
@@ -42,9 +44,12 @@ def data(runs: Runs) -> pd.DataFrame:
     frame.loc[frame["decoder"].eq(BASELINE) & frame["failure"].isna(), "valid"] = True
     frame = ranked(frame.assign(title=frame.apply(title_of, axis=1)))
     return frame.assign(
-        time=frame["wall_s"].map(quantity).where(frame["wall_s"].notna(), frame["failure"].fillna("not timed")),
+        time=frame["wall_s"]
+        .map(quantity)
+        .where(frame["wall_s"].notna(), frame["failure"].astype(object).fillna("not timed")),
         speed=frame.apply(lambda row: _with_interval(row["speedup"], row["low"], row["high"]), axis=1),
         floor=frame["forward_ratio"].map(_or_dash),
+        fid_told=frame["fid"].map(lambda value: DASH if pd.isna(value) else quantity(value, 4)),
         kid_told=frame.apply(lambda row: _plus_minus(row["kid"], row["kid_std"]), axis=1),
         verdict=frame["valid"].map({True: "yes", False: "no"}).fillna(DASH),
         published=frame.apply(_published, axis=1),
@@ -82,7 +87,11 @@ def _or_dash(value: float) -> str:
 def _with_interval(value: float, low: float, high: float) -> str:
     if pd.isna(value):
         return DASH
-    return times(value) + ("" if pd.isna(low) else f" [{times(low)}, {times(high)}]")
+    return times(value) + ("" if pd.isna(low) or low == high else f" [{_interval(low, high)}]")
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{times(low)} to {times(high)}"
 
 
 def _plus_minus(value: float, error: float) -> str:
@@ -92,22 +101,20 @@ def _plus_minus(value: float, error: float) -> str:
 
 
 def _published(row: pd.Series) -> str:
-    """The paper's figures for the same dataset and method; empty where it has none."""
+    """The paper's figures for the same dataset and method; a dash where it has none."""
     if not (pd.isna(row["tau"]) or row["tau"] == PAPER_TAU) or row["series"] != row["decoder"]:
-        return ""
+        return DASH
     told = []
     for name, form in (("time_s", "{:g} s"), ("speedup", "{:g}×"), ("fid", "FID {:g}")):
         rows = reference(name, str(row["dataset"]))
         told += [form.format(value) for value in rows.loc[rows["decoder"] == row["decoder"], "value"]]
-    return ", ".join(told)
+    return ", ".join(told) or DASH
 
 
 def markdown(frame: pd.DataFrame) -> str:
     """Table 1 as Markdown, the reference column marked."""
-    text = as_text(frame, HEADINGS)
-    lines = ["| " + " | ".join(text) + " |", "|" + "---|" * text.shape[1]]
-    lines += ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
-    return "\n".join([*lines, "", f"Published: {CITATION}.", ""])
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows_of(as_text(frame, HEADINGS))]
+    return "\n".join([head, "|" + "---|" * len(HEADINGS), *body, "", f"Published: {CITATION}.", ""])
 
 
 _LATEX = {"×": r"$\times$", "±": r"$\pm$", "τ": r"$\tau$", "–": "--", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}
@@ -115,15 +122,14 @@ _LATEX = {"×": r"$\times$", "±": r"$\pm$", "τ": r"$\tau$", "–": "--", "%": 
 
 def latex(frame: pd.DataFrame) -> str:
     """Table 1 as LaTeX with booktabs, the reference column marked."""
-    text = as_text(frame, HEADINGS)
-    rows = [" & ".join(map(_escaped, row)) + r" \\" for row in [tuple(text), *text.itertuples(index=False)]]
+    head, *body = [" & ".join(map(_escaped, row)) + r" \\" for row in rows_of(as_text(frame, HEADINGS))]
     return "\n".join(
         [
-            r"\begin{tabular}{" + "l" * text.shape[1] + "}",
+            r"\begin{tabular}{" + "l" * len(HEADINGS) + "}",
             r"\toprule",
-            rows[0],
+            head,
             r"\midrule",
-            *rows[1:],
+            *body,
             r"\bottomrule",
             r"\end{tabular}",
             f"% Published: {CITATION}.",
@@ -136,23 +142,47 @@ def _escaped(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
-def finding(frame: pd.DataFrame) -> str:
-    """The fastest cell of each flow that keeps its quality, and how many cells failed."""
-    parts = []
+@dataclass(frozen=True)
+class Headline:
+    """The best of one flow: a number, what it is the number of, and what it costs."""
+
+    flow: str
+    number: str
+    told: str
+
+
+def headlines(frame: pd.DataFrame) -> list[Headline]:
+    """Of each flow the fastest cell that keeps its quality."""
+    found = []
     for flow, rows in frame.groupby("flow", sort=False):
-        judged = rows["valid"].notna().any()
+        judged = rows.loc[rows["decoder"] != BASELINE, "valid"].notna().any()
+        kind = "valid " if judged else ""
         good = rows[(rows["valid"] == True) if judged else rows["failure"].isna()]  # noqa: E712
         good = good[good["decoder"] != BASELINE].dropna(subset=["speedup"])
         if good.empty:
-            parts.append(f"{flow}: no {'valid ' if judged else ''}cell has a speed-up")
+            found.append(Headline(str(flow), DASH, f"no {kind}cell has a speed-up over {BASELINE}"))
             continue
         best = highest(good, "speedup")
-        parts.append(
-            f"{flow}: {best['title']} is the fastest{' valid' if judged else ''} decoder, {best['speed']} over sequential "
-            f"at batch {best['batch_size']}, {quantity(best['forward_ratio'])} forward passes long"
-        )
+        interval = "no interval, too few rounds" if pd.isna(best["low"]) else _interval(best["low"], best["high"])
+        deviation = "" if pd.isna(best["deviation_rmse"]) else f", deviation {quantity(best['deviation_rmse'])}"
+        told = f"{best['title']} at batch {best['batch_size']}, the fastest {kind}cell ({interval}); "
+        told += f"{quantity(best['forward_ratio'])} forward passes{deviation}"
+        found.append(Headline(str(flow), times(best["speedup"]), told))
+    return found
+
+
+def finding(frame: pd.DataFrame) -> str:
+    """How many cells are valid and faster than sequential, and how many failed."""
+    others = frame[frame["decoder"] != BASELINE]
+    timed = others.dropna(subset=["speedup"])
+    faster = timed[timed["low"].fillna(timed["speedup"]) > 1]
+    valid = faster[faster["valid"] == True]  # noqa: E712
     failed = int(frame["failure"].notna().sum())
-    sentence = "; ".join(parts) + "."
+    if timed.empty:
+        sentence = "No cell was timed together with sequential decoding."
+    else:
+        sentence = f"{len(faster)} of {len(timed)} timed cells are faster than sequential, their whole interval above 1"
+        sentence += f"; {len(valid)} of these keep their quality." if others["valid"].notna().any() else "."
     return sentence + (f" {failed} of {len(frame)} cells did not end well." if failed else "")
 
 
@@ -163,9 +193,9 @@ TABLES = [
         reading=(
             "Median wall time over rounds; the speed-up is the median of per-round ratios to sequential with its "
             "bootstrap interval, empty where there are too few rounds for one; forward passes are the wall time over "
-            "that of encoding the same batch; deviation is the RMSE to the sequential samples in image units. The last "
-            f"column is a published reference, {CITATION}: never comparable in absolute time, nor in FID where flow "
-            "or features differ."
+            "that of encoding the same batch; deviation is the RMSE to the sequential samples in image units. The "
+            f"column marked published is a reference, {CITATION}: "
+            "never comparable in absolute time, nor in FID where flow or features differ."
         ),
         data=data,
         finding=finding,

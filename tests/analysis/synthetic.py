@@ -80,7 +80,7 @@ def described(cell):
 
 
 def wall_s(cell):
-    slower = 1.0 if cell["tau"] is None else (0.5 / cell["tau"]) ** 0.2
+    slower = 1.0 if not cell["tau"] else (0.5 / cell["tau"]) ** 0.2
     return 0.05 * cell["num_tokens"] / 64 * cell["batch_size"] ** 0.6 * COST.get(cell["decoder"], 0.2) * slower
 
 
@@ -116,7 +116,7 @@ def iterations(cell, layer):
     steps = cell["num_tokens"] - 1
     if cell["decoder"] == "sequential" or (cell["decoder"] == "sejd" and layer == 1):
         return "sequential", steps
-    return "jacobi", min(steps, (9 if layer == 1 else 4) + round(-2 * np.log10(cell["tau"])))
+    return "jacobi", min(steps, (9 if layer == 1 else 4) + round(-2 * np.log10(max(cell["tau"], 1e-6))))
 
 
 def layer_rows(found):
@@ -133,7 +133,9 @@ def layer_rows(found):
                 "converged": True,
                 "token_evaluations": float(steps if mode == "sequential" else steps * count),
                 "depth": count,
-                "wall_s": wall_s(cell) * count / sum(iterations(cell, n + 1)[1] for n in range(cell["num_layers"])),
+                "wall_s": wall_s(cell)
+                * count
+                / max(1, sum(iterations(cell, n + 1)[1] for n in range(cell["num_layers"]))),
                 "final_residual": None if mode == "sequential" else 0.3,
                 "flags": "",
             }
@@ -247,7 +249,7 @@ def write_run(path, found=None, only=None, manifest=None, images=True, **rows):
     with RunStore.create(path, {"matrix": MATRIX, "environment": ENVIRONMENT, **(manifest or {})}) as store:
         store.append("cells", [{**cell, "token_dim": 1, "checkpoint_digest": "0" * 64} for cell in found])
         for name, make in TABLES.items():
-            if only is None or name in only:
+            if only is None or name in only or name in rows:
                 store.append(name, rows.get(name) or list(make(found)))
         for name in set(rows) - set(TABLES):
             store.append(name, rows[name])

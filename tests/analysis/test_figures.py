@@ -1,0 +1,257 @@
+"""What is drawn is what was computed: values read back from the axes, and known truths recovered."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic import EXPONENT, ORDER, cells, deviation, iterations, options, residual_rows, wall_s, write_run
+
+from analysis import breakdown, convergence, frontier, memory, redundancy, samples, table1, tau
+from analysis import iterations as iterations_figure
+from analysis.load import load
+from analysis.plot import Omitted
+from analysis.report import PLOTS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "synthetic")
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    return load([folder])
+
+
+def plot(name):
+    return next(plot for plot in PLOTS if plot.name == name)
+
+
+def lines(ax):
+    """x to y of every line with markers."""
+    return [
+        dict(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in ax.lines if len(line.get_xdata()) > 2
+    ]
+
+
+def test_speedups_are_those_put_in(runs):
+    frame = frontier.data(runs, "deviation_rmse")
+    truth = {(cell["decoder"], cell["tau"], cell["batch_size"]): cell for cell in cells()}
+    base = {cell["batch_size"]: wall_s(cell) for cell in cells() if cell["decoder"] == "sequential"}
+    for row in frame[frame["decoder"] != "sequential"].to_dict("records"):
+        cell = truth[row["decoder"], row["tau"], row["batch_size"]]
+        assert row["speedup"] == pytest.approx(base[row["batch_size"]] / wall_s(cell), rel=0.05)
+        assert row["low"] <= row["speedup"] <= row["high"]
+        assert row["deviation_rmse"] == deviation(cell)
+        assert row["valid"] == (deviation(cell) <= 0.05)  # at 0.05 and above FID is 5 % up, beyond the tolerance
+    assert "18 of 45 cells are beyond the tolerance" in frontier.finding(frame, "deviation_rmse")
+
+
+def test_the_points_drawn_are_the_frame_and_invalid_ones_hollow(runs):
+    from analysis.style import PAPER
+
+    frame = frontier.data(runs, "deviation_rmse")
+    fig = frontier.draw(frame, "deviation_rmse")
+    for ax, (_, panel) in zip(fig.axes, frame.groupby("batch_size"), strict=True):
+        points = [
+            line for line in ax.lines if len(line.get_xdata()) == 1 and line.get_marker() not in ("", "None", "_")
+        ]
+        drawn = {(float(p.get_xdata()[0]), float(p.get_ydata()[0])): p.get_markerfacecolor() == PAPER for p in points}
+        wanted = {(row["deviation_rmse"], row["speedup"]): not row["valid"] for row in panel.to_dict("records")}
+        assert drawn == wanted
+
+
+def test_the_front_holds_the_undominated_and_no_invalid_cell():
+    cost, gain = np.array([0.0, 0.1, 0.1, 0.2, 0.3]), np.array([1.0, 3.0, 2.0, 3.0, 4.0])
+    assert frontier.on_front(cost, gain).tolist() == [True, True, False, False, True]
+
+
+def test_invalid_cells_are_not_on_the_front(runs):
+    frame = frontier.data(runs, "deviation_rmse")
+    assert not frame.loc[frame["valid"] == False, "front"].any()  # noqa: E712
+    assert frame["front"].any()
+
+
+def test_iterations_and_costs_of_the_heat_map(runs):
+    frame = iterations_figure.data(runs)
+    for row in frame.to_dict("records"):
+        cell = {"decoder": row["decoder"], "tau": row["tau"], "num_tokens": 64}
+        assert (row["mode"], row["iterations"]) == iterations(cell, row["layer"])
+    totals = frame.groupby("title")["fpe"].sum()
+    assert totals["sequential"] == pytest.approx(1.0)
+    fig = iterations_figure.draw(frame)
+    shown = [float(text.get_text()) for text in fig.axes[0].texts]
+    assert sorted(shown) == sorted(frame["iterations"])
+    assert [bar.get_width() for bar in fig.axes[1].patches] == pytest.approx(
+        [totals[title] for title in dict.fromkeys(frame["title"])]
+    )
+
+
+def test_convergence_curves_are_drawn_as_stored(runs):
+    frame = convergence.data(runs)
+    assert set(frame.dropna(subset=["tau"])["tau"]) == {0.1}
+    fig = convergence.draw(frame)
+    layer = frame[frame["layer"] == 2]
+    drawn = lines(fig.axes[1])
+    for title in dict.fromkeys(layer["title"]):
+        rows = layer[layer["title"] == title]
+        positive = rows["error"].where(rows["error"] > 0)
+        assert any(
+            list(line) == rows["iteration"].tolist() and np.allclose(list(line.values()), positive, equal_nan=True)
+            for line in drawn
+        )
+
+
+def test_long_curves_are_thinned_on_the_logarithmic_axis(tmp_path):
+    found = list(cells(tokens=1024, taus=(0.5,), batches=(1,)))
+    rows = list(residual_rows(found, iterations_per_layer=1023))
+    runs = load([write_run(tmp_path / "run", found, only=(), images=False, residuals=rows)])
+    frame = convergence.data(runs)
+    per_curve = frame.groupby(["title", "layer"]).size()
+    assert len(rows) == 1023 * len(per_curve)
+    assert per_curve.max() <= convergence.MAX_POINTS
+    assert {1, 1023} <= set(frame["iteration"])
+
+
+def test_the_known_order_lies_in_most_stated_intervals(runs):
+    fitted = convergence.orders(convergence.order_data(runs))
+    assert set(fitted["layer"]) == {1, 2, 3, 4}
+    inside = fitted["order_low"].le(ORDER) & fitted["order_high"].ge(ORDER)
+    assert inside.mean() >= 0.8
+    assert fitted["order"].to_numpy() == pytest.approx(ORDER, abs=0.1)
+    assert "superlinear" in convergence.finding_order(convergence.order_data(runs))
+
+
+def test_the_known_memory_exponents_lie_in_the_stated_intervals(tmp_path):
+    found = list(cells(batches=(1, 2, 4, 8, 16, 32), taus=(0.5,)))
+    runs = load([write_run(tmp_path / "run", found, images=False)])
+    frame = memory.data(runs, "batch_size")
+    peaks = frame[frame["measure"] == "decode_bytes"].drop_duplicates("series")
+    for row in peaks.to_dict("records"):
+        truth = EXPONENT.get(row["decoder"], 1.5)
+        assert row["exponent"] == pytest.approx(truth, abs=0.02)
+    truth = peaks["decoder"].map(EXPONENT).fillna(1.5)
+    assert (peaks["exponent_low"].le(truth) & peaks["exponent_high"].ge(truth)).sum() >= len(peaks) - 1
+    caches = frame[(frame["measure"] == "cache_bytes") & (frame["decoder"] == "sejd")]
+    assert caches["exponent"].iloc[0] == pytest.approx(1.0)
+
+
+def test_crossings_are_where_the_lines_meet():
+    sizes = np.array([1.0, 4.0, 16.0, 64.0])
+    frame = pd.concat(
+        pd.DataFrame({"method": "rss", "measure": "decode_bytes", "title": title, "batch_size": sizes, "bytes": values})
+        for title, values in (("flat", 10 * sizes), ("steep", sizes**2))
+    )
+    found = memory.crossings(frame, "batch_size").to_dict("records")
+    assert [(row["above"], row["below"]) for row in found] == [("steep", "flat")]
+    assert found[0]["at"] == pytest.approx(10)
+
+
+def test_memory_against_length_takes_flows_of_one_dataset(tmp_path):
+    found = [cell for tokens in (64, 256) for cell in cells(tokens=tokens, taus=(0.5,), batches=(4,))]
+    runs = load([write_run(tmp_path / "run", found, images=False)])
+    frame = memory.data(runs, "num_tokens")
+    assert set(frame["num_tokens"]) == {64, 256}
+    assert frame["exponent_low"].isna().all()  # two sizes: an exponent, but no interval
+
+
+def test_weights_are_taken_off_where_the_method_counts_them(tmp_path):
+    found = list(cells(taus=(0.5,), batches=(1, 4)))
+    rows = [
+        {"cell_id": cell["cell_id"], "cell_key": cell["cell_key"], "method": "cuda_allocated", "status": "ok",
+         "peak_bytes": 100 + 10 * cell["batch_size"], "weights_bytes": 100, "cache_bytes": 1}
+        for cell in found
+    ]  # fmt: skip
+    frame = memory.data(load([write_run(tmp_path / "run", found, images=False, memory=rows)]), "batch_size")
+    peaks = frame[frame["measure"] == "decode_bytes"]
+    assert peaks["exponent"].to_numpy() == pytest.approx(1.0)
+    assert set(peaks["bytes"]) == {10, 40}
+
+
+def test_tau_sensitivity_is_the_median_of_the_cells(runs):
+    frame = tau.data(runs)
+    assert set(frame["batch_size"]) == {16}
+    sejd = frame[(frame["decoder"] == "sejd")].set_index("tau")
+    assert sejd["deviation_rmse"].to_dict() == {t: 0.08 * t for t in (0.1, 0.3, 0.5, 1.0, 2.0)}
+    assert "∝ τ^1" in tau.finding(frame)
+    fig = tau.draw(frame)
+    assert list(sejd["depth"]) in [list(line.values()) for line in lines(fig.axes[1])]
+
+
+def test_shares_of_time_add_up_and_bars_end_at_the_total(runs):
+    frame = breakdown.data(runs)
+    assert frame.groupby("title")["share"].sum().to_numpy() == pytest.approx(1.0)
+    fig = breakdown.draw(frame)
+    ends = sorted(round(bar.get_x() + bar.get_width(), 6) for bar in fig.axes[0].patches)
+    totals = frame.groupby("title")["wall_s"].sum() * 1e3
+    assert all(round(total, 6) in ends for total in totals)
+    steps = sum(iterations({"decoder": "sejd", "tau": 0.5, "num_tokens": 64}, layer)[1] for layer in range(1, 5))
+    assert f"{63 / steps:.0%}" in breakdown.finding(frame)
+
+
+def test_differences_are_measured_in_image_units(runs, folder):
+    frame = samples.data(runs)
+    assert set(frame["title"]) == {"sequential", "ujd τ=0.5", "sejd τ=0.5", "gs-jacobi τ=0.5"}
+    found = frame.set_index("decoder")["rmse"]
+    for decoder, scale in (("ujd", 0.08), ("sejd", 0.04), ("gs-jacobi", 0.025)):
+        assert found[decoder] == pytest.approx(scale, rel=0.1)
+    assert found["sequential"] == 0
+    assert "gs-jacobi" in samples.finding(frame).split("nearest")[0]
+
+
+@pytest.mark.parametrize(("values", "scale"), [([0.0], 0.0), ([0.013], 0.02), ([0.02], 0.02), ([1.7], 2.0)])
+def test_the_scale_of_differences_is_a_round_number(values, scale):
+    assert samples.difference_scale([np.full((4, 4), value) for value in values]) == pytest.approx(scale)
+
+
+def test_redundancy_tells_the_layer_that_turns_most(runs):
+    frame = redundancy.data(runs)
+    assert len(frame) == 12
+    assert "layer 1 turns most (cosine similarity 0.5)" in redundancy.finding(frame)
+    drawn = lines(redundancy.draw(frame).axes[0])
+    assert {1: 0.9, 2: 0.8, 5: 0.5} in [{int(x): round(float(y), 9) for x, y in line.items()} for line in drawn]
+
+
+def test_table_1_has_a_row_per_cell_and_the_papers_column_only_where_it_speaks(tmp_path):
+    found = [*cells(batches=(4,), taus=(0.1, 0.5)), *cells(dataset="cifar10-jpeg", batches=(4,), taus=(0.1, 0.5))]
+    frame = table1.data(load([write_run(tmp_path / "run", found, images=False)]))
+    assert len(frame) == len(found)
+    published = frame[frame["published"] != "–"]
+    assert {(row["decoder"], row["published"]) for row in published.to_dict("records")} == {
+        ("sequential", "9.56 s, FID 9.71"),
+        ("ujd", "3.92 s, 2.4×, FID 10.19"),
+        ("sejd", "2.63 s, 3.6×, FID 10.2"),
+    }
+    assert set(published["dataset"]) == {"cifar10-jpeg"}
+    markdown = table1.markdown(frame)
+    assert markdown.count("\n|") == len(found) + 1 and "arXiv 2505.24791" in markdown
+    latex = table1.latex(frame)
+    assert latex.count(r"\\") == len(found) + 1 and not set("×±τ–") & set(latex.split("% Published")[0])
+
+
+def test_a_cell_that_failed_keeps_its_row_and_says_why(tmp_path):
+    found = list(cells(batches=(4,), taus=(0.5,)))
+    from synthetic import timing_rows
+
+    rows = [row for row in timing_rows(found) if row["decoder"] != "ujd"]
+    rows += [row | {"status": "out-of-memory", "wall_s": None} for row in timing_rows(found) if row["decoder"] == "ujd"]
+    frame = table1.data(load([write_run(tmp_path / "run", found, images=False, timings=rows)])).set_index("decoder")
+    assert frame.loc["ujd", "time"] == "out-of-memory"
+    assert frame.loc["ujd", "speed"] == "–"
+    assert "1 of 4 cells did not end well" in table1.finding(frame.reset_index())
+
+
+def test_options_make_series_of_their_own(tmp_path):
+    found = [*cells(batches=(4,), taus=(0.5,))]
+    found += [
+        cell | {"label": "sejd initial=input", "options": options(initial="input"), "cell_id": "x", "cell_key": "x"}
+        for cell in found
+        if cell["decoder"] == "sejd"
+    ]
+    frame = iterations_figure.data(load([write_run(tmp_path / "run", found, images=False)]))
+    assert {"sejd τ=0.5", "sejd initial=input τ=0.5"} <= set(frame["title"])
+
+
+def test_sequential_alone_is_no_frontier(tmp_path):
+    runs = load([write_run(tmp_path / "run", list(cells(decoders=("sequential",))), images=False)])
+    with pytest.raises(Omitted, match="alone"):
+        frontier.data(runs, "fid")
