@@ -41,8 +41,7 @@ def timed(call: Callable[[], T], device: str) -> tuple[float, T]:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Garbage is collected before, not during: a collection would land on whichever call triggers it."""
-    gc.collect()
+    """No garbage is collected meanwhile: a collection would land on whichever call happens to trigger it."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

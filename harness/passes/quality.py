@@ -25,7 +25,7 @@ REFERENCE_BATCH = 64
 """Batch of the sequential reference and of reconstructions; sequential samples do not depend on it."""
 GRID = 64
 """Samples in the grid of a decoder, at most."""
-RECONSTRUCTED = 256
+RECONSTRUCTED = 32
 """Real images that are encoded and decoded, at most."""
 
 

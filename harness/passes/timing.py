@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ class TimingPass:
 
     def _round(self, turns: Sequence[Cell | None], flow: CausalFlow, batch: Batch) -> dict[Cell | None, Attempt[float]]:
         """Seconds of each cell's decode, and of one encode where a turn is None."""
+        gc.collect()  # once a round: it takes as long as many a decode, and is held off while the clock runs
         return {cell: self._encode(flow, batch) if cell is None else self._decode(cell, flow, batch) for cell in turns}
 
     def _decode(self, cell: Cell, flow: CausalFlow, batch: Batch) -> Attempt[float]:

@@ -1,0 +1,125 @@
+"""Bad input through the command line: one line on stderr, exit code 2, no traceback."""
+
+import sys
+
+import pytest
+
+from harness import cli
+
+MATRIX = '[[datasets]]\nname = "digits"\ncheckpoint = "{}"\n[[decoders]]\nname = "{}"\n{}'
+
+
+@pytest.fixture
+def harness(monkeypatch, capsys, tmp_path):
+    """Run the command line in a folder of its own: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def matrix(tmp_path, tiny_checkpoint):
+    def write(checkpoint=tiny_checkpoint, decoder="sejd", more=""):
+        path = tmp_path / "matrix.toml"
+        path.write_text(MATRIX.format(checkpoint, decoder, more))
+        return path
+
+    return write
+
+
+def refused(result, *parts):
+    code, out, err = result
+    assert code == 2 and err.count("\n") == 1 and err.startswith("error: ") and "Traceback" not in err, err
+    assert all(part in err for part in parts), err
+
+
+def test_matrices_that_are_wrong(harness, matrix):
+    refused(harness("run", "quickstrat"), "did you mean 'quickstart'")
+    refused(harness("run", "absent.toml"), "there is no matrix at 'absent.toml'")
+    refused(harness("run", matrix(decoder="sejdd")), "unknown decoder 'sejdd'", "did you mean 'sejd'")
+    refused(harness("run", matrix(more="tau = -0.5")), "'decoders[0].tau[0]'", "-0.5")
+    refused(harness("run", matrix(more="[grid]\nbatch_sizes = [0]")), "'grid.batch_sizes[0]'", "not 0")
+    refused(harness("run", matrix(more="initail = 3")), "did you mean 'initial'")
+    refused(harness("run", matrix(), "--profile", "fats"), "profile")
+    refused(harness("run", matrix(), "--decoder", "ujd tau=-1"), "tau")
+    refused(harness("run", matrix(), "--decoder", "no_such_module:Thing"), "cannot import decoder")
+
+
+def test_checkpoints_that_are_wrong(harness, matrix, tmp_path, tiny_checkpoint):
+    refused(harness("run", matrix(checkpoint="absent.pth")), "there is no checkpoint at 'absent.pth'")
+    refused(harness("run", matrix(checkpoint="digitz")), "did you mean 'digits'")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(tiny_checkpoint.read_bytes()[:1000])
+    refused(harness("run", matrix(checkpoint=cut)), "cut.safetensors", "safetensors")
+    pickle = tmp_path / "evil.pth"
+    pickle.write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
+    refused(harness("run", matrix(checkpoint=pickle)), "evil.pth")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_guidance_that_the_flow_cannot_have(harness, tmp_path):
+    from safetensors.torch import save_file
+
+    from harness.flows.tarflow import TarFlow, TarFlowConfig
+
+    path = tmp_path / "plain.safetensors"
+    save_file(TarFlow(TarFlowConfig(1, 8, 4, 64, 1, 1)).state_dict(), path)
+    toml = tmp_path / "matrix.toml"
+    toml.write_text(MATRIX.format(path, "ujd", "[grid]\nguidance = [{ scale = 1.0 }]"))
+    refused(harness("run", toml, "--out", tmp_path / "run"), "plain.safetensors", "no classes")
+
+
+def test_folders_that_are_not_ours(harness, matrix, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    for resume in ([], ["--resume"]):
+        refused(harness("run", matrix(), "--out", tmp_path / "mine", *resume), "manifest.json")
+    refused(harness("run", matrix(), "--out", tmp_path / "mine" / "thesis.txt"), "cannot write to")
+    refused(harness("run", matrix(), "--out", tmp_path / "mine" / "thesis.txt" / "run"), "cannot write to")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
+
+
+def test_samples_that_cannot_be_drawn(harness, tmp_path, tiny_checkpoint):
+    refused(harness("sample", "digitz"), "did you mean 'digits'")
+    refused(harness("sample", tiny_checkpoint, "--decoder", "sejdd"), "did you mean 'sejd'")
+    refused(harness("sample", tiny_checkpoint, "--tau", "-1"), "tau must be 0 or more")
+    refused(harness("sample", tiny_checkpoint, "-n", "0"), "0")
+    refused(harness("sample", tiny_checkpoint, "--labels", "3,12"), "label 12 is out of range", "0 to 9")
+    refused(harness("sample", tiny_checkpoint, "--labels", "cat"), "--labels takes numbers, not 'cat'")
+    refused(harness("sample", tiny_checkpoint, "--labels", "0.5"), "whole numbers")
+    refused(harness("sample", tiny_checkpoint, "--denoise"), "does not tell the noise", "--denoise SIGMA")
+    refused(harness("sample", tiny_checkpoint, "--temperature", "0", "--guidance", "1"), "temperature")
+    (tmp_path / "file").write_text("")
+    refused(harness("sample", tiny_checkpoint, "-n", "1", "--out", tmp_path / "file" / "x.png"), "cannot be written")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_run_and_its_summary(harness, matrix, tmp_path):
+    more = "[grid]\nbatch_sizes=[2]\n[timing]\nrounds=2\n[quality]\nnum_samples=4\n[memory]\nenabled=false\n"
+    arguments = ["run", matrix(more=more), "--out", tmp_path / "run", "--decoder", "sequential", "--threads", "1"]
+    code, out, err = harness(*arguments, "--device", "cpu")
+    assert code == 0 and "Traceback" not in err
+    for part in ("sejd", "sequential", "speed-up", "FID", "deviation", "FPE", str(tmp_path / "run")):
+        assert part in out
+    refused(harness(*arguments), "--resume")
+    assert harness(*arguments, "--resume")[0] == 0
+
+
+def test_a_grid_of_samples(harness, tmp_path, tiny_checkpoint):
+    from PIL import Image
+
+    code, out, _ = harness(
+        "sample", tiny_checkpoint, "--decoder", "ujd tau=0.1", "-n", "6", "--labels", "1,-1", "--guidance", "0.5",
+        "--denoise", "0.1", "--out", "deep/grid.png", "--batch-size", "4",
+    )  # fmt: skip
+    assert code == 0 and "6 samples" in out
+    with Image.open(tmp_path / "deep" / "grid.png") as image:
+        assert image.size == ((3 * 9 - 1) * 4, (2 * 9 - 1) * 4)
