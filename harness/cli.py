@@ -235,5 +235,18 @@ def sample_command(**options: Any) -> None:
     click.echo(sample_to_grid(**options))
 
 
+@app.command("calibrate")
+@click.argument("flow", metavar="FLOW")
+@click.option("--samples", type=click.IntRange(min=16), default=512, show_default=True, help="Decoded exactly.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def calibrate_command(flow: str, samples: int, seed: int) -> None:
+    """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" and the decoder 'fitted'."""
+    from harness.calibration import calibrate_checkpoint
+    from harness.flows import load_flow
+    from harness.flows.checkpoints import checkpoint_path
+
+    click.echo(calibrate_checkpoint(load_flow(flow), checkpoint_path(flow), samples=samples, seed=seed))
+
+
 if __name__ == "__main__":
     main()

@@ -142,13 +142,13 @@ class Decoder(ABC):
         """
         return num_tokens**2
 
-    def solver(self, flow: CausalFlow, batch: int) -> Solve:
-        """What solves the layers of a flow: `solve`, unless a subclass has to know the flow or the batch for that.
+    def bind(self, flow: CausalFlow, batch: int) -> Decoder:
+        """The decoder that decodes a batch of this flow: itself, unless it has to know the flow or the batch first.
 
         Raises:
             HarnessError: options that do not fit the flow.
         """
-        return self.solve
+        return self
 
     def options(self) -> dict[str, Any]:
         """The options this decoder was built with, as plain values."""
@@ -179,7 +179,7 @@ class Decoder(ABC):
                 f"got {tuple(latents.shape)}"
             )
         condition = flow.condition(len(latents), labels, guidance)
-        solve = self.solver(flow, len(latents))
+        solve = self.bind(flow, len(latents)).solve
         tokens = flow.scale_latents(latents)
         clock = _LayerClock(tokens.device)
         traces = []

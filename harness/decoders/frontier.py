@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harness.decoders.base import LayerTrace, decoders
-from harness.decoders.initial import INITIAL
 from harness.decoders.jacobi import JacobiDecoder
-from harness.decoders.windows import Blocks, Frontier, Schedule, Slide, solve_windows
+from harness.decoders.windows import Blocks, Frontier, Schedule, Slide
 from harness.errors import HarnessError
 from harness.flows.base import CausalLayer, Condition
 
@@ -47,16 +46,7 @@ class FrontierDecoder(JacobiDecoder):
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Move a window over the layer."""
         max_calls = None if self.advance == "window" else self.max_iterations
-        return solve_windows(
-            layer,
-            inputs,
-            condition,
-            INITIAL[self.initial](layer, inputs),
-            self.schedule(layer),
-            norm=self.norm,
-            scope=self.scope,
-            max_calls=max_calls,
-        )
+        return self.solve_schedule(layer, inputs, condition, self.schedule(layer), max_calls=max_calls)
 
     def most_token_evaluations(self, num_tokens: int) -> int:
         """L(L + 1)/2, unless nothing is frozen inside a window."""

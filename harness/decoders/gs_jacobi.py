@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.decoders.base import Decoder, LayerTrace, Solve, decoders
-from harness.decoders.initial import INITIAL
-from harness.decoders.jacobi import JacobiDecoder, check_iteration
+from harness.decoders.base import Decoder, LayerTrace, decoders
+from harness.decoders.jacobi import FITTED, JacobiDecoder, check_iteration
 from harness.decoders.sequential import solve_sequential
-from harness.decoders.windows import Blocks, solve_windows
+from harness.decoders.windows import Blocks
 from harness.errors import HarnessError, unknown
 from harness.flows.base import CausalFlow, CausalLayer, Condition
 
@@ -88,8 +87,8 @@ class GaussSeidelJacobi(JacobiDecoder):
             if not isinstance(blocks, int) or blocks < 0:
                 raise HarnessError(f"blocks must be a number from 0, not {blocks!r}")
 
-    def solver(self, flow: CausalFlow, batch: int) -> Solve:
-        """`solve`, once every list has an entry for every layer.
+    def bind(self, flow: CausalFlow, batch: int) -> Decoder:
+        """As it is, once every list has an entry for every layer.
 
         Raises:
             HarnessError: a list, or a published strategy, that is not as long as the flow has layers.
@@ -101,7 +100,7 @@ class GaussSeidelJacobi(JacobiDecoder):
                     f"{name} of '{self.strategy or 'gs-jacobi'}' has {len(value)} entries, "
                     f"but the flow has {flow.num_layers} layers"
                 )
-        return self.solve
+        return super().bind(flow, batch)
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Solve the layer by its own entries."""
@@ -110,16 +109,19 @@ class GaussSeidelJacobi(JacobiDecoder):
             return solve_sequential(layer, inputs, condition)
         size = math.ceil(layer.num_tokens / blocks)
         cap = _entry(self._settings.max_iterations, layer)
-        return solve_windows(
+        return self.solve_schedule(
             layer,
             inputs,
             condition,
-            INITIAL[_entry(self._settings.initial, layer)](layer, inputs),
             Blocks(size, self.tau, cap, mode="jacobi" if blocks == 1 else "gs-jacobi"),
-            norm=self.norm,
-            scope=self.scope,
+            initial=_entry(self._settings.initial, layer),
             clamp=self.clamp,
         )
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether something fitted is asked for, in any layer."""
+        return FITTED in (*_entries(self._settings.initial), self.correction)
 
     @property
     def _settings(self) -> GaussSeidelJacobi | Strategy:

@@ -7,16 +7,20 @@ Prop. 3.2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
 from harness.decoders.base import Decoder, LayerTrace, decoders
+from harness.decoders.fits import Calibration, LayerFit, calibration_of
 from harness.decoders.initial import INITIAL
 from harness.decoders.stopping import NORMS, SCOPES
 from harness.decoders.windows import Blocks, Schedule, solve_windows
 from harness.errors import HarnessError, unknown
-from harness.flows.base import CausalLayer, Condition
+from harness.flows.base import CausalFlow, CausalLayer, Condition
+
+FITTED = "fitted"
 
 
 @dataclass(kw_only=True)
@@ -24,7 +28,11 @@ class JacobiDecoder(Decoder):
     """Options shared by decoders that iterate.
 
     Args:
-        initial: the first iterate: ``"zeros"``, ``"normal"`` or ``"input"``, the layer's own input.
+        initial: the first iterate: ``"zeros"``, ``"normal"``, ``"input"``, the layer's own input, or ``"fitted"``, a
+            linear prediction from it.
+        correction: ``"fitted"`` adds to every update a prediction of the error that it leaves, see
+            `harness.decoders.fits`; None for the plain iteration.
+        calibration: the file of what was fitted; None for the one that ``harness calibrate`` stored for the checkpoint.
         norm: of the update, by a name in `stopping.NORMS`; ``"inf"`` is the papers'.
         scope: ``"batch"`` stops when every sample has converged; with ``"sample"`` each sample stops by itself, so that
             no sample changes another's result.
@@ -32,12 +40,16 @@ class JacobiDecoder(Decoder):
     """
 
     initial: str = "zeros"
+    correction: str | None = None
+    calibration: Any = None
     norm: str = "inf"
     scope: str = "batch"
     max_iterations: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.correction not in (None, FITTED):
+            raise unknown("correction", str(self.correction), [FITTED])
         check_iteration(self.initial, self.norm, self.scope, self.max_iterations)
 
     def solve_jacobi(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
@@ -46,11 +58,50 @@ class JacobiDecoder(Decoder):
         return self.solve_schedule(layer, inputs, condition, schedule)
 
     def solve_schedule(
-        self, layer: CausalLayer, inputs: Tensor, condition: Condition, schedule: Schedule
+        self,
+        layer: CausalLayer,
+        inputs: Tensor,
+        condition: Condition,
+        schedule: Schedule,
+        *,
+        initial: str | None = None,
+        clamp: float | None = None,
+        max_calls: int | None = None,
     ) -> tuple[Tensor, LayerTrace]:
-        """Solve a layer by the windows of a schedule, with this decoder's start and stopping rule."""
-        tokens = INITIAL[self.initial](layer, inputs)
-        return solve_windows(layer, inputs, condition, tokens, schedule, norm=self.norm, scope=self.scope)
+        """Solve a layer by the windows of a schedule, with this decoder's start, corrections and stopping rule."""
+        return solve_windows(
+            layer,
+            inputs,
+            condition,
+            self.start(layer, inputs, initial or self.initial),
+            schedule,
+            norm=self.norm,
+            scope=self.scope,
+            clamp=clamp,
+            max_calls=max_calls,
+            correction=self.fit(layer).correction if self.correction else None,
+        )
+
+    def start(self, layer: CausalLayer, inputs: Tensor, initial: str) -> Tensor:
+        """(B, L, D) the first iterate, a new tensor."""
+        return self.fit(layer).guess(inputs) if initial == FITTED else INITIAL[initial](layer, inputs)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether something fitted is asked for."""
+        return FITTED in (self.initial, self.correction)
+
+    def bind(self, flow: CausalFlow, batch: int) -> Decoder:
+        """With the flow's calibration, when something fitted is asked for."""
+        if not self.needs_calibration:
+            return self
+        return replace(self, calibration=calibration_of(flow, self.calibration))
+
+    def fit(self, layer: CausalLayer) -> LayerFit:
+        """What was fitted to a layer."""
+        if not isinstance(self.calibration, Calibration):
+            raise HarnessError("what was fitted is known only once the decoder is bound to a flow")
+        return self.calibration.layers[layer.number]
 
 
 def check_iteration(initial: str, norm: str, scope: str, max_iterations: int | None) -> None:
@@ -59,7 +110,11 @@ def check_iteration(initial: str, norm: str, scope: str, max_iterations: int | N
     Raises:
         HarnessError: an unknown name, or a cap that is no number from 1.
     """
-    for kind, name, known in (("initial guess", initial, INITIAL), ("norm", norm, NORMS), ("scope", scope, SCOPES)):
+    for kind, name, known in (
+        ("initial guess", initial, [*INITIAL, FITTED]),
+        ("norm", norm, NORMS),
+        ("scope", scope, SCOPES),
+    ):
         if name not in known:
             raise unknown(kind, str(name), known)
     if max_iterations is not None and (not isinstance(max_iterations, int) or max_iterations < 1):

@@ -67,9 +67,11 @@ def load_flow(
     for _, family in flows.items():
         if family.recognises(state):
             try:
-                return family.from_state(state, metadata).to(device=device, dtype=dtype)
+                flow = family.from_state(state, metadata).to(device=device, dtype=dtype)
             except CheckpointError as error:
                 raise CheckpointError(f"'{path}' is not a checkpoint this harness can read: {error}") from error
+            flow.source = path  # whatever is fitted or tuned for a checkpoint is found through it
+            return flow
     raise CheckpointError(
         f"'{path}' is no flow of a known family ({', '.join(flows.names())}): its tensors have other names"
     )

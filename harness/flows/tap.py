@@ -79,6 +79,13 @@ def tap(flow: CausalFlow, observer: Observer) -> CausalFlow:
     return _TappedFlow(flow, observer)
 
 
+def untapped(flow: CausalFlow) -> CausalFlow:
+    """The flow behind any taps: for work on a flow that is no part of the decode being watched."""
+    while isinstance(flow, _TappedFlow):
+        flow = flow.behind
+    return flow
+
+
 @dataclass
 class LayerTally:
     """Deterministic costs of one layer, counted from outside the decoder."""
@@ -175,7 +182,7 @@ class _TappedLayer:
 
 class _TappedFlow:
     def __init__(self, flow: CausalFlow, observer: Observer) -> None:
-        self._flow = flow
+        self._flow = self.behind = flow
         self.layers: Sequence[CausalLayer] = [_TappedLayer(layer, observer) for layer in flow.layers]
         self.num_layers, self.num_tokens, self.token_dim = flow.num_layers, flow.num_tokens, flow.token_dim
         self.image_shape, self.num_classes = flow.image_shape, flow.num_classes

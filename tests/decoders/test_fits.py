@@ -1,0 +1,150 @@
+"""Fitted guesses and corrections: what they gain, what they must not touch, and how they are stored."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from harness.calibration import calibrate, calibrate_checkpoint, neighbours
+from harness.decoders import build_decoder
+from harness.decoders.fits import Calibration, LaggedMap, calibration_of, checkpoint_digest, stored_beside
+from harness.decoders.sequential import solve_sequential
+from harness.errors import HarnessError
+from harness.flows import load_flow
+from harness.flows.coupled import coupled_tarflow
+from harness.flows.tap import Tally, tap
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return coupled_tarflow(seed=1)
+
+
+@pytest.fixture(scope="module")
+def fits(flow):
+    return calibrate(flow, samples=128, corrections=2)
+
+
+@pytest.fixture
+def checkpoint(flow, tmp_path):
+    save_file({name: tensor.contiguous() for name, tensor in flow.state_dict().items()}, tmp_path / "flow.safetensors")
+    return tmp_path / "flow.safetensors"
+
+
+def latents_of(flow, n=6):
+    return flow.sample_latents(n, torch.Generator().manual_seed(11))
+
+
+def errors(flow, decoder):
+    latents = latents_of(flow, 32)
+    exact = build_decoder("sequential").decode(flow, latents).tokens
+    return float((decoder.decode(flow, latents).tokens - exact).square().mean().sqrt())
+
+
+def test_a_lagged_map_is_the_sum_over_lags():
+    tokens = torch.randn(2, 7, 3)
+    weight, bias = torch.randn(2 * 3, 3), torch.randn(3)
+    expected = bias.expand(2, 7, 3).clone()
+    for lag, matrix in zip((1, 4), weight.chunk(2), strict=True):
+        expected[:, lag:] += tokens[:, :-lag] @ matrix
+    assert torch.allclose(LaggedMap((1, 4), weight, bias)(tokens), expected, atol=1e-5)
+
+
+def test_a_linear_layer_is_fitted_exactly():
+    """A layer that is linear in its input leaves nothing to a correction."""
+    from harness.calibration import _ridge
+
+    sources, matrix = torch.randn(64, 10, 2), torch.randn(4, 2)
+    targets = LaggedMap((0, 1), matrix, torch.ones(2))(sources)
+    fitted = _ridge(sources, targets, (0, 1), bias=True)
+    assert torch.allclose(fitted(sources), targets, atol=1e-3)
+
+
+def test_each_fitted_part_brings_the_samples_closer(flow, fits):
+    plain = errors(flow, build_decoder("fitted", iterations=2, initial="input", correction=None))
+    guess = errors(flow, build_decoder("fitted", iterations=2, correction=None, calibration=fits))
+    both = errors(flow, build_decoder("fitted", iterations=2, calibration=fits))
+    assert both < guess < plain
+
+
+@pytest.mark.parametrize("decoder", ["ujd", "sejd", "frontier", "gs-jacobi", "fitted"])
+def test_tau_0_is_exact_whatever_was_fitted(flow, fits, decoder):
+    latents = latents_of(flow)
+    exact = build_decoder("sequential").decode(flow, latents).tokens
+    options = {"initial": "fitted", "correction": "fitted", "calibration": fits, "tau": 0.0}
+    result = build_decoder(decoder, **options).decode(flow, latents)
+    assert result.converged
+    assert torch.allclose(result.tokens, exact, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_corrections_leave_the_exact_prefix_alone(flow, fits, iterations):
+    decoder = build_decoder(
+        "ujd", tau=0.0, max_iterations=iterations, initial="fitted", correction="fitted", calibration=fits
+    ).bind(flow, 6)
+    layer = flow.layers[0]
+    inputs, condition = layer.arrange(flow.scale_latents(latents_of(flow))), flow.condition(6)
+    exact, _ = solve_sequential(layer, inputs, condition)
+    tokens, _ = decoder.solve(layer, inputs, condition)
+    assert torch.allclose(tokens[:, : iterations + 1], exact[:, : iterations + 1], atol=TOLERANCE)
+    assert not torch.allclose(tokens, exact, atol=TOLERANCE)
+
+
+def test_a_budget_is_spent_per_layer_and_honestly(flow, fits):
+    result = build_decoder("fitted", iterations=[3, 1], calibration=fits, tau=1e-6).decode(flow, latents_of(flow))
+    assert [trace.depth for trace in result.layers] == [3, 1, 1]
+    assert not result.converged
+    assert all("cap" in trace.flags for trace in result.layers)
+
+
+def test_calibration_is_stored_beside_the_checkpoint_and_found_again(checkpoint):
+    flow = load_flow(checkpoint)
+    path = calibrate_checkpoint(flow, checkpoint, samples=32)
+    assert path.parent == checkpoint.parent / "calibration"
+    assert path.name.startswith(checkpoint_digest(checkpoint)[:16])
+    stored = calibration_of(flow)
+    again = calibrate(flow, samples=32, digest=checkpoint_digest(checkpoint))
+    for number, fit in again.layers.items():
+        assert torch.equal(fit.guess.weight, stored.layers[number].guess.weight)
+        assert [c.lags for c in fit.corrections] == [c.lags for c in stored.layers[number].corrections]
+    build_decoder("fitted").decode(flow, latents_of(flow))
+
+
+def test_what_was_never_fitted_is_fitted_on_first_use(checkpoint, caplog):
+    loaded, bare = load_flow(checkpoint), coupled_tarflow(seed=2)
+    for flow in (loaded, bare):
+        watched = Tally()
+        build_decoder("fitted").decode(tap(flow, watched), latents_of(flow))
+        assert [tally.calls for tally in watched.layers.values()] == [3, 1, 1]
+        assert caplog.text.count("fitting now") == 1
+        build_decoder("fitted").decode(flow, latents_of(flow))
+        assert caplog.text.count("fitting now") == 1
+        caplog.clear()
+    assert stored_beside(checkpoint, ".safetensors").is_file()
+
+
+def test_an_unwritable_folder_is_left_alone(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert stored_beside(checkpoint, ".safetensors").is_relative_to(tmp_path / "cache")
+
+
+def test_a_missing_or_foreign_or_damaged_calibration_is_refused(checkpoint, flow, fits, tmp_path):
+    loaded = load_flow(checkpoint)
+    with pytest.raises(HarnessError, match="cannot be read"):
+        build_decoder("fitted", calibration=str(tmp_path / "nothing")).decode(loaded, latents_of(flow))
+    fits.save(tmp_path / "foreign.safetensors")
+    with pytest.raises(HarnessError, match="another checkpoint"):
+        build_decoder("fitted", calibration=str(tmp_path / "foreign.safetensors")).decode(loaded, latents_of(flow))
+    tensors = load_file(tmp_path / "foreign.safetensors")
+    save_file(tensors, tmp_path / "bare.safetensors")
+    with pytest.raises(HarnessError, match="no calibration"):
+        Calibration.load(tmp_path / "bare.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "foreign.safetensors").read_bytes()[:100])
+    with pytest.raises(HarnessError, match="cannot be read"):
+        Calibration.load(tmp_path / "cut.safetensors")
+
+
+def test_neighbours_of_an_image_are_in_the_row_before():
+    assert neighbours(coupled_tarflow()) == (1, 2, 3, 4, 5)
