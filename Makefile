@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/quickstart
 
-.PHONY: demo test test-slow lint report format clean
+.PHONY: demo test test-slow lint report figures format clean
 
 demo: $(READY)  ## measure the shipped digits flow, print the table, render the report
 	$(BIN)/harness run quickstart --out $(RUN) --resume
@@ -28,6 +28,9 @@ format: $(READY)
 
 report: $(READY)
 	$(BIN)/harness report $(RUN)
+
+figures: $(READY)  ## results/figures/ and results/report.html again, from the runs stored under results/
+	$(BIN)/harness report results --out results
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

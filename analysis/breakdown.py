@@ -30,7 +30,8 @@ def data(runs: Runs) -> pd.DataFrame:
         .reset_index()
     )
     total = found.groupby(["flow", "title"])["wall_s"].transform("sum")
-    return ranked(found.assign(share=found["wall_s"] / total), "layer")
+    found = require(found.assign(share=found["wall_s"] / total)[total > 0], "no layer took measurable time")
+    return ranked(found, "layer")
 
 
 def draw(frame: pd.DataFrame) -> Figure:
