@@ -14,6 +14,7 @@ import torch
 from harness import __version__
 from harness.environment import environment
 from harness.errors import HarnessError, StoreError
+from harness.flows import CausalFlow, load_flow
 from harness.matrix import Matrix
 from harness.passes import Bench, LayersPass, MemoryPass, Pass, QualityPass, ResidualsPass, TimingPass
 from harness.passes.timing import describe
@@ -53,12 +54,14 @@ def run_matrix(
     if threads is not None:
         torch.set_num_threads(threads)
     cells = expand(matrix)
+    descriptions = _describe(cells)
     session = uuid.uuid4().hex[:12]
     with _open(out, matrix, cells, session, resume) as store, reporter:
         for path in store.damaged:
             reporter.note(f"a damaged part was moved to '{path}'; its rows are measured again")
         bench = Bench(store, session)
-        _check_flows(bench, cells)
+        described = bench.done("cells")
+        store.append("cells", [row for row in descriptions if row["cell_id"] not in described])
         passes = _passes(bench, matrix, data_root, inception_weights)
         work = [(step, unit) for step in passes for unit in step.missing(cells)]
         reporter.begin(sum(unit.cost for _, unit in work))
@@ -88,7 +91,7 @@ def _passes(bench: Bench, matrix: Matrix, data_root: str | None, inception_weigh
 def _open(out: Path, matrix: Matrix, cells: list[Cell], session: str, resume: bool) -> RunStore:
     """The run folder, its manifest telling of this session."""
     plan = {
-        "matrix": matrix.model_dump(mode="json"),
+        "matrix": matrix.model_dump(mode="json") | {"device": cells[0].device},
         "cells": hashlib.sha256(json.dumps(sorted(cell.cell_id for cell in cells)).encode()).hexdigest(),
         "code_versions": sorted({cell.code_version for cell in cells}),
         "checkpoints": {cell.checkpoint: cell.checkpoint_digest for cell in cells},
@@ -138,27 +141,24 @@ def _first_difference(old: Any, new: Any, path: str = "matrix") -> str:
     return path
 
 
-def _check_flows(bench: Bench, cells: list[Cell]) -> None:
-    """Load every flow, bind every guidance, and describe every cell, before anything is measured.
+def _describe(cells: list[Cell]) -> list[dict[str, Any]]:
+    """Rows of the table `cells`; every flow is loaded and every guidance bound once, before any folder is touched.
 
     Raises:
         HarnessError: a checkpoint that cannot be read, or guidance that its flow cannot have.
     """
-    described = bench.done("cells")
-    rows: list[dict[str, Any]] = []
-    for cell in sorted(cells, key=lambda cell: cell.checkpoint_digest):
-        flow = bench.flow(cell)
+    flows: dict[str, CausalFlow] = {}
+    rows = []
+    for cell in cells:
+        if cell.checkpoint_digest not in flows:
+            flows[cell.checkpoint_digest] = load_flow(cell.checkpoint_path)
+        flow = flows[cell.checkpoint_digest]
         try:
             flow.condition(1, guidance=cell.build_guidance())
         except HarnessError as error:
             raise HarnessError(f"checkpoint '{cell.checkpoint}' with guidance {cell.guidance}: {error}") from error
-        if cell.cell_id not in described:
-            rows.append(
-                describe(cell, flow)
-                | {
-                    "token_dim": flow.token_dim,
-                    "checkpoint_digest": cell.checkpoint_digest,
-                    "code_version": cell.code_version,
-                }
-            )
-    bench.store.append("cells", rows)
+        extra = ("checkpoint_digest", "code_version")
+        rows.append(
+            describe(cell, flow) | {"token_dim": flow.token_dim} | {name: getattr(cell, name) for name in extra}
+        )
+    return rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def read_run(path: Path | str) -> Run:
 
 
 def parts(run: Path, table: str) -> list[Path]:
-    """The part files of one table, in the order of their names."""
+    """The part files of one table, the oldest first."""
     return sorted((run / f"{table}.parquet").glob("part-*.parquet"))
 
 
@@ -176,7 +177,8 @@ class RunStore:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise _unwritable(folder, error) from error
-        _replace(folder / f"part-{uuid.uuid4().hex}.parquet", lambda temporary: pq.write_table(rows, temporary))
+        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.parquet"  # so that parts sort by age
+        _replace(folder / name, lambda temporary: pq.write_table(rows, temporary))
 
     def close(self) -> None:
         """Give the lock back."""

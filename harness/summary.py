@@ -23,7 +23,8 @@ def summarise(run: Run) -> pd.DataFrame:
 
     Returns:
         The columns of `paired_speedups`, those of `quality`, `valid` (None where nothing was stated or measured), fpe,
-        depth, iterations (of each layer, in decoding order), mode of each layer, status and error.
+        depth, iterations and modes (of each layer, in decoding order, as text), status, error and pass: those of the
+        first pass that did not end well.
     """
     cells = run.table("cells")[["cell_id"]]
     frame = cells.merge(paired_speedups(run.table("timings"), BASELINE), on="cell_id")
@@ -62,7 +63,8 @@ def print_summary(run: Run, console: Console) -> None:
             f"FID and KID: features of {escape(str(features))}, {counts} samples.", style="dim", highlight=False
         )
     for row in frame[frame["status"] != "ok"].to_dict("records"):
-        console.print(f"{_name(row)}, batch {row['batch_size']}: {escape(str(row['error']))}", highlight=False)
+        sentence = f"{_name(row)}, batch {row['batch_size']}, {row['pass']}: {escape(str(row['error']))}"
+        console.print(sentence, highlight=False)
 
 
 def _table(setting: dict[str, Any], group: pd.DataFrame) -> Table:
@@ -86,7 +88,9 @@ def _table(setting: dict[str, Any], group: pd.DataFrame) -> Table:
 
 
 def _entries(row: dict[Any, Any]) -> list[str]:
-    verdict = row["status"] if row["status"] != "ok" else {True: "valid", False: "invalid"}.get(row["valid"], "")
+    verdict = {True: "valid", False: "invalid"}.get(row["valid"], "")
+    if row["status"] != "ok":
+        verdict = f"{verdict}, {row['pass']}: {row['status']}".removeprefix(", ")
     return [
         escape(row["label"]),
         _number(row["tau"], "g"),
@@ -155,8 +159,10 @@ def _costs(run: Run) -> pd.DataFrame:
 
 
 def _outcomes(run: Run) -> pd.DataFrame:
-    """cell_id, status and error: the first that is not "ok" over all passes, timing first."""
-    tables = [run.table(name) for name in ("timings", "failures", "quality", "memory")]
-    outcomes = pd.concat([frame[["cell_id", "status", "error"]] for frame in tables if len(frame)], ignore_index=True)
-    outcomes["fine"] = outcomes["status"].eq("ok")
-    return outcomes.sort_values("fine", kind="stable").drop_duplicates("cell_id")[["cell_id", "status", "error"]]
+    """cell_id, status, error and the pass they come from: of the first pass that was not "ok", timing first."""
+    tables = {name: run.table(name) for name in ("timings", "failures", "quality", "memory")}
+    named = [frame.assign(**({} if name == "failures" else {"pass": name})) for name, frame in tables.items()]
+    columns = ["cell_id", "status", "error", "pass"]
+    outcomes = pd.concat([frame[columns] for frame in named if len(frame)], ignore_index=True)
+    outcomes = outcomes.assign(fine=outcomes["status"].eq("ok")).sort_values("fine", kind="stable")
+    return outcomes.drop_duplicates("cell_id")[columns]

@@ -62,7 +62,7 @@ def test_checkpoints_that_are_wrong(harness, matrix, tmp_path, tiny_checkpoint):
     pickle = tmp_path / "evil.pth"
     pickle.write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
     refused(harness("run", matrix(checkpoint=pickle)), "evil.pth")
-    assert not (tmp_path / "hacked").exists()
+    assert not (tmp_path / "hacked").exists() and not (tmp_path / "runs").exists()
 
 
 def test_guidance_that_the_flow_cannot_have(harness, tmp_path):
