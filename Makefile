@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/quickstart
+PROFILE ?= fast
+BASE ?= results/baselines/asv.json
 
-.PHONY: demo test test-slow lint report figures format clean
+.PHONY: demo test test-slow lint report figures format bench bench-compare clean
 
 demo: $(READY)  ## measure the shipped digits flow, print the table, render the report
 	$(BIN)/harness run quickstart --out $(RUN) --resume
@@ -31,6 +33,14 @@ report: $(READY)
 
 figures: $(READY)  ## results/figures/ and results/report.html again, from the runs stored under results/
 	$(BIN)/harness report results --out results
+
+bench: $(READY)  ## asv in this environment, stored by commit under .asv; PROFILE= takes the whole matrix
+	$(BIN)/asv machine --yes
+	HARNESS_BENCH_PROFILE=$(PROFILE) $(BIN)/asv run --environment existing:same --record-samples \
+		--set-commit-hash $$(git rev-parse HEAD)
+
+bench-compare: $(READY)  ## the stored results of this commit against BASE, a commit or a file; fails on a regression
+	$(BIN)/harness bench-compare $(BASE)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

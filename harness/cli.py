@@ -45,6 +45,17 @@ def compare(base: str, new: str, form: str, only: str | None, tolerance: float) 
     return print_comparison(open_run(base), open_run(new), form, only == "regressed", tolerance)
 
 
+@app.command("bench-compare")
+@click.argument("base")
+@click.argument("new", default="HEAD")
+@click.option("--tolerance", type=float, default=0.1, show_default=True, help="Share that is no regression.")
+def bench_compare(base: str, new: str, tolerance: float) -> int:
+    """Compare asv's stored results of NEW with those of BASE, each a commit or a file; exit 1 on a regression."""
+    from harness.compare.asv import find_results, print_comparison
+
+    return print_comparison(find_results(base), find_results(new), tolerance)
+
+
 @app.command("list")
 @click.argument("kind", required=False, metavar="[decoders|flows|datasets|matrices|baselines]")
 def list_command(kind: str | None) -> None:
@@ -246,6 +257,26 @@ def calibrate_command(flow: str, samples: int, seed: int) -> None:
     from harness.flows.checkpoints import checkpoint_path
 
     click.echo(calibrate_checkpoint(load_flow(flow), checkpoint_path(flow), samples=samples, seed=seed))
+
+
+@app.command("tune")
+@click.argument("flow", metavar="FLOW")
+@click.option("--batch", type=click.IntRange(min=1), required=True, help="Samples decoded together.")
+@click.option("--budget", type=click.FloatRange(min=0), help="RMSE to the exact sample; by default SeJD's at tau 0.5.")
+@click.option("--samples", type=click.IntRange(min=8), default=64, show_default=True, help="Tuned on, and held out.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+def tune_command(flow: str, device: str, threads: int | None, **options: Any) -> None:
+    """Measure how each layer of FLOW is decoded fastest within a budget, for the decoder 'auto'."""
+    import torch
+
+    from harness.flows import load_flow
+    from harness.flows.checkpoints import checkpoint_path
+    from harness.tuning import tune_checkpoint
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    path = tune_checkpoint(load_flow(flow, device), checkpoint_path(flow), **options)
+    click.echo(f"{path.read_text()}\nstored as {path}")
 
 
 if __name__ == "__main__":
