@@ -1,0 +1,129 @@
+"""Tuning: the schedule is the fastest within its budget, is stored, found again, and refused when it does not fit."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from harness.decoders import build_decoder
+from harness.decoders.auto import LayerChoice, LayerSchedule, stored_schedule
+from harness.decoders.fits import checkpoint_digest
+from harness.errors import HarnessError
+from harness.flows import load_flow
+from harness.flows.coupled import coupled_tarflow
+from harness.tuning import _pareto, candidates, tune, tune_checkpoint
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return coupled_tarflow(seed=4)
+
+
+@pytest.fixture
+def checkpoint(flow, tmp_path):
+    save_file({name: tensor.contiguous() for name, tensor in flow.state_dict().items()}, tmp_path / "flow.safetensors")
+    return tmp_path / "flow.safetensors"
+
+
+def deviation(flow, decoder, count=64, batch=64):
+    latents = flow.sample_latents(count, torch.Generator().manual_seed(99))
+    exact = build_decoder("sequential").decode(flow, latents).tokens
+    tokens = torch.cat([decoder.decode(flow, part).tokens for part in latents.split(batch)])
+    return float((tokens - exact).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_schedule_within_the_budget_is_faster(seed):
+    numbers = random.Random(seed)
+    seconds = [numbers.random() for _ in range(4)]
+    errors = [[numbers.random() * 0.1 for _ in seconds] for _ in range(3)]
+    allowed = 0.15
+    everything = [
+        (sum(seconds[i] for i in places), sum(errors[layer][i] for layer, i in enumerate(places)), places)
+        for places in itertools.product(range(4), repeat=3)
+    ]
+    within = sorted(entry for entry in everything if entry[1] <= allowed)
+    found = _pareto(seconds, errors, allowed)
+    assert found[0] == within[0][2]
+    assert found[-1] == min(within, key=lambda entry: entry[1])[2]
+    assert _pareto(seconds, [[1.0] * 4] * 3, allowed) == []
+
+
+def test_a_schedule_keeps_its_budget_on_latents_it_never_saw(flow):
+    for budget in (0.3, 0.02):
+        schedule = tune(flow, batch=4, budget=budget, samples=32)
+        assert schedule.deviation <= schedule.allowed == budget
+        assert len(schedule.layers) == flow.num_layers
+
+
+def test_an_impossible_budget_is_sequential(flow):
+    schedule = tune(flow, batch=2, budget=1e-12, samples=8)
+    assert schedule.layers == (LayerChoice("sequential"),) * 3
+    assert schedule.deviation == 0.0
+
+
+def test_the_default_budget_is_the_deviation_of_sejd(flow):
+    schedule = tune(flow, batch=8, samples=64)
+    assert schedule.budget is None
+    assert schedule.allowed == pytest.approx(deviation(flow, build_decoder("sejd"), batch=8), rel=0.5)
+
+
+def test_a_stored_schedule_is_used_for_the_nearest_batch(checkpoint, caplog):
+    flow = load_flow(checkpoint)
+    path = tune_checkpoint(flow, checkpoint, batch=4, budget=None, samples=16)
+    stored = LayerSchedule.load(path)
+    assert stored == stored_schedule(checkpoint, "cpu", 3, None)
+    assert stored_schedule(checkpoint, "cpu", 4, 0.01) is None
+    assert stored_schedule(checkpoint, "cuda", 4, None) is None
+    other = LayerSchedule((LayerChoice("sequential"),) * 3, "cpu", 64, None, 1.0, 0.0, 1.0, stored.digest)
+    other.save(path.with_name(path.name.replace("batch4", "batch64")))
+    caplog.clear()
+    modes = [trace.mode for trace in build_decoder("auto").decode(load_flow(checkpoint), latents(flow, 40)).layers]
+    assert modes == ["sequential"] * 3
+    assert "tuning now" not in caplog.text
+
+
+def latents(flow, count):
+    return flow.sample_latents(count, torch.Generator().manual_seed(1))
+
+
+def test_what_was_never_tuned_is_tuned_on_first_use_and_says_so(caplog):
+    flow = coupled_tarflow(seed=5)
+    first = build_decoder("auto").decode(flow, latents(flow, 2))
+    assert "tuning now" in caplog.text
+    caplog.clear()
+    again = build_decoder("auto").decode(flow, latents(flow, 2))
+    assert "tuning now" not in caplog.text
+    assert torch.equal(first.tokens, again.tokens)
+
+
+@pytest.mark.parametrize("options", [{"budget": 0}, {"tau": 0.0}, {"budget": 0.5, "tau": 0.0}])
+def test_budget_0_and_tau_0_are_exact(flow, options):
+    assert deviation(flow, build_decoder("auto", **options), count=3) < 1e-5
+
+
+def test_a_schedule_for_another_flow_or_damaged_is_refused(flow, checkpoint, tmp_path):
+    digest = checkpoint_digest(checkpoint)
+    path = tmp_path / "mine.toml"
+    LayerSchedule((LayerChoice("fitted", {"iterations": [2]}),), "cpu", 4, 0.1, 0.1, 0.05, 1.0, digest).save(path)
+    with pytest.raises(HarnessError, match="1 layers, but the flow has 3"):
+        build_decoder("auto", schedule=str(path)).decode(flow, latents(flow, 2))
+    path.write_text(path.read_text().replace("iterations", "iteration"))
+    with pytest.raises(HarnessError, match="did you mean 'iterations'"):
+        LayerSchedule.load(path)
+    path.write_text("layers = 3")
+    with pytest.raises(HarnessError, match="not a schedule"):
+        LayerSchedule.load(path)
+    path.write_text("layers = [")
+    with pytest.raises(HarnessError, match="cannot be read"):
+        LayerSchedule.load(path)
+    with pytest.raises(HarnessError, match="budget"):
+        build_decoder("auto", budget=-1)
+
+
+def test_candidates_fit_the_sequence(flow):
+    for choice in candidates(flow):
+        result = choice.build().decode(flow, latents(flow, 2))
+        assert all(trace.depth <= flow.num_tokens + 15 for trace in result.layers), str(choice)
