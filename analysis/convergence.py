@@ -80,7 +80,7 @@ def _log_spaced(last: int) -> frozenset[int]:
 def draw(frame: pd.DataFrame) -> Figure:
     """A panel per layer: error with its band as solid lines, residual dotted, tau lines, and where L makes it exact."""
     layers = sorted(frame["layer"].unique())
-    columns = min(4, len(layers))
+    columns = 3 if len(layers) in (3, 5, 6, 9) else min(4, len(layers))
     with theme():
         fig = figure(max(4.8, 2.9 * columns), 2.6 * -(-len(layers) // columns) + 0.7)
         handles: dict[str, object] = {}
@@ -108,15 +108,17 @@ def draw(frame: pd.DataFrame) -> Figure:
                         ax.annotate(
                             f"τ {tau:g}", (1, tau), xycoords=("axes fraction", "data"), xytext=(2, 0),
                             textcoords="offset points", fontsize=6, va="center", alpha=0.75, annotation_clip=True,
-                        )  # fmt: skip
+                        ).set_in_layout(False)  # fmt: skip
             steps = int(panel["num_tokens"].iloc[0]) - 1
             ax.axvline(steps, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6, zorder=0)
             ax.set(
                 title=f"layer {layer}",
-                xlabel="iteration or step",
+                xlabel="iteration or step" if place + columns >= len(layers) else "",
                 ylabel="error (RMS), residual (max)" if place % columns == 0 else "",
             )
             finish(ax)
+            ax.tick_params(labelbottom=place + columns >= len(layers))
+        fig.set_layout_engine("constrained", rect=(0, 0, 0.97, 1))  # room for the tau labels
         grey = axes[0].plot([], [], color=INK, ls=(0, (1, 1.4)), lw=1.3)[0]
         wall = axes[0].plot([], [], color=INK, ls=(0, (4, 2)), lw=1.0, alpha=0.6)[0]
         named = handles | {"residual": grey, "exact after L − 1": wall}

@@ -23,6 +23,10 @@ MEASURES = {
 }
 
 
+ROUNDING = 1e-5
+"""Deviations below this are rounding; the logarithmic axis ends above them and becomes linear down to 0."""
+
+
 def data(runs: Runs, measure: str) -> pd.DataFrame:
     """Speed-up with its interval, the measure, validity and front membership of every cell that has both."""
     short = MEASURES[measure][0]
@@ -109,7 +113,7 @@ def _scales(ax: Axes, values: pd.Series, measure: str) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     ax.yaxis.set_minor_formatter(NullFormatter())
     if measure == "deviation_rmse":
-        positive = values[values > 0]
+        positive = values[values > ROUNDING]
         if len(positive):
             ax.set_xscale("symlog", linthresh=10.0 ** np.floor(np.log10(positive.min())), linscale=0.4)
 

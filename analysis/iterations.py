@@ -58,7 +58,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         heat.tick_params(axis="y", rotation=0, length=0)
         heat.tick_params(axis="x", length=0)
         places = np.arange(len(titles)) + 0.5
-        for ax, column, name in ((cost, "fpe", "token evaluations (FPE)"), (depth, "depth", "depth (network calls)")):
+        for ax, column, name in ((cost, "fpe", "FPE"), (depth, "depth", "depth")):
             bars = ax.barh(
                 places, totals[column], height=0.66, color=[decoder_style(d).color for d in totals["decoder"]]
             )
@@ -82,7 +82,7 @@ def finding(frame: pd.DataFrame) -> str:
     first, later = iterated[iterated["layer"] == 1], iterated[iterated["layer"] > 1]
     if len(first) and len(later):
         parts.append(
-            f"Where layer 1 is iterated it takes {quantity(first['iterations'].median())} iterations in the median "
+            f"where layer 1 is iterated it takes {quantity(first['iterations'].median())} iterations in the median "
             f"against {quantity(later['iterations'].median())} in the later layers"
         )
     hardest = highest(iterated, "iterations")
@@ -108,9 +108,10 @@ PLOTS = [
         name="iterations-per-layer",
         title="Iterations per layer",
         reading=(
-            "Layer 1 is the first one inverted, next to the prior. Sequential layers, on grey, count their L − 1 steps."
-            " FPE are token evaluations over those of one forward pass; depth is the number of network calls that must "
-            "follow each other. One batch size per flow, the one with most cells; the median over seeds."
+            "Layer 1 is the first one inverted, next to the prior. Sequential layers, on grey, count their L − 1 "
+            "steps. FPE, forward-pass equivalents, are token evaluations over those of one forward pass; depth is the "
+            "number of network calls that must follow each other. One batch size per flow, the one with most cells; "
+            "the median over seeds."
         ),
         data=data,
         draw=draw,

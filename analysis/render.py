@@ -130,7 +130,7 @@ def _split(plot: Plot, frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataF
     values = list(dict.fromkeys(frame[plot.split]))
     for value in values:
         name = plot.name if len(values) == 1 else f"{plot.name}-{slug(str(value))}"
-        yield str(value), name, frame[frame[plot.split] == value].reset_index(drop=True)
+        yield "" if len(values) == 1 else str(value), name, frame[frame[plot.split] == value].reset_index(drop=True)
 
 
 def _panel(plot: Plot, heading: str, frame: pd.DataFrame, name: str, folder: Path, formats: tuple[str, ...]) -> Panel:

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 import seaborn
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, to_hex
 from matplotlib.figure import Figure
 
 INK = "#010203"
@@ -78,7 +79,8 @@ def decoder_rank(decoder: str) -> tuple[int, str]:
 
 def layer_colors(count: int) -> list[str]:
     """(count,) colours for layers, from dark to light, so that their order survives greyscale."""
-    return seaborn.color_palette("cividis", count).as_hex() if count else []
+    shades = sequential_map()(np.linspace(0.3, 0.95, count))  # the darkest would drown in a dark page
+    return [to_hex(shade) for shade in shades]
 
 
 def sequential_map() -> Colormap:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.load import BASELINE, PAPER_TAU, Runs, ranked, title_of
-from analysis.plot import DASH, Table, as_text, highest, quantity, require, rows_of, times
+from analysis.plot import DASH, Table, as_text, highest, listing, quantity, require, rows_of, times
 from analysis.published import CITATION, reference
 from harness.statistics import valid_cells
 
@@ -71,12 +71,16 @@ def _costs(runs: Runs) -> pd.DataFrame:
 
 
 def _failures(runs: Runs) -> dict[str, str]:
-    """Cell to how it ended, for those that ended badly in some pass."""
+    """Cell to the pass that ended badly and how; of several, timing."""
     found: dict[str, str] = {}
     for name in ("failures", "memory", "quality", "timings"):
         rows = runs.tables[name]
         bad = rows[~rows["status"].isin(["ok", "skipped"]) & rows["status"].notna()]
-        found |= dict(zip(bad["cell_id"], bad["status"], strict=True))
+        passes = bad["pass"] if name == "failures" else [name] * len(bad)
+        found |= {
+            cell: f"{where}: {status}"
+            for cell, where, status in zip(bad["cell_id"], passes, bad["status"], strict=True)
+        }
     return found
 
 
@@ -183,7 +187,8 @@ def finding(frame: pd.DataFrame) -> str:
     else:
         sentence = f"{len(faster)} of {len(timed)} timed cells are faster than sequential, their whole interval above 1"
         sentence += f"; {len(valid)} of these keep their quality." if others["valid"].notna().any() else "."
-    return sentence + (f" {failed} of {len(frame)} cells did not end well." if failed else "")
+    kinds = listing(sorted(frame["failure"].dropna().unique()))
+    return sentence + (f" {failed} of {len(frame)} cells did not end well in some pass ({kinds})." if failed else "")
 
 
 TABLES = [

@@ -235,7 +235,7 @@ def test_a_cell_that_failed_keeps_its_row_and_says_why(tmp_path):
     rows = [row for row in timing_rows(found) if row["decoder"] != "ujd"]
     rows += [row | {"status": "out-of-memory", "wall_s": None} for row in timing_rows(found) if row["decoder"] == "ujd"]
     frame = table1.data(load([write_run(tmp_path / "run", found, images=False, timings=rows)])).set_index("decoder")
-    assert frame.loc["ujd", "time"] == "out-of-memory"
+    assert frame.loc["ujd", "time"] == "timings: out-of-memory"
     assert frame.loc["ujd", "speed"] == "–"
     assert "1 of 4 cells did not end well" in table1.finding(frame.reset_index())
 
