@@ -215,7 +215,6 @@ def run_command(
     stored = open_run(against) if against else None  # a wrong name is told before anything is measured
     overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
     parsed = load_matrix(matrix, profile, overrides)
-    base = open_run(against) if against else None  # a wrong name is told before anything is measured
     run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), resume=resume, **options)  # type: ignore[arg-type]
     console = Console()
     print_summary(run, console if console.is_terminal else Console(width=170))

@@ -110,7 +110,9 @@ def test_a_run_and_its_summary(harness, matrix, tmp_path):
     for part in ("sejd", "sequential", "speed-up", "FID", "deviation", "FPE", str(tmp_path / "run")):
         assert part in out
     refused(harness(*arguments), "--resume")
-    assert harness(*arguments, "--resume")[0] == 0
+    refused(harness(*arguments, "--resume", "--against", "digits-cpuu"), "unknown baseline 'digits-cpuu'")
+    code, out, _ = harness(*arguments, "--resume", "--against", tmp_path / "run")
+    assert code == 0 and "same" in out.partition("draws it")[2]
 
 
 def test_a_grid_of_samples(harness, tmp_path, tiny_checkpoint):

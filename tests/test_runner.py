@@ -234,7 +234,7 @@ def test_small_batches_rest_on_fewer_samples_and_have_no_fid(make, tmp_path):
     [
         ({"grid": {"batch_sizes": [1, 4]}}, "matrix.grid.batch_sizes"),
         ({"timing": {"rounds": 4}}, "matrix.timing.rounds"),
-        ({"decoders": [{"name": "ujd"}]}, "matrix.decoders"),
+        ({"decoders": ["ujd"]}, "matrix.decoders"),
     ],
 )
 def test_a_run_of_another_matrix_is_not_added_to(make, undisturbed, change, difference):

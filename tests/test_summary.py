@@ -51,10 +51,18 @@ def run(tmp_path):
                 store.append("quality", [row | {"deviation_rmse": deviation, "nonfinite_samples": 0, "status": "ok"}])
                 iterations = 4 if label == "sequential" else 3
                 layers = [
-                    {"cell_id": label, "cell_key": label, "layer": layer, "mode": "jacobi",
-                     "iterations": iterations + layer - 1, "converged": layer == 1, "depth": iterations, "token_evaluations": 4.0 * iterations}
+                    {
+                        "cell_id": label,
+                        "cell_key": label,
+                        "layer": layer,
+                        "mode": "jacobi",
+                        "iterations": iterations + layer - 1,
+                        "converged": layer == 1,
+                        "depth": iterations,
+                        "token_evaluations": 4.0 * iterations,
+                    }
                     for layer in (1, 2)
-                ]  # fmt: skip
+                ]
                 store.append("layers", layers)
     return read_run(tmp_path / "run")
 
