@@ -7,7 +7,19 @@ from pathlib import Path
 
 import jinja2
 
-from analysis import breakdown, context, convergence, frontier, iterations, memory, redundancy, samples, table1, tau
+from analysis import (
+    breakdown,
+    context,
+    convergence,
+    frontier,
+    iterations,
+    memory,
+    order,
+    redundancy,
+    samples,
+    table1,
+    tau,
+)
 from analysis.load import Runs, load
 from analysis.plot import Omitted, Plot, Table
 from analysis.render import FORMATS, Section, TableSection, render, render_table
@@ -23,6 +35,7 @@ PLOTS: tuple[Plot, ...] = (
     *iterations.PLOTS,
     *breakdown.PLOTS,
     *convergence.PLOTS,
+    *order.PLOTS,
     *tau.PLOTS,
     *memory.PLOTS,
     *redundancy.PLOTS,

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from synthetic import EXPONENT, ORDER, cells, deviation, iterations, options, residual_rows, wall_s, write_run
 
-from analysis import breakdown, convergence, frontier, memory, redundancy, samples, table1, tau
+from analysis import breakdown, convergence, frontier, memory, order, redundancy, samples, table1, tau
 from analysis import iterations as iterations_figure
 from analysis.load import load
 from analysis.plot import Omitted
@@ -113,12 +113,12 @@ def test_long_curves_are_thinned_on_the_logarithmic_axis(tmp_path):
 
 
 def test_the_known_order_lies_in_most_stated_intervals(runs):
-    fitted = convergence.orders(convergence.order_data(runs))
+    fitted = order.orders(order.data(runs))
     assert set(fitted["layer"]) == {1, 2, 3, 4}
     inside = fitted["order_low"].le(ORDER) & fitted["order_high"].ge(ORDER)
     assert inside.mean() >= 0.8
     assert fitted["order"].to_numpy() == pytest.approx(ORDER, abs=0.1)
-    assert "superlinear" in convergence.finding_order(convergence.order_data(runs))
+    assert "superlinear" in order.finding(order.data(runs))
 
 
 def test_the_known_memory_exponents_lie_in_the_stated_intervals(tmp_path):
