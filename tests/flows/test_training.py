@@ -241,7 +241,9 @@ def test_release_holds_weights_card_samples_and_snapshots(tmp_path: Path) -> Non
     for said in (metadata["held_out_bits_per_dim"], "harness train tiny.toml", "| seed | 5 |", "Blurs.", "float16"):
         assert said in card
     with safe_open(release / "tiny-20pct.safetensors", framework="pt") as file:
-        assert file.metadata()["step"] == "2"
+        early = file.metadata()
+    assert early["step"] == "2"
+    assert f"`tiny-20pct`: the averaged weights after 2 steps, {early['held_out_bits_per_dim']} bits/dim" in card
 
 
 def test_a_finished_run_is_released_again_with_a_new_remark(tmp_path: Path) -> None:

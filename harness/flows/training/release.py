@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 
 from harness.flows.tarflow import TarFlow
@@ -142,6 +143,7 @@ class Release:
             "|---|---|---|",
             *_curve_lines(curve),
             "",
+            *self._snapshot_lines(),
             f"![samples]({self.name}.png)",
             "",
             f"Exact (sequential) samples, "
@@ -156,6 +158,19 @@ class Release:
             "```",
         ]
         return "\n".join(lines) + "\n"
+
+    def _snapshot_lines(self) -> list[str]:
+        """A line of the card for every snapshot, with the figures that its file states."""
+        lines = []
+        for fraction in self.config.snapshots:
+            name = self.snapshot_name(fraction)
+            with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+                stated = file.metadata()
+            lines.append(
+                f"- `{name}`: the averaged weights after {stated['step']} steps, "
+                f"{stated['held_out_bits_per_dim']} bits/dim held out"
+            )
+        return ["Snapshots of the training, beside the weights:", "", *lines, ""] if lines else []
 
 
 def _curve_lines(curve: list[dict[str, str]]) -> list[str]:
