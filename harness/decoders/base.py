@@ -10,7 +10,6 @@ import inspect
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar
 
@@ -25,9 +24,6 @@ decoders: Registry[type[Decoder]] = Registry("decoder", package="harness.decoder
 """Every decoder by name; see `build_decoder`."""
 
 FALLBACKS = ("sequential", "non-finite", "leave")
-
-Solve = Callable[[CausalLayer, Tensor, Condition], "tuple[Tensor, LayerTrace]"]
-"""What inverts one layer; see `Decoder.solve`."""
 
 
 @dataclass(frozen=True)
@@ -179,22 +175,27 @@ class Decoder(ABC):
                 f"got {tuple(latents.shape)}"
             )
         condition = flow.condition(len(latents), labels, guidance)
-        solve = self.bind(flow, len(latents)).solve
+        decoder = self.bind(flow, len(latents))
+        with torch.inference_mode():  # a fifth faster than no_grad where the calls are small
+            tokens, layers = decoder._walk(flow, latents, condition)
+        tokens = tokens.clone()  # an ordinary tensor again, which gradients may be taken of
+        return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers)
+
+    def _walk(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> tuple[Tensor, list[LayerTrace]]:
         tokens = flow.scale_latents(latents)
         clock = _LayerClock(tokens.device)
         traces = []
         for layer in flow.layers:
             with clock:
-                tokens, trace = self._solve_or_fall_back(solve, layer, layer.arrange(tokens), condition)
+                tokens, trace = self._solve_or_fall_back(layer, layer.arrange(tokens), condition)
                 tokens = layer.restore(tokens)
             traces.append(trace)
-        layers = [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, clock.seconds(), strict=True)]
-        return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers)
+        return tokens, [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, clock.seconds(), strict=True)]
 
     def _solve_or_fall_back(
-        self, solve: Solve, layer: CausalLayer, inputs: Tensor, condition: Condition
+        self, layer: CausalLayer, inputs: Tensor, condition: Condition
     ) -> tuple[Tensor, LayerTrace]:
-        tokens, trace = solve(layer, inputs, condition)
+        tokens, trace = self.solve(layer, inputs, condition)
         wanted = self.fallback == "sequential" or (self.fallback == "non-finite" and "non-finite" in trace.flags)
         if trace.converged or trace.mode == "sequential" or not wanted:
             return tokens, trace

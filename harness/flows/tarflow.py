@@ -52,18 +52,33 @@ class TarFlowConfig:
         return self.image_channels * self.patch**2
 
 
+@dataclass(frozen=True)
+class Context:
+    """What a layer's network is told besides the tokens; the same at every call of a solve.
+
+    Args:
+        offset: (rows or 1, L, C) position and class embeddings, in the layer's order, added after `proj_in`.
+        logit_scale: (rows, 1, 1, 1) factor on the attention logits, or None for 1.
+    """
+
+    offset: Tensor
+    logit_scale: Tensor | None
+
+
 class KeyValueCache:
     """Keys and values of every transformer layer for all L positions, allocated once.
 
-    `data` is (layers, 2, rows, heads, L, head_dim), where rows is the batch, twice that under guidance.
+    `data` is (layers, 2, rows, heads, L, head_dim), where rows is the batch, twice that under guidance. `context` is
+    that of `condition`, computed once.
     """
 
-    def __init__(self, data: Tensor) -> None:
-        self.data = data
+    def __init__(self, data: Tensor, condition: Condition, context: Context) -> None:
+        self.data, self.condition, self.context = data, condition, context
+        self.layers = data.unbind(0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated."""
+        """Bytes allocated for keys and values."""
         return self.data.nbytes
 
 
@@ -103,11 +118,12 @@ class Attention(nn.Module):
             logit_scale: (rows, 1, 1, 1) factor on the attention logits, or None for 1.
         """
         rows, window, channels = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(rows, window, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            end = start + window
-            cache[0, :, :, start:end], cache[1, :, :, start:end] = k, v
-            k, v = cache[0, :, :, :end], cache[1, :, :, :end]
+        qkv = self.qkv(self.norm(x)).view(rows, window, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
+        if cache is None:
+            q, k, v = qkv.unbind(0)
+        else:
+            cache[..., start : start + window, :] = qkv[1:]
+            q, (k, v) = qkv[0], cache[..., : start + window, :].unbind(0)
         if logit_scale is not None:
             q = q * logit_scale
         mask = _window_mask(window, start, x.device) if start and window > 1 else None
@@ -174,29 +190,26 @@ class TarFlowLayer(nn.Module):
         weight = self.proj_in.weight
         heads = weight.shape[0] // self.head_dim
         shape = (len(self.attn_blocks), 2, batch * condition.passes, heads, self.num_tokens, self.head_dim)
-        return KeyValueCache(weight.new_empty(shape))
+        return KeyValueCache(weight.new_empty(shape), condition, self._context(batch, condition))
 
     def affine(
         self, tokens: Tensor, cache: KeyValueCache | None, start: int, condition: Condition
     ) -> tuple[Tensor, Tensor]:
         """(log_scale, shift), each (B, W, D), for positions start+1..start+W; see `CausalLayer.affine`."""
-        window, guidance = tokens.shape[1], condition.guidance
+        guidance = condition.guidance
         if cache is None and start:
             raise ValueError(f"a window that starts at {start} needs the cache of its prefix")
+        if cache is not None and cache.condition is condition:
+            context = cache.context
+        else:
+            context = self._context(len(tokens), condition)
         if guidance is None:
-            return self._network(tokens, cache, start, self._class_context(condition.labels), None)
+            return self._network(tokens, cache, start, context)
         # Both passes of guidance are one call on twice the rows: first the conditional ones, then the others.
-        batch = tokens.shape[0]
-        context, logit_scale = self._class_context(condition.labels), None
-        if context is not None:
-            context = torch.cat([context.expand(batch, -1, -1), self._class_context(None).expand(batch, -1, -1)])  # type: ignore[union-attr]
-        if guidance.temperature != 1.0:
-            logit_scale = tokens.new_ones(2 * batch, 1, 1, 1, dtype=self.proj_in.weight.dtype)
-            logit_scale[batch:] /= guidance.temperature
-        log_scale, shift = self._network(torch.cat([tokens, tokens]), cache, start, context, logit_scale)
+        log_scale, shift = self._network(torch.cat([tokens, tokens]), cache, start, context)
         weight: float | Tensor = guidance.scale
         if guidance.annealed:
-            steps = torch.arange(start + 1, start + window + 1, device=tokens.device, dtype=tokens.dtype)
+            steps = torch.arange(start + 1, start + tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)
             weight = guidance.scale * steps[:, None] / (self.num_tokens - 1)
         return (
             _guide(log_scale, weight if "a" in guidance.components else None),
@@ -204,28 +217,28 @@ class TarFlowLayer(nn.Module):
         )
 
     def _network(
-        self,
-        tokens: Tensor,
-        cache: KeyValueCache | None,
-        start: int,
-        context: Tensor | None,
-        logit_scale: Tensor | None,
+        self, tokens: Tensor, cache: KeyValueCache | None, start: int, context: Context
     ) -> tuple[Tensor, Tensor]:
-        end = start + tokens.shape[1]
-        if self.reverse:
-            position = self.pos_embed[self.num_tokens - end : self.num_tokens - start].flip(0)
-        else:
-            position = self.pos_embed[start:end]
-        x = self.proj_in(tokens.to(self.proj_in.weight.dtype)) + position
-        if context is not None:
-            x = x + context
+        x = self.proj_in(tokens.to(self.proj_in.weight.dtype)) + context.offset[:, start : start + tokens.shape[1]]
         for i, layer in enumerate(self.attn_blocks):
-            x = layer(x, None if cache is None else cache.data[i], start, logit_scale)
+            x = layer(x, None if cache is None else cache.layers[i], start, context.logit_scale)
         out = self.proj_out(x).to(tokens.dtype)
         if self.volume_preserving:
             return torch.zeros_like(out), out
-        log_scale, shift = out.chunk(2, dim=-1)
-        return log_scale, shift
+        return out[..., : self.token_dim], out[..., self.token_dim :]
+
+    def _context(self, batch: int, condition: Condition) -> Context:
+        offset, guidance = self.arrange(self.pos_embed[None]), condition.guidance
+        classes, logit_scale = self._class_context(condition.labels), None
+        if classes is not None:
+            if guidance is not None:
+                unconditional = self._class_context(None).expand(batch, -1, -1)  # type: ignore[union-attr]
+                classes = torch.cat([classes.expand(batch, -1, -1), unconditional])
+            offset = offset + classes
+        if guidance is not None and guidance.temperature != 1.0:
+            logit_scale = offset.new_ones(2 * batch, 1, 1, 1)
+            logit_scale[batch:] /= guidance.temperature
+        return Context(offset, logit_scale)
 
     def _class_context(self, labels: Tensor | None) -> Tensor | None:
         """(B or 1, 1, C) class embedding; its mean over classes where a sample has no label."""
