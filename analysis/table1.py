@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.load import BASELINE, PAPER_TAU, Runs, ranked, title_of
 from analysis.plot import DASH, Table, as_text, highest, listing, quantity, require, rows_of, times
 from analysis.published import CITATION, reference
-from harness.statistics import valid_cells
+from harness.statistics import layer_costs, valid_cells
 
 HEADINGS = {
     "flow": "flow",
@@ -38,7 +38,9 @@ def data(runs: Runs) -> pd.DataFrame:
     numbers += ["forward_ratio_low", "forward_ratio_high"]
     frame = frame.merge(runs.speedups[["cell_id", *numbers]], on="cell_id", how="left")
     quality = runs.tables["quality"].drop(columns=["cell_key", "run", "error"], errors="ignore")
-    frame = frame.merge(quality, on="cell_id", how="left").merge(_costs(runs), on="cell_id", how="left")
+    frame = frame.merge(quality, on="cell_id", how="left").merge(
+        layer_costs(runs.joined("layers")), on="cell_id", how="left"
+    )
     known = frame.assign(status=frame["status"].fillna("ok"))
     frame = frame.assign(valid=valid_cells(known, runs.tolerance), failure=frame["cell_id"].map(_failures(runs)))
     frame.loc[frame["decoder"].eq(BASELINE) & frame["failure"].isna(), "valid"] = True
@@ -54,20 +56,6 @@ def data(runs: Runs) -> pd.DataFrame:
         verdict=frame["valid"].map({True: "yes", False: "no"}).fillna(DASH),
         published=frame.apply(_published, axis=1),
     ).drop(columns=["cell_id", "group_id"])
-
-
-def _costs(runs: Runs) -> pd.DataFrame:
-    layers = runs.joined("layers")
-    layers = layers.assign(passes=layers["num_layers"] * (layers["num_tokens"] - 1).clip(lower=1)).sort_values("layer")
-    costs = layers.groupby("cell_id").agg(
-        evaluations=("token_evaluations", "sum"),
-        passes=("passes", "first"),
-        depth=("depth", "sum"),
-        iterations=("iterations", lambda counts: " ".join(f"{count:g}" for count in counts)),
-    )
-    return (
-        costs.assign(fpe=costs["evaluations"] / costs["passes"]).drop(columns=["evaluations", "passes"]).reset_index()
-    )
 
 
 def _failures(runs: Runs) -> dict[str, str]:

@@ -231,3 +231,30 @@ def shift_of_rounds(new: np.ndarray | pd.Series, base: np.ndarray | pd.Series, c
     outside = int(np.floor(n * m / 2 - norm.ppf(0.5 + confidence / 2) * spread))  # pairs beyond either end
     low, high = (pairs[outside], pairs[-1 - outside]) if outside >= 0 else (np.nan, np.nan)
     return Shift(float(np.exp(np.median(pairs))), float(np.exp(low)), float(np.exp(high)), p_value)
+
+
+def layer_costs(layers: pd.DataFrame) -> pd.DataFrame:
+    """Deterministic costs of every cell, summed over its layers.
+
+    Args:
+        layers: the table of that name, joined with `num_tokens` and `num_layers` of its cells.
+
+    Returns:
+        One row per cell: cell_id, fpe (forward-pass equivalents), depth, iterations and modes (of each layer, in
+        decoding order; an iteration count is followed by "!" where the layer did not converge).
+    """
+    rows = [
+        {
+            "cell_id": cell,
+            # The last token parametrises nothing: a forward pass evaluates L - 1 tokens a layer.
+            "fpe": rows["token_evaluations"].sum()
+            / (rows["num_layers"].iloc[0] * max(rows["num_tokens"].iloc[0] - 1, 1)),
+            "depth": rows["depth"].sum(),
+            "iterations": " ".join(
+                f"{row.iterations:g}{'' if row.converged else '!'}" for row in rows.itertuples(index=False)
+            ),
+            "modes": " ".join(rows["mode"]),
+        }
+        for cell, rows in layers.sort_values("layer").groupby("cell_id")
+    ]
+    return pd.DataFrame(rows, columns=["cell_id", "fpe", "depth", "iterations", "modes"])

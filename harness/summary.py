@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from harness.statistics import paired_speedups, valid_cells
+from harness.statistics import layer_costs, paired_speedups, valid_cells
 from harness.store import Run
 
 BASELINE = "sequential"
@@ -31,7 +31,9 @@ def summarise(run: Run) -> pd.DataFrame:
     quality = run.table("quality").merge(frame[["cell_id", "group_id", "decoder"]], on="cell_id")
     quality = quality.assign(valid=valid_cells(quality, tolerance(run)))
     frame = frame.merge(quality[["cell_id", *_QUALITY]], on="cell_id", how="left")
-    frame = frame.merge(_costs(run), on="cell_id", how="left")
+    shape = run.table("cells")[["cell_id", "num_tokens", "num_layers"]]
+    costs = layer_costs(run.table("layers").merge(shape, on="cell_id"))
+    frame = frame.merge(costs, on="cell_id", how="left")
     return frame.merge(_outcomes(run), on="cell_id", how="left")
 
 
@@ -136,26 +138,6 @@ def _name(row: dict[Any, Any]) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None or pd.isna(value) else format(value, form)
-
-
-def _costs(run: Run) -> pd.DataFrame:
-    """cell_id, fpe, depth, iterations: deterministic costs, summed over layers."""
-    shape = run.table("cells")[["cell_id", "num_tokens", "num_layers"]]
-    layers = run.table("layers").sort_values("layer").merge(shape, on="cell_id")
-    rows = [
-        {
-            "cell_id": cell,
-            # The last token parametrises nothing: a forward pass evaluates L - 1 tokens a layer.
-            "fpe": rows["token_evaluations"].sum() / (rows["num_layers"].iloc[0] * (rows["num_tokens"].iloc[0] - 1)),
-            "depth": rows["depth"].sum(),
-            "iterations": " ".join(
-                f"{row.iterations}{'' if row.converged else '!'}" for row in rows.itertuples(index=False)
-            ),
-            "modes": " ".join(rows["mode"]),
-        }
-        for cell, rows in layers.groupby("cell_id")
-    ]
-    return pd.DataFrame(rows, columns=["cell_id", "fpe", "depth", "iterations", "modes"])
 
 
 def _outcomes(run: Run) -> pd.DataFrame:
