@@ -81,6 +81,15 @@ def save(run: Path, name: str, replace: bool) -> None:
     click.echo(save_baseline(run, name, replace=replace))
 
 
+@baseline.command("bench")
+@click.argument("commit", default="HEAD")
+def bench_baseline(commit: str) -> None:
+    """Store the costs that asv tracked for COMMIT as results/baselines/asv.json."""
+    from harness.compare.asv import find_results, save_costs
+
+    click.echo(save_costs(find_results(commit)))
+
+
 def main() -> NoReturn:
     """Entry point: exit 0 when done, 1 when a comparison or check failed, 2 on bad input with one line on stderr.
 
@@ -111,7 +120,7 @@ def _fail(sentence: str) -> int:
 @click.argument("config", metavar="CONFIG|DATASET")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder; by default runs/NAME.")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder; a finished one is released again.")
-@click.option("--root", type=click.Path(path_type=Path), help="Where the dataset lies; by default $HARNESS_DATA.")
+@click.option("--data-root", "root", type=click.Path(path_type=Path), help="Where the dataset lies; by default $HARNESS_DATA.")
 @click.option("--steps", type=int, help="In place of the configuration's.")
 @click.option("--seed", type=int, help="In place of the configuration's.")
 @click.option("--threads", type=int, help="CPU threads, in place of the configuration's.")
@@ -130,7 +139,7 @@ def train(config: str, out: Path | None, resume: bool, root: Path | None, **over
 
 @app.command()
 @click.argument("dataset")
-@click.option("--root", type=click.Path(path_type=Path), help="Where to put the files; by default $HARNESS_DATA.")
+@click.option("--data-root", "root", type=click.Path(path_type=Path), help="Where to put the files; by default $HARNESS_DATA.")
 def download(dataset: str, root: Path | None) -> None:
     """Fetch a dataset's files from its publisher and check them, where that is allowed: cifar10, cifar100."""
     from harness.datasets import datasets
@@ -141,7 +150,7 @@ def download(dataset: str, root: Path | None) -> None:
 @app.command("train-features")
 @click.argument("dataset")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; by default the user's own.")
-@click.option("--root", type=click.Path(path_type=Path), help="Where the dataset lies; by default $HARNESS_DATA.")
+@click.option("--data-root", "root", type=click.Path(path_type=Path), help="Where the dataset lies; by default $HARNESS_DATA.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--epochs", type=int, help="In place of the recipe's.")
 @click.option("--size", type=int, help="Side of the images, in place of the recipe's or their own.")

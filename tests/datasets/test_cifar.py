@@ -147,7 +147,7 @@ def test_download_checks_what_it_fetched(name, tmp_path, monkeypatch):
         spec(root=tmp_path / "data").download()
     assert list((tmp_path / "data").iterdir()) == []
     monkeypatch.setattr(spec, "md5", hashlib.md5(path.read_bytes()).hexdigest())
-    result = CliRunner().invoke(app, ["download", name, "--root", str(tmp_path / "data")])
+    result = CliRunner().invoke(app, ["download", name, "--data-root", str(tmp_path / "data")])
     assert result.exit_code == 0, result.output
     assert len(load_dataset(name, "test", root=tmp_path / "data")) == 4
     path.unlink()  # what is there is not fetched again

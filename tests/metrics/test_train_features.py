@@ -74,7 +74,7 @@ def test_a_folder_of_ones_own_with_a_corrupt_image(tmp_path):
         picture = Image.new("RGB", (20 + row, 24), (row % 2 * 200, row, 255 - row))
         picture.save(tmp_path / "data" / f"{row % 2}" / f"{row:02}.png")
     (tmp_path / "data" / "1" / "bad.png").write_bytes(b"junk")
-    arguments = ["train-features", "imagefolder", "--root", str(tmp_path / "data"), "--out", str(tmp_path)]
+    arguments = ["train-features", "imagefolder", "--data-root", str(tmp_path / "data"), "--out", str(tmp_path)]
     refused = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--size", "16"])
     assert "bad.png' cannot be decoded" in str(refused.exception)
     result = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--size", "16", "--skip-corrupt"])
