@@ -12,6 +12,13 @@ import click
 from harness import __version__
 from harness.errors import HarnessError
 
+data_root = click.option(
+    "--data-root",
+    "root",
+    type=click.Path(path_type=Path),
+    help="Where the real images lie; by default $HARNESS_DATA.",
+)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="harness")
@@ -120,7 +127,7 @@ def _fail(sentence: str) -> int:
 @click.argument("config", metavar="CONFIG|DATASET")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder; by default runs/NAME.")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder; a finished one is released again.")
-@click.option("--data-root", "root", type=click.Path(path_type=Path), help="Where the dataset lies; by default $HARNESS_DATA.")
+@data_root
 @click.option("--steps", type=int, help="In place of the configuration's.")
 @click.option("--seed", type=int, help="In place of the configuration's.")
 @click.option("--threads", type=int, help="CPU threads, in place of the configuration's.")
@@ -139,7 +146,7 @@ def train(config: str, out: Path | None, resume: bool, root: Path | None, **over
 
 @app.command()
 @click.argument("dataset")
-@click.option("--data-root", "root", type=click.Path(path_type=Path), help="Where to put the files; by default $HARNESS_DATA.")
+@data_root
 def download(dataset: str, root: Path | None) -> None:
     """Fetch a dataset's files from its publisher and check them, where that is allowed: cifar10, cifar100."""
     from harness.datasets import datasets
@@ -150,7 +157,7 @@ def download(dataset: str, root: Path | None) -> None:
 @app.command("train-features")
 @click.argument("dataset")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; by default the user's own.")
-@click.option("--data-root", "root", type=click.Path(path_type=Path), help="Where the dataset lies; by default $HARNESS_DATA.")
+@data_root
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--epochs", type=int, help="In place of the recipe's.")
 @click.option("--size", type=int, help="Side of the images, in place of the recipe's or their own.")
