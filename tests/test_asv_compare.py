@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli import app
-from harness.compare.asv import compare_results, find_results, print_comparison, read_results
+from harness.compare.asv import compare_results, find_results, print_comparison, read_results, save_costs
 from harness.errors import HarnessError
 
 MACHINE = {"arch": "x86_64", "cpu": "a processor", "num_cpu": "2", "os": "Linux 6", "machine": "here", "ram": "8"}
@@ -127,6 +127,16 @@ def test_another_file_is_one_sentence(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(HarnessError, match="is no result file of asv"):
         find_results(str(tmp_path / "a.json"))
+
+
+def test_stored_costs_are_tracked_values_alone_and_compare_everywhere(tmp_path, compare):
+    before = stored(tmp_path / "run.json")
+    costs = find_results(str(save_costs(before, tmp_path / "baselines" / "asv.json")))
+    assert all(".track_" in name for name in costs.measurements)
+    assert "a processor" not in costs.path.read_text()
+    assert not compare_results(costs, before).regressed
+    slow = compare_results(costs, stored(tmp_path / "slow.json", iterations=40, time=9.0))
+    assert regressed(slow) == {f"decoding.Decode.track_iterations{SEJD}"}
 
 
 def test_an_unknown_commit_is_one_sentence(tmp_path):

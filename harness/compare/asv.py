@@ -22,6 +22,8 @@ from harness.errors import HarnessError
 from harness.statistics import shift_of_rounds
 
 RESULTS = Path(".asv") / "results"
+COSTS = Path("results") / "baselines" / "asv.json"
+"""The stored costs that `make bench-compare` compares with where no commit is named."""
 TOLERANCE = 0.1
 """Larger than for paired rounds: what asv measures on two days shares no drift that could cancel."""
 LEAST_BYTES = 1 << 20
@@ -110,6 +112,26 @@ def find_results(what: str, root: Path = RESULTS) -> Results:
     if not files:
         raise HarnessError(f"there are no results of '{what}' under '{root}'; check it out and run `make bench`")
     return read_results(files[-1])
+
+
+def save_costs(results: Results, target: Path = COSTS) -> Path:
+    """Store the tracked costs alone, which carry from machine to machine, as a result file to compare with.
+
+    Args:
+        results: of any commit.
+        target: the file, replaced if it is there.
+    """
+    data = json.loads(results.path.read_text(encoding="utf-8"))
+    columns = ["result", "params", "version"]
+    kept = {
+        name: [dict(zip(data["result_columns"], row, strict=False))[column] for column in columns]
+        for name, row in sorted(data["results"].items())
+        if ".track_" in name
+    }
+    stored = {"commit_hash": results.commit, "params": {}, "result_columns": columns, "results": kept}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    return target
 
 
 def compare_results(base: Results, new: Results, tolerance: float = TOLERANCE) -> BenchmarkComparison:
