@@ -146,7 +146,7 @@ def compare_results(base: Results, new: Results, tolerance: float = TOLERANCE) -
         HarnessError: they have no benchmark in common.
     """
     same_machine = base.machine == new.machine
-    notes = [] if same_machine else ["different machines: only tracked costs are compared, no time and no memory"]
+    notes = [] if same_machine else ["not one machine: tracked costs are compared, no time and no memory"]
     common = [name for name in base.measurements if name in new.measurements]
     changed = [name for name in common if base.measurements[name].version != new.measurements[name].version]
     if changed:
