@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Decoder, build_decoder
-from harness.decoders.auto import Auto, LayerChoice, LayerSchedule, schedule_path
+from harness.decoders.auto import Auto, LayerChoice, LayerSchedule, bind_choices, schedule_path
 from harness.decoders.fits import checkpoint_digest
 from harness.decoders.sequential import solve_sequential
 from harness.flows.base import CausalFlow, CausalLayer, Condition
@@ -38,10 +38,13 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
     """What a layer may be decoded by, each a fixed amount of work."""
     longest = flow.num_tokens - 1
     fitted = [LayerChoice("fitted", {"iterations": [n]}) for n in (1, 2, 3, 4, 5, 6, 8, 12) if n < longest]
+    strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 4]
+    shared = {"initial": "fitted", "correction": "fitted", "fallback": "leave"}
     slides = [
-        LayerChoice("frontier", {"window": window, "advance": stride, "initial": "fitted", "fallback": "leave"})
-        for window, stride in ((8, 2), (8, 4), (16, 4), (32, 8), (48, 16), (64, 16), (128, 32))
-        if window <= longest // 2
+        LayerChoice("frontier", {"window": times * stride, "advance": stride, **shared})
+        for stride in strides
+        for times in (1, 2, 3, 4, 6)
+        if 1 < times * stride <= longest
     ]
     return [SEQUENTIAL, *fitted, *slides]
 
@@ -96,7 +99,7 @@ class _Fixed(Auto):
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
         """With these choices."""
-        self._layers = [choice.build().bind(flow, batch) for choice in self._choices]
+        self._layers = bind_choices(flow, batch, self._choices)
         return self
 
 

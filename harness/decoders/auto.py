@@ -7,6 +7,7 @@ import logging
 import math
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -168,14 +169,11 @@ class Auto(Decoder):
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
         """With one bound decoder per layer."""
-        choices = (LayerChoice("sequential"),) * flow.num_layers
-        if self.tau and self.budget != 0:
-            choices = self._find(flow, batch).layers
-        if len(choices) != flow.num_layers:
-            raise HarnessError(f"the schedule has {len(choices)} layers, but the flow has {flow.num_layers}")
         bound = replace(self)
-        built = {str(choice): choice.build().bind(flow, batch) for choice in choices}
-        bound._layers = [built[str(choice)] for choice in choices]
+        if self.tau == 0 or self.budget == 0:
+            bound._layers = [LayerChoice("sequential").build()] * flow.num_layers
+        else:
+            bound._layers = self._find(flow, batch)
         return bound
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
@@ -184,25 +182,43 @@ class Auto(Decoder):
             raise HarnessError("what the schedule is, is known only once the decoder is bound to a flow")
         return self._layers[layer.number - 1].solve(layer, inputs, condition)
 
-    def _find(self, flow: CausalFlow, batch: int) -> LayerSchedule:
-        if self.schedule is not None:
-            return LayerSchedule.load(Path(self.schedule))
+    def _find(self, flow: CausalFlow, batch: int) -> list[Decoder]:
+        """One bound decoder per layer, kept for as long as the flow lives."""
         flow = untapped(flow)
-        device, source = flow.sample_latents(1).device.type, getattr(flow, "source", None)
         kept = _kept.setdefault(flow, {})
-        key = (device, batch, self.budget)
+        key = (batch, self.budget, None if self.schedule is None else str(self.schedule))
         if key not in kept:
-            stored = None if source is None else stored_schedule(source, device, batch, self.budget)
-            kept[key] = stored or _tune_now(flow, batch, self.budget)
+            kept[key] = bind_choices(flow, batch, self._schedule(flow, batch).layers)
         return kept[key]
 
+    def _schedule(self, flow: CausalFlow, batch: int) -> LayerSchedule:
+        if self.schedule is not None:
+            return LayerSchedule.load(Path(self.schedule))
+        device, source = flow.sample_latents(1).device.type, getattr(flow, "source", None)
+        stored = None if source is None else stored_schedule(source, device, batch, self.budget)
+        return stored or _tune_now(flow, source, batch, self.budget)
 
-_kept: WeakKeyDictionary[CausalFlow, dict[tuple[str, int, float | None], LayerSchedule]] = WeakKeyDictionary()
-"""What was tuned for, or read for, the flows that are alive."""
+
+_kept: WeakKeyDictionary[CausalFlow, dict[tuple[int, float | None, str | None], list[Decoder]]] = WeakKeyDictionary()
+"""What the layers of the flows that are alive are decoded by."""
 
 
-def _tune_now(flow: CausalFlow, batch: int, budget: float | None) -> LayerSchedule:
-    from harness.tuning import tune  # it decodes, and so imports this package
+def bind_choices(flow: CausalFlow, batch: int, choices: Sequence[LayerChoice]) -> list[Decoder]:
+    """One decoder per layer, bound to the flow; layers of one choice share theirs.
+
+    Raises:
+        HarnessError: there are not as many choices as the flow has layers.
+    """
+    if len(choices) != flow.num_layers:
+        raise HarnessError(f"the schedule has {len(choices)} layers, but the flow has {flow.num_layers}")
+    built = {str(choice): choice.build().bind(flow, batch) for choice in choices}
+    return [built[str(choice)] for choice in choices]
+
+
+def _tune_now(flow: CausalFlow, source: Path | None, batch: int, budget: float | None) -> LayerSchedule:
+    from harness.tuning import tune, tune_checkpoint  # it decodes, and so imports this package
 
     logger.warning("no schedule is stored for batch %d; tuning now, as `harness tune` does", batch)
-    return tune(flow, batch, budget, samples=32)
+    if source is None:
+        return tune(flow, batch, budget, samples=32)
+    return LayerSchedule.load(tune_checkpoint(flow, source, batch, budget))

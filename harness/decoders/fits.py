@@ -80,15 +80,20 @@ class LayerFit:
 
     Args:
         guess: of the layer's outputs, from its inputs.
-        corrections: one per iteration; the last one also stands for the iterations after it.
+        corrections: one per iteration, all with the same lags; the last one also stands for the iterations after it.
     """
 
     guess: LaggedMap
     corrections: tuple[LaggedMap, ...]
 
-    def correction(self, change: Tensor, start: int, calls: int) -> Tensor:
-        """A `harness.decoders.windows.Correction`."""
-        return self.corrections[min(calls, len(self.corrections) - 1)](change)
+    def correction(self, change: Tensor, visits: list[tuple[int, int, int]]) -> Tensor:
+        """A `harness.decoders.windows.Correction`: every token by the map of its own number of updates."""
+        maps = [self.corrections[min(updates, len(self.corrections) - 1)] for _, _, updates in visits]
+        if len(maps) == 1:
+            return maps[0](change)
+        features = lagged(change, maps[0].lags)
+        parts = [features[:, first:end] @ fitted.weight for (first, end, _), fitted in zip(visits, maps, strict=True)]
+        return torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True)
@@ -161,31 +166,40 @@ def calibration_of(flow: CausalFlow, given: Calibration | str | Path | None = No
     Raises:
         CheckpointError: the file is missing or damaged, or belongs to another checkpoint.
     """
+    if isinstance(given, Calibration):
+        return _checked(given, getattr(flow, "source", None))
     flow = untapped(flow)
     source: Path | None = getattr(flow, "source", None)
-    if given is None:
-        given = _kept.get(flow) if source is None else stored_beside(source, ".safetensors")
-        if given is None or (isinstance(given, Path) and not given.is_file()):
-            given = _fit_now(flow, source)
-    if not isinstance(given, Calibration):
-        given = Calibration.load(Path(given))
-    if source is not None and given.digest != checkpoint_digest(source):
+    path = Path(given) if given is not None else None if source is None else stored_beside(source, ".safetensors")
+    version = (path, path.stat().st_mtime_ns if path is not None and path.is_file() else 0)
+    if flow not in _kept or _kept[flow][0] != version:
+        if given is None and (path is None or not path.is_file()):
+            fitted = _fit_now(flow, source)
+        else:
+            assert path is not None  # a flow without a checkpoint comes here only with a file
+            fitted = _checked(Calibration.load(path), source)
+        version = (path, path.stat().st_mtime_ns if path is not None else 0)
+        _kept[flow] = version, fitted.to(flow.sample_latents(1).device)
+    return _kept[flow][1]
+
+
+_kept: WeakKeyDictionary[CausalFlow, tuple[tuple[Path | None, int], Calibration]] = WeakKeyDictionary()
+"""What was last fitted to, or read for, the flows that are alive, and the file and time it is from."""
+
+
+def _checked(calibration: Calibration, source: Path | None) -> Calibration:
+    if source is not None and calibration.digest != checkpoint_digest(source):
         raise CheckpointError(f"this calibration was fitted to another checkpoint than '{source}'")
-    return given.to(flow.sample_latents(1).device)
+    return calibration
 
 
-_kept: WeakKeyDictionary[CausalFlow, Calibration] = WeakKeyDictionary()
-"""What was fitted to flows that have no checkpoint."""
-
-
-def _fit_now(flow: CausalFlow, source: Path | None) -> Calibration | Path:
+def _fit_now(flow: CausalFlow, source: Path | None) -> Calibration:
     from harness.calibration import calibrate, calibrate_checkpoint  # it decodes, and so imports this package
 
     logger.warning("nothing is fitted to %s yet; fitting now, as `harness calibrate` does", source or "this flow")
-    if source is not None:
-        return calibrate_checkpoint(flow, source)
-    _kept[flow] = calibrate(flow, samples=128)
-    return _kept[flow]
+    if source is None:
+        return calibrate(flow, samples=128)
+    return Calibration.load(calibrate_checkpoint(flow, source))
 
 
 def stored_beside(source: Path, suffix: str) -> Path:
@@ -226,6 +240,8 @@ def _fit(maps: Mapping[str, LaggedMap], number: int) -> LayerFit:
     while (key := f"layer.{number}.correction.{len(corrections)}") in maps:
         if min(maps[key].lags) < 1 or maps[key].bias is not None:
             raise ValueError(f"'{key}' is not strictly causal")
+        if corrections and maps[key].lags != corrections[0].lags:
+            raise ValueError(f"'{key}' has other lags than the first correction")
         corrections.append(maps[key])
     return LayerFit(maps[f"layer.{number}.guess"], tuple(corrections))
 

@@ -28,6 +28,10 @@ Window = tuple[int, int]
 """The positions [start, end) of a network call; an end beyond the sequence means its end."""
 
 
+Visit = tuple[int, int, int]
+"""(first, last + 1, updates before this one) of tokens of a window, counted from its first token."""
+
+
 class Schedule(Protocol):
     """Which windows are evaluated, one after the other, until the start reaches the end of the sequence."""
 
@@ -69,6 +73,10 @@ class Schedule(Protocol):
         """
         ...
 
+    def visits(self, window: Window, size: int, calls: int) -> list[Visit]:
+        """How often the tokens of a window had been updated before its call number `calls`, from 0."""
+        ...
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -99,6 +107,10 @@ class Blocks:
             return (window[1], window[1] + self.size), settled
         return window, True
 
+    def visits(self, window: Window, size: int, calls: int) -> list[Visit]:
+        """All as often as the window was evaluated."""
+        return [(0, size, calls)]
+
 
 @dataclass(frozen=True)
 class Frontier:
@@ -123,6 +135,10 @@ class Frontier:
         prefix = next((i for i, norm in enumerate(norms) if not calm(norm, self.tau)), size)
         start = window[0] + min(prefix + 1, size)
         return (start, start + self.window), True
+
+    def visits(self, window: Window, size: int, calls: int) -> list[Visit]:
+        """As if all were new: how often each was updated is not kept."""
+        return [(0, size, 0)]
 
 
 @dataclass(frozen=True)
@@ -153,6 +169,12 @@ class Slide:
         end = window[1] + self.stride
         return (max(0, end - self.window), end), self.stride == 1
 
+    def visits(self, window: Window, size: int, calls: int) -> list[Visit]:
+        """One group per stride: the last is new, the one before it was updated once, and so on."""
+        width = window[1] - window[0]
+        firsts = range(0, min(width, size), self.stride)
+        return [(i, min(i + self.stride, size), width // self.stride - 1 - i // self.stride) for i in firsts]
+
 
 def calm(norm: float, tau: float) -> bool:
     """Whether an update is below the threshold; with tau 0, whether there was none."""
@@ -162,8 +184,8 @@ def calm(norm: float, tau: float) -> bool:
 class Correction(Protocol):
     """Predicts the error that an update leaves from the change that it made; see `harness.decoders.fitted`."""
 
-    def __call__(self, change: Tensor, start: int, calls: int) -> Tensor:
-        """(B, W, D) change of the tokens from start+1 in a call -> (B, W, D) to be added to them.
+    def __call__(self, change: Tensor, visits: list[Visit]) -> Tensor:
+        """(B, W, D) change of the tokens of a window, and how often they had been updated -> (B, W, D) to be added.
 
         It must be strictly causal and map 0 to 0: then tokens that were exact stay exact.
         """
@@ -224,7 +246,7 @@ def solve_windows(
         change = update - old
         norms = _norms(NORMS[norm], change, update, schedule, lanes, start, end)
         if correction is not None:
-            update = update + correction(change, start, lanes[0].calls)
+            update = update + correction(change, schedule.visits((start, lanes[0].end), end - start, lanes[0].calls))
         batch.tokens[:, start + 1 : end + 1] = update if inside is None else torch.where(inside, update, old)
         if schedule.adaptive:
             values = _read(norms)

@@ -6,8 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from harness.calibration import calibrate, calibrate_checkpoint, neighbours
 from harness.decoders import build_decoder
-from harness.decoders.fits import Calibration, LaggedMap, calibration_of, checkpoint_digest, stored_beside
+from harness.decoders.fits import Calibration, LaggedMap, LayerFit, calibration_of, checkpoint_digest, stored_beside
 from harness.decoders.sequential import solve_sequential
+from harness.decoders.windows import Slide
 from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
@@ -89,6 +90,26 @@ def test_corrections_leave_the_exact_prefix_alone(flow, fits, iterations):
     tokens, _ = decoder.solve(layer, inputs, condition)
     assert torch.allclose(tokens[:, : iterations + 1], exact[:, : iterations + 1], atol=TOLERANCE)
     assert not torch.allclose(tokens, exact, atol=TOLERANCE)
+
+
+def test_tokens_of_a_slide_are_corrected_by_their_age():
+    slide = Slide(window=12, stride=4, tau=0.5)
+    assert slide.visits((0, 4), 4, 0) == [(0, 4, 0)]
+    assert slide.visits((0, 8), 8, 0) == [(0, 4, 1), (4, 8, 0)]
+    assert slide.visits((8, 20), 12, 0) == [(0, 4, 2), (4, 8, 1), (8, 12, 0)]
+    assert slide.visits((8, 20), 6, 0) == [(0, 4, 2), (4, 6, 1)]
+    change, maps = torch.randn(2, 8, 3), [LaggedMap((1, 2), torch.randn(6, 3)) for _ in range(2)]
+    fit = LayerFit(LaggedMap((0,), torch.eye(3)), tuple(maps))
+    corrected = fit.correction(change, slide.visits((0, 8), 8, 0))
+    assert torch.allclose(corrected[:, :4], maps[1](change)[:, :4], atol=1e-6)
+    assert torch.allclose(corrected[:, 4:], maps[0](change)[:, 4:], atol=1e-6)
+
+
+def test_a_corrected_slide_beats_as_many_whole_iterations(flow, fits):
+    """A token's last update comes when its predecessors have had theirs."""
+    options = {"initial": "fitted", "correction": "fitted", "calibration": fits, "fallback": "leave"}
+    slide = errors(flow, build_decoder("frontier", window=4, advance=2, **options))
+    assert slide < errors(flow, build_decoder("fitted", iterations=2, calibration=fits))
 
 
 def test_a_budget_is_spent_per_layer_and_honestly(flow, fits):
