@@ -37,14 +37,14 @@ SEQUENTIAL = LayerChoice("sequential")
 def candidates(flow: CausalFlow) -> list[LayerChoice]:
     """What a layer may be decoded by, each a fixed amount of work."""
     longest = flow.num_tokens - 1
-    fitted = [LayerChoice("fitted", {"iterations": [n]}) for n in (1, 2, 3, 4, 5, 6, 8, 12) if n < longest]
-    strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 4]
+    fitted = [LayerChoice("fitted", {"iterations": [n]}) for n in (1, 2, 3, 4, 6, 8) if n < longest]
+    strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 8]
     shared = {"initial": "fitted", "correction": "fitted", "fallback": "leave"}
     slides = [
         LayerChoice("frontier", {"window": times * stride, "advance": stride, **shared})
         for stride in strides
-        for times in (1, 2, 3, 4, 6)
-        if 1 < times * stride <= longest
+        for times in (2, 3, 4)
+        if times * stride <= longest
     ]
     return [SEQUENTIAL, *fitted, *slides]
 

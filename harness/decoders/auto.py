@@ -221,4 +221,4 @@ def _tune_now(flow: CausalFlow, source: Path | None, batch: int, budget: float |
     logger.warning("no schedule is stored for batch %d; tuning now, as `harness tune` does", batch)
     if source is None:
         return tune(flow, batch, budget, samples=32)
-    return LayerSchedule.load(tune_checkpoint(flow, source, batch, budget))
+    return LayerSchedule.load(tune_checkpoint(flow, source, batch, budget, samples=32))
