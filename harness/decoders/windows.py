@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -26,6 +27,9 @@ from harness.flows.base import CausalLayer, Condition
 
 Window = tuple[int, int]
 """The positions [start, end) of a network call; an end beyond the sequence means its end."""
+
+ROUNDING = 1e-6
+"""A residual that grows by less than this share of the layer's largest one is rounding, and not flagged."""
 
 
 Visit = tuple[int, int, int]
@@ -274,7 +278,7 @@ def solve_windows(
         residuals=residuals,
         token_evaluations=batch.evaluations,
         depth=len(residuals),
-        flags=_flags(residuals, converged),
+        flags=_flags(residuals, converged, whole),
     )
 
 
@@ -375,8 +379,10 @@ def _inside(lanes: list[_Lane], start: int, end: int, device: torch.device) -> T
     return ((positions >= bounds[:, :1]) & (positions < bounds[:, 1:]))[..., None]
 
 
-def _flags(residuals: list[float], converged: bool) -> tuple[str, ...]:
+def _flags(residuals: list[float], converged: bool, whole: bool) -> tuple[str, ...]:
+    """What there is to notice. Only calls on one and the same window can be compared with each other."""
     finite = all(map(math.isfinite, residuals))
-    growing = any(later > earlier for earlier, later in zip(residuals, residuals[1:], strict=False))
+    rounding = ROUNDING * max(filter(math.isfinite, residuals), default=0.0)
+    growing = whole and any(later > earlier + rounding for earlier, later in pairwise(residuals))
     noticed = {"non-finite": not finite, "cap": finite and not converged, "growing": growing}
     return tuple(flag for flag, seen in noticed.items() if seen)

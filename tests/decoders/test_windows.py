@@ -172,3 +172,12 @@ def test_a_list_of_the_wrong_length_is_refused(flow, latents):
         build_decoder("gs-jacobi", blocks=[1, 2]).decode(flow, latents)
     with pytest.raises(HarnessError, match="'afhq' has 8 entries"):
         build_decoder("gs-jacobi", strategy="afhq").decode(flow, latents)
+
+
+def test_a_residual_that_grows_is_flagged_and_rounding_is_not():
+    flow = coupled_tarflow(seed=2)
+    latents = flow.sample_latents(4, torch.Generator().manual_seed(1))
+    decoder = build_decoder("ujd", tau=0.0, initial="input")
+    wild, calm = (decoder.decode(flow, scale * latents).layers[0] for scale in (16.0, 1.0))
+    assert wild.residuals[1] > 1.1 * wild.residuals[0] and wild.flags == ("growing",)
+    assert wild.converged and calm.converged and calm.flags == ()
