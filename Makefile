@@ -31,8 +31,8 @@ format: $(READY)
 report: $(READY)
 	$(BIN)/harness report $(RUN)
 
-figures: $(READY)  ## results/figures/ and results/report.html again, from the runs stored under results/
-	$(BIN)/harness report results --out results
+figures: $(READY)  ## results/figures/ and results/report.html again, from the runs stored under results/runs/
+	$(BIN)/harness report results/runs --out results
 
 bench: $(READY)  ## asv in this environment, stored by commit under .asv; PROFILE= takes the whole matrix
 	$(BIN)/asv machine --yes
