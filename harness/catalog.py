@@ -14,7 +14,7 @@ from harness.datasets import datasets
 from harness.decoders import decoders
 from harness.errors import unknown
 from harness.flows.base import flows
-from harness.flows.checkpoints import ASSETS, shipped
+from harness.flows.checkpoints import ASSETS, read_state, shipped
 from harness.matrix import SHIPPED, matrices
 from harness.registry import first_line
 from harness.store import read_run
@@ -68,12 +68,20 @@ def _registered(items: Iterable[tuple[str, object]]) -> Iterator[Entry]:
 
 def _flows() -> Iterator[Entry]:
     for name in shipped():
-        card = ASSETS / f"{name}.md"
-        lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
-        about = next((line for line in lines if line and not line.startswith(("#", "!", "|", "-"))), "")
-        yield Entry(name, about.partition(". ")[0], OWN)
+        yield Entry(name, _about(name), OWN)
     for entry in _registered(flows.items()):
         yield Entry(f"({entry.name})", f"family: {entry.line}", entry.origin)
+
+
+def _about(flow: str) -> str:
+    """What a shipped flow is: its model card up to the sequence's length, or the training that it is a snapshot of."""
+    card = ASSETS / f"{flow}.md"
+    if card.is_file():
+        lines = card.read_text(encoding="utf-8").splitlines()
+        about = next((line for line in lines if line and not line.startswith(("#", "!", "|", "-"))), "")
+        return about.partition(". ")[0].partition(" tokens of")[0]
+    _, metadata = read_state(ASSETS / f"{flow}.safetensors")
+    return f"Snapshot of '{metadata.get('command', '?')}' after {metadata.get('step', '?')} steps"
 
 
 def _matrices() -> Iterator[Entry]:
