@@ -1,5 +1,9 @@
 """What several tests share."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in child processes: tests are small
+
 from pathlib import Path
 
 import pytest
