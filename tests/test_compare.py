@@ -132,6 +132,12 @@ def test_a_run_against_itself_is_the_same_everywhere(tmp_path, seed, rounds):
     assert all(cell.shift is None or cell.shift.factor == 1 for cell in comparison.cells)
 
 
+@pytest.mark.parametrize(("wall_s", "verdict"), [(0.25, "same"), (0.1, "invalid")])
+def test_a_cell_that_stays_invalid_is_the_same_but_never_faster(pair, wall_s, verdict):
+    cell = of(pair(plain(deviation=0.2, wall_s=wall_s), plain(deviation=0.2, wall_s=0.25)), "sejd")
+    assert cell.verdict == verdict and not cell.regressed
+
+
 def test_ten_percent_slower_is_found_and_nothing_else_is(tmp_path, noise=0.04):
     """Found in at least 19 of 20 tries at 20 rounds, with no false alarm in 20 tries of three cells each."""
     found = false = 0

@@ -64,7 +64,8 @@ def joined(key: str, base: CellFacts, new: CellFacts, same_machine: bool, tolera
         costs = [f"deterministic cost grew by {growth:.0%}", *costs]
     elif timed == "not compared":
         verdict = "faster" if growth < -tolerance else "same"
-    invalid = new.valid is False or bool(wrong)
+    # A cell that was invalid and is so still may be the same as before, but is never headlined as faster.
+    invalid = bool(wrong) or (new.valid is False and verdict != "same")
     return Verdict(
         cell_key=key,
         description=new.description,
