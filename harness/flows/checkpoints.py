@@ -18,6 +18,7 @@ from torch import Tensor
 
 from harness.errors import CheckpointError, unknown
 from harness.flows.base import CausalFlow, flows
+from harness.flows.synthetic import synthetic_checkpoint
 
 ASSETS = Path(str(files("harness.flows"))) / "assets"
 
@@ -28,12 +29,14 @@ def shipped() -> list[str]:
 
 
 def checkpoint_path(name_or_path: str | Path) -> Path:
-    """The file of a shipped flow, by name, or of a checkpoint, by path.
+    """The file of a shipped flow, by name, of a checkpoint, by path, or of a flow with random weights, by shape.
 
     Raises:
         CheckpointError: there is no such file.
     """
     name = str(name_or_path)
+    if name.startswith("random:"):
+        return synthetic_checkpoint(name)
     if name in shipped():
         return ASSETS / f"{name}.safetensors"
     path = Path(name).expanduser()
@@ -50,7 +53,8 @@ def load_flow(
     """Load a flow by the name of a shipped one or from a file; its architecture is inferred from the tensors.
 
     Args:
-        name_or_path: such as ``"digits"`` or ``"afhq_model_8_768_8_8_0.07.pth"``.
+        name_or_path: such as ``"digits"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or ``"random:2-256-6-6@32"`` for a
+            TarFlow of that shape with random weights.
         device: where the flow runs.
         dtype: of its parameters; tokens keep their own.
 
