@@ -46,6 +46,13 @@ class Deviation:
             self.count += difference.numel()
             self.largest = max(self.largest, float(difference.abs().max()))
 
+    def merge(self, other: Deviation) -> None:
+        """Take in the samples that another one has seen."""
+        self.squares += other.squares
+        self.count += other.count
+        self.largest = max(self.largest, other.largest)
+        self.nonfinite += other.nonfinite
+
     @property
     def mse(self) -> float | None:
         """Mean squared difference over all finite samples; None without one."""

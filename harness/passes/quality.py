@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.datasets import Images, load_dataset
-from harness.decoders import DecodeResult, build_decoder
 from harness.errors import HarnessError
 from harness.images import save_grid
 from harness.matrix import Quality
-from harness.metrics.deviation import Deviation
 from harness.metrics.features import FeatureExtractor, feature_extractor
-from harness.metrics.quality import Quality as Distances
+from harness.metrics.quality import distances
 from harness.metrics.reconstruction import reconstruction
 from harness.metrics.reference import ReferenceFeatures, reference_features
-from harness.passes.base import Attempt, Bench, Rows, Unit, decode, sample_path
-from harness.plan import BASELINE, Cell
+from harness.passes.base import Attempt, Bench, Rows, Unit, sample_path
+from harness.passes.sums import REFERENCE_BATCH, Sums, batches, exact_samples, measure_samples
+from harness.plan import Cell
 
-REFERENCE_BATCH = 64
-"""Batch of the sequential reference and of reconstructions; sequential samples do not depend on it."""
-GRID = 64
-"""Samples in the grid of a decoder, at most."""
+RUN = 256
+"""Samples that are summed up at a time, whole batches."""
 RECONSTRUCTED = 32
 """Real images that are encoded and decoded, at most."""
 
@@ -79,30 +77,39 @@ class QualityPass:
         return {"quality": [{**cell.identity, **attempt.outcome, **(attempt.value or {})}]}
 
     def _measure(self, cell: Cell) -> dict[str, Any]:
-        flow, decoder, count = self.bench.flow(cell), self.bench.decoder(cell), self._count(cell)
-        exact, real = self._exact(cell), self._real(cell)
-        distances = real.value and Distances(real.value.reference, real.value.extractor)
-        deviation, shown = Deviation(), []
-        for indices in _batches(count, cell.batch_size):
-            samples = _values(decode(decoder, flow, self.bench.batch(cell, indices)))
-            deviation.add(samples, exact[indices.start : indices.stop])
-            if distances:
-                distances.add(samples)
-            if indices.start < GRID:
-                shown.append(samples)
+        sums = Sums()
+        for indices in batches(range(self._count(cell)), _whole_batches(RUN, cell.batch_size)):
+            sums.merge(self._sums(cell, indices))
+        return self._row(cell, sums)
+
+    def _sums(self, cell: Cell, indices: range) -> Sums:
+        """What a run of a cell's samples comes to."""
+        real = self._real(cell).value
+        return measure_samples(
+            cell,
+            self.bench.flow(cell),
+            self.bench.decoder(cell),
+            indices,
+            self._exact(cell, indices),
+            real and real.extractor,
+        )
+
+    def _row(self, cell: Cell, sums: Sums) -> dict[str, Any]:
+        """The columns of a cell whose samples were all measured; its picture is written beside."""
+        flow, count, real = self.bench.flow(cell), self._count(cell), self._real(cell)
         if flow.image_shape is not None:
             path = sample_path(self.bench.store.path, cell)
-            save_grid(torch.cat(shown)[:GRID], path, columns=8, scale=max(1, 32 // flow.image_shape[-1]))
+            save_grid(torch.cat(sums.shown), path, columns=8, scale=max(1, 32 // flow.image_shape[-1]))
         row: dict[str, Any] = {"num_samples": count, "error": real.error}
-        if distances:
-            row |= distances.result()
+        if real.value:
+            row |= distances(np.concatenate(sums.features), real.value.reference)
             if count < self.settings.num_samples:  # FID is biased by the number of samples: one number per matrix
                 row["fid"] = None
         if real.value and cell.guidance is None:
             row["reconstruction_mse"] = self._reconstruction(cell, real.value.images)
-        row |= deviation.result()
-        if deviation.nonfinite:
-            row |= {"status": "non-finite", "error": f"{deviation.nonfinite} of {count} samples are not finite"}
+        row |= sums.deviation.result()
+        if bad := sums.deviation.nonfinite:
+            row |= {"status": "non-finite", "error": f"{bad} of {count} samples are not finite"}
         return row
 
     def _reconstruction(self, cell: Cell, real: Images) -> float | None:
@@ -114,15 +121,17 @@ class QualityPass:
     def _count(self, cell: Cell) -> int:
         return min(self.settings.num_samples, self.settings.max_batches * cell.batch_size)
 
-    def _exact(self, cell: Cell) -> Tensor:
-        """The (N, ...) sequential samples that all cells of one flow, guidance and seed are compared with."""
-
-        def sample() -> Tensor:
-            flow, decoder = self.bench.flow(cell), build_decoder(BASELINE)
-            batches = _batches(self.settings.num_samples, REFERENCE_BATCH)
-            return torch.cat([_values(decode(decoder, flow, self.bench.batch(cell, rows))) for rows in batches])
-
-        return self._keep("exact", (cell.checkpoint_digest, cell.guidance, cell.seed, cell.dtype, cell.device), sample)
+    def _exact(self, cell: Cell, indices: range) -> Tensor:
+        """(n, ...) sequential samples: made a chunk at a time, each chunk once for all cells that share them."""
+        shared = (cell.checkpoint_digest, cell.guidance, cell.seed, cell.dtype, cell.device)
+        chunks: dict[int, Tensor] = self._keep("exact", shared, dict)
+        starts = range(indices.start // REFERENCE_BATCH * REFERENCE_BATCH, indices.stop, REFERENCE_BATCH)
+        for start in starts:
+            if start not in chunks:
+                rows = range(start, min(start + REFERENCE_BATCH, self.settings.num_samples))
+                chunks[start] = exact_samples(cell, self.bench.flow(cell), rows)
+        skipped = indices.start - starts.start
+        return torch.cat([chunks[start] for start in starts])[skipped : skipped + len(indices)]
 
     def _real(self, cell: Cell) -> Attempt[Real]:
         """Real images of a cell's dataset, or why there are none."""
@@ -142,7 +151,8 @@ class QualityPass:
             extractor = feature_extractor(cell.dataset, self.inception_weights, device=cell.device)
         except HarnessError as error:
             return Attempt("skipped", f"no comparison with real images: {error}")
-        return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
+        reference = reference_features(images, extractor)
+        return Attempt("ok", value=Real(images, extractor, reference))
 
     def _keep(self, kind: str, key: Any, make: Any) -> Any:
         """The last thing made of a kind, made again only for another key."""
@@ -152,11 +162,6 @@ class QualityPass:
         return self._kept[kind][1]
 
 
-def _values(result: DecodeResult) -> Tensor:
-    """(B, ...) samples on the CPU in float32: images, or tokens where the data are no images."""
-    return (result.tokens if result.images is None else result.images).float().cpu()
-
-
-def _batches(count: int, size: int) -> Iterator[range]:
-    """0..count-1 in runs of at most `size`."""
-    return (range(start, min(start + size, count)) for start in range(0, count, size))
+def _whole_batches(at_least: int, size: int) -> int:
+    """The smallest multiple of a batch size that is no less."""
+    return -(-at_least // size) * size

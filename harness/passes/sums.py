@@ -1,0 +1,96 @@
+"""What samples of a cell come to: sums that any run of its sample indices gives, and that merge.
+
+Both functions are plain: cell, flow and indices in, values out, so that a run of indices can be measured in another
+process, or on another device, and merged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.decoders import Decoder, DecodeResult, build_decoder
+from harness.flows import CausalFlow
+from harness.metrics.deviation import Deviation
+from harness.metrics.features import FeatureExtractor
+from harness.metrics.quality import features_of
+from harness.passes.base import batch_of, decode
+from harness.plan import BASELINE, Cell
+
+REFERENCE_BATCH = 64
+"""Batch of the sequential reference and of reconstructions; sequential samples do not depend on it."""
+GRID = 64
+"""Samples in the grid of a decoder, at most."""
+
+
+@dataclass
+class Sums:
+    """What the samples with some global indices come to.
+
+    Args:
+        deviation: from the sequential samples of the same latents.
+        features: (n, D) float32 arrays of the finite samples, in order; none where there is nothing to compare with.
+        shown: those among the first `GRID` samples of the cell, for its picture.
+    """
+
+    deviation: Deviation = field(default_factory=Deviation)
+    features: list[NDArray[np.float32]] = field(default_factory=list)
+    shown: list[Tensor] = field(default_factory=list)
+
+    def merge(self, later: Sums) -> None:
+        """Take in the samples that follow these."""
+        self.deviation.merge(later.deviation)
+        self.features += later.features
+        self.shown += later.shown
+
+
+def measure_samples(
+    cell: Cell,
+    flow: CausalFlow,
+    decoder: Decoder,
+    indices: range,
+    exact: Tensor,
+    extractor: FeatureExtractor | None = None,
+) -> Sums:
+    """Decode the samples of a cell with these global indices, in its batches, and sum them up.
+
+    Args:
+        cell: what is decoded.
+        flow: the cell's.
+        decoder: the cell's.
+        indices: consecutive; their start is a multiple of the batch size, since a batch is the scope of most stopping
+            rules, so that a sample is the same however a cell is split.
+        exact: (n, ...) their sequential samples, see `exact_samples`.
+        extractor: of the features, or None for none.
+    """
+    sums = Sums()
+    for rows in batches(indices, cell.batch_size):
+        samples = values(decode(decoder, flow, batch_of(cell, flow, rows)))
+        sums.deviation.add(samples, exact[rows.start - indices.start : rows.stop - indices.start])
+        if extractor is not None:
+            sums.features.append(features_of(samples, extractor))
+        if rows.start < GRID:
+            sums.shown.append(samples[: GRID - rows.start])
+    return sums
+
+
+def exact_samples(cell: Cell, flow: CausalFlow, indices: range) -> Tensor:
+    """(n, ...) sequential samples with these global indices, which all cells of one flow, guidance and seed share."""
+    decoder = build_decoder(BASELINE)
+    runs = batches(indices, REFERENCE_BATCH)
+    return torch.cat([values(decode(decoder, flow, batch_of(cell, flow, rows))) for rows in runs])
+
+
+def values(result: DecodeResult) -> Tensor:
+    """(B, ...) samples on the CPU in float32: images, or tokens where the data are no images."""
+    return (result.tokens if result.images is None else result.images).float().cpu()
+
+
+def batches(indices: range, size: int) -> Iterator[range]:
+    """Consecutive indices in runs of at most `size`."""
+    return (indices[start : start + size] for start in range(0, len(indices), size))
