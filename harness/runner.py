@@ -60,7 +60,7 @@ def run_matrix(
         for path in store.damaged:
             reporter.note(f"a damaged part was moved to '{path}'; its rows are measured again")
         bench = Bench(store, session)
-        described = bench.done("cells")
+        described = store.cell_ids("cells")
         store.append("cells", [row for row in descriptions if row["cell_id"] not in described])
         passes = _passes(bench, matrix, data_root, inception_weights)
         work = [(step, unit) for step in passes for unit in step.missing(cells)]

@@ -1,27 +1,25 @@
 """The run folder: a manifest, and one folder per table whose Parquet parts are appended atomically.
 
-A part is written beside its place, synced, and renamed into it, so that a process killed at any moment leaves whole
-parts only. Nothing here imports torch: analysis reads run folders through `read_run`.
+A process killed at any moment leaves whole parts only. Nothing here imports torch: analysis reads run folders through
+`read_run`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import time
-import uuid
-from contextlib import suppress
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from harness.errors import StoreError, unknown
-from harness.tables import KEYS, TABLES, empty, to_arrow
+from harness.files import unwritable, write_text
+from harness.parts import Parts
+from harness.tables import TABLES, empty, to_arrow
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -48,9 +46,24 @@ class Run:
         Raises:
             StoreError: there is no such table, or one of its parts is unreadable; the sentence names it.
         """
+        rows = self.rows(name)
+        return rows.cast(TABLES[name]).to_pandas() if len(rows) else empty(name)
+
+    def rows(self, name: str, columns: Collection[str] | None = None, cells: Collection[str] | None = None) -> pa.Table:
+        """As `table`, of the columns and cells wanted alone, without what pandas adds: for tables of any size.
+
+        Text columns are dictionary-encoded.
+        """
+        return self._parts(name).read(columns, cells)
+
+    def cell_ids(self, name: str) -> set[str]:
+        """The cells that have rows in a table, those that were skipped aside; reads little else."""
+        return self._parts(name).cell_ids()
+
+    def _parts(self, name: str) -> Parts:
         if name not in TABLES:
             raise unknown("table", name, TABLES)
-        return _frame(name, [_read_part(path, name) for path in parts(self.path, name)])
+        return Parts(self.path, name)
 
 
 def read_run(path: Path | str) -> Run:
@@ -67,7 +80,7 @@ def read_run(path: Path | str) -> Run:
 
 def parts(run: Path, table: str) -> list[Path]:
     """The part files of one table, the oldest first."""
-    return sorted((run / f"{table}.parquet").glob("part-*.parquet"))
+    return Parts(run, table).paths()
 
 
 @dataclass
@@ -84,6 +97,7 @@ class RunStore:
 
     def __post_init__(self) -> None:
         self._lock = _locked(self.run.path)
+        self._parts = {table: Parts(self.run.path, table) for table in TABLES}
 
     @classmethod
     def create(cls, path: Path | str, manifest: dict[str, Any]) -> RunStore:
@@ -97,16 +111,18 @@ class RunStore:
             StoreError: the folder holds something already, or cannot be written.
         """
         path = Path(path)
-        if (path / MANIFEST).is_file():
-            raise StoreError(f"'{path}' holds a run already; give --resume to finish it, or another --out")
         try:
+            _require_new(path)
             path.mkdir(parents=True, exist_ok=True)
-            if any(not entry.name.startswith(".") for entry in path.iterdir()):
-                raise StoreError(f"'{path}' is not empty and no run folder (it has no {MANIFEST}); give another --out")
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         store = cls(Run(path, {"format": FORMAT, **manifest}))
-        store.write_manifest(store.manifest)
+        try:
+            _require_new(path)  # another process may have started and ended a run before the lock was ours
+            store.write_manifest(store.manifest)
+        except BaseException:
+            store.close()
+            raise
         return store
 
     @classmethod
@@ -119,17 +135,12 @@ class RunStore:
         path = Path(path)
         store = cls(read_run(path))
         try:
-            for table in TABLES:
-                for leftover in (path / f"{table}.parquet").glob(".part-*.tmp"):
-                    leftover.unlink()
-                for part in parts(path, table):
-                    try:
-                        _read_part(part, table)
-                    except StoreError:
-                        store.damaged.append(_set_aside(path, part))
+            for found in store._parts.values():
+                found.clear()
+                store.damaged += [_set_aside(path, part) for part in found.damaged()]
         except OSError as error:
             store.close()
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         return store
 
     @property
@@ -144,8 +155,7 @@ class RunStore:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Replace the manifest, atomically."""
-        text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        _replace(self.path / MANIFEST, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(self.path / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n")
         self.run = Run(self.path, manifest)
 
     def append(self, table: str, rows: list[dict[str, Any]]) -> None:
@@ -156,29 +166,20 @@ class RunStore:
             StoreError: the folder cannot be written.
         """
         if rows:
-            self._write_part(table, to_arrow(table, rows))
+            self._parts[table].append(to_arrow(table, rows))
 
     def read(self, table: str) -> pd.DataFrame:
         """As `Run.table`."""
         return self.run.table(table)
 
-    def compact(self) -> None:
-        """Merge the parts of every table into one. Killed half-way it leaves rows twice, which reading undoes."""
-        for table, schema in TABLES.items():
-            old = parts(self.path, table)
-            if len(old) > 1:
-                self._write_part(table, pa.Table.from_pandas(self.read(table), schema=schema, preserve_index=False))
-                for path in old:
-                    path.unlink()
+    def cell_ids(self, table: str) -> set[str]:
+        """As `Run.cell_ids`."""
+        return self.run.cell_ids(table)
 
-    def _write_part(self, table: str, rows: pa.Table) -> None:
-        folder = self.path / f"{table}.parquet"
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-        name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:12]}.parquet"  # so that parts sort by age
-        _replace(folder / name, lambda temporary: pq.write_table(rows, temporary))
+    def compact(self) -> None:
+        """Merge the small parts of every table; large ones stay as they are."""
+        for found in self._parts.values():
+            found.merge()
 
     def close(self) -> None:
         """Give the lock back."""
@@ -191,32 +192,21 @@ class RunStore:
         self.close()
 
 
-def _frame(table: str, tables: list[pa.Table]) -> pd.DataFrame:
-    """Parts as one frame, each key once: the first that was not skipped."""
-    if not tables:
-        return empty(table)
-    frame = pa.concat_tables(tables).to_pandas()
-    if "status" in frame:
-        frame = frame.sort_values("status", key=lambda status: status == "skipped", kind="stable")
-    return frame.drop_duplicates(KEYS[table]).reset_index(drop=True)
+def _require_new(path: Path) -> None:
+    """Refuse a folder that holds anything.
 
-
-def _read_part(path: Path, table: str) -> pa.Table:
-    """A part, in the table's schema; columns that came later are null."""
-    schema = TABLES[table]
-    try:
-        found = pq.ParquetFile(path).read()
-        columns = [
-            found[name].cast(kind) if name in found.column_names else pa.nulls(len(found), kind)
-            for name, kind in zip(schema.names, schema.types, strict=True)
-        ]
-        return pa.Table.from_arrays(columns, schema=schema)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
+    Raises:
+        StoreError: what it holds.
+    """
+    if (path / MANIFEST).is_file():
+        raise StoreError(f"'{path}' holds a run already; give --resume to finish it, or another --out")
+    if tables := [table for table in TABLES if parts(path, table)]:
         raise StoreError(
-            f"'{path}' is damaged ({reason}); `harness run` with --resume moves it aside and measures its rows again, "
-            "all other rows are kept"
-        ) from error
+            f"'{path}' holds rows of a run ({', '.join(tables)}) but its {MANIFEST} is gone; the rows are left as they "
+            f"are: put the {MANIFEST} back, or give another --out"
+        )
+    if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise StoreError(f"'{path}' is not empty and no run folder (it has no {MANIFEST}); give another --out")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -225,30 +215,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StoreError(f"'{path}' is no run folder: it has no {MANIFEST}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"'{file}' cannot be read as JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"'{file}' is no manifest of this harness's format {FORMAT}")
     return manifest
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it, rename it there, and sync the folder."""
-    temporary = path.with_name(f".{path.stem}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
 
 
 def _set_aside(run: Path, part: Path) -> Path:
@@ -264,9 +235,5 @@ def _locked(path: Path) -> FileLock:
     except Timeout as error:
         raise StoreError(f"another process is writing to '{path}'; wait for it or give another --out") from error
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     return lock
-
-
-def _unwritable(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"cannot write to '{path}': {error.strerror or error}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -25,35 +24,48 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Unit:
-    """The least piece of work: its rows are appended together, and a killed run loses at most one.
+    """The least piece of work: its rows are appended together, and a killed run loses at most one per worker.
 
     Args:
         title: what progress shows.
         cells: that are measured, of one group.
         cost: in decodes, for the estimate of the remaining time alone.
         round: of the timing pass.
+        indices: global indices of the samples that are measured, where a cell's are split.
+        inputs: files of the run folder whose content the measuring process needs, see `Bench.inputs`.
     """
 
     title: str
     cells: tuple[Cell, ...]
     cost: float
     round: int = 0
+    indices: range | None = None
+    inputs: tuple[str, ...] = ()
 
 
 class Pass(Protocol):
-    """One kind of measurement over all cells."""
+    """One kind of measurement over all cells: plain settings, so that it travels to where it measures."""
 
     @property
     def name(self) -> str:
         """What it measures."""
         ...
 
-    def missing(self, cells: Sequence[Cell]) -> list[Unit]:
+    @property
+    def exclusive(self) -> bool:
+        """Whether nothing else may run on the device meanwhile."""
+        ...
+
+    def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
         """The units whose rows are not in the store yet."""
         ...
 
-    def measure(self, unit: Unit) -> dict[str, Rows]:
-        """Rows by table."""
+    def together(self, unit: Unit) -> Hashable:
+        """Units with equal keys are measured one after the other by one process."""
+        ...
+
+    def measure(self, unit: Unit, bench: Bench) -> Mapping[str, Rows]:
+        """Rows by table; runs in a process without the store."""
         ...
 
 
@@ -85,26 +97,33 @@ class Batch:
     guidance: Guidance | None
 
 
+def failed_cells(store: RunStore) -> dict[str, Attempt[Any]]:
+    """What came of the cells that failed in the timing pass; nothing tries them again."""
+    timings = store.read("timings")
+    bad = timings[~timings["status"].isin(["ok", "skipped"])]
+    return {row["cell_id"]: Attempt(row["status"], row["error"]) for row in bad.to_dict("records")}
+
+
 @dataclass
 class Bench:
-    """What the passes measure with: the store, the flow and the decoders in use.
+    """What the passes measure with, in the process that measures: the flow and the decoders in use.
 
     Args:
-        store: where rows are read from and appended to.
         session: names this process in the rows.
         failed: what came of the cells that failed in the timing pass; nothing tries them again.
+        inputs: content of the files that the unit at hand names.
+        files: what goes into the run folder beside the rows, by relative path.
     """
 
-    store: RunStore
     session: str
     failed: dict[str, Attempt[Any]] = field(default_factory=dict)
+    inputs: Sequence[bytes] = ()
+    files: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        timings = self.store.read("timings")
-        for row in timings[~timings["status"].isin(["ok", "skipped"])].to_dict("records"):
-            self.failed[row["cell_id"]] = Attempt(row["status"], row["error"])
         self._flow: tuple[tuple[str, str, str], CausalFlow] | None = None
         self._decoders: tuple[str, dict[str, Decoder]] = ("", {})
+        self._kept: dict[str, tuple[Any, Any]] = {}
 
     def flow(self, cell: Cell) -> CausalFlow:
         """The flow of a cell; only the last one is kept."""
@@ -127,11 +146,6 @@ class Bench:
         """The samples with these global indices, by default the first `batch_size`."""
         return batch_of(cell, self.flow(cell), range(cell.batch_size) if indices is None else indices)
 
-    def done(self, table: str, key: str = "cell_id") -> set[Any]:
-        """The values of a column that have rows, those that were skipped aside."""
-        frame = self.store.read(table)
-        return set((frame[frame["status"] != "skipped"] if "status" in frame else frame)[key])
-
     def attempt(self, cell: Cell, work: str, measure: Callable[[], T]) -> Attempt[T]:
         """Try to measure; an exception becomes a status and a sentence, its traceback a file in the run folder."""
         try:
@@ -144,11 +158,16 @@ class Bench:
                 sentence = str(error)
             elif _out_of_memory(error):
                 status = "out-of-memory"
-            path = self.store.path / "failures" / f"{cell.cell_id}-{work}.txt"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(traceback.format_exc(), encoding="utf-8")
+            self.files[f"failures/{cell.cell_id}-{work}.txt"] = traceback.format_exc().encode()
         release_memory()  # here, where the exception and the frames it holds are gone
         return Attempt(status, " ".join(sentence.split())[:500])
+
+    def keep(self, kind: str, key: Any, make: Callable[[], T]) -> T:
+        """The last thing made of a kind, made again only for another key."""
+        if kind not in self._kept or self._kept[kind][0] != key:
+            self._kept.pop(kind, None)
+            self._kept[kind] = (key, make())
+        return self._kept[kind][1]
 
 
 def batch_of(cell: Cell, flow: CausalFlow, indices: Sequence[int]) -> Batch:
@@ -189,6 +208,6 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def sample_path(run: Path, cell: Cell) -> Path:
-    """Where the grid of a cell's samples is written: ``samples/<cell_id>.png``."""
-    return run / "samples" / f"{cell.cell_id}.png"
+def sample_file(cell: Cell) -> str:
+    """Where in the run folder the grid of a cell's samples is: ``samples/<cell_id>.png``."""
+    return f"samples/{cell.cell_id}.png"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from harness.flows.tap import Tally, tap
 from harness.metrics.memory import Peak, cuda_peaks, resident_peak
 from harness.passes.base import Attempt, Bench, Rows, Unit, batch_of, decode
 from harness.plan import Cell
+from harness.store import RunStore
 
 PRELOAD = ("harness.passes",)
 
@@ -26,35 +28,32 @@ class Need(NamedTuple):
     cache_bytes: int
 
 
+@dataclass(frozen=True)
 class MemoryPass:
-    """One unit per cell. On the CPU each is measured in a fresh process; on CUDA by torch's allocator, in this one.
+    """One unit per cell. On the CPU each is measured in a fresh process; on CUDA by torch's allocator, in this one."""
 
-    Args:
-        bench: what is measured with.
-        threads: of the fresh processes: each keeps buffers of its own.
-    """
+    name: ClassVar[str] = "memory"
+    exclusive: ClassVar[bool] = False
 
-    name = "memory"
-
-    def __init__(self, bench: Bench, threads: int) -> None:
-        self.bench, self.threads = bench, threads
-        self._fresh = FreshProcess(*PRELOAD)
-
-    def missing(self, cells: Sequence[Cell]) -> list[Unit]:
+    def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
         """Cells without rows."""
-        done = self.bench.done(self.name)
+        done = store.cell_ids(self.name)
         return [
             Unit(f"{cell.dataset}, {cell.title}", (cell,), 2 * (1 + cell.batch_size / 16))
             for cell in cells
             if cell.cell_id not in done
         ]
 
-    def measure(self, unit: Unit) -> dict[str, Rows]:
+    def together(self, unit: Unit) -> Hashable:
+        """Cells of one group, which share the flow."""
+        return unit.cells[0].group_id
+
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """One row per method."""
         (cell,) = unit.cells
-        if cell.cell_id in self.bench.failed:
-            return {"memory": [_row(cell, Attempt("skipped", self.bench.failed[cell.cell_id].error), None)]}
-        attempt = self.bench.attempt(cell, self.name, lambda: self._measure(cell))
+        if cell.cell_id in bench.failed:
+            return {"memory": [_row(cell, Attempt("skipped", bench.failed[cell.cell_id].error), None)]}
+        attempt = bench.attempt(cell, self.name, lambda: _need(cell, bench))
         if attempt.value is None:
             return {"memory": [_row(cell, attempt, None)]}
         need = attempt.value
@@ -65,13 +64,14 @@ class MemoryPass:
             ]
         }
 
-    def _measure(self, cell: Cell) -> Need:
-        if cell.device == "cuda":
-            return need_of(cell, self.bench.flow(cell), cuda_peaks)
-        try:
-            return self._fresh.run(_need_in_this_process, cell, self.threads)
-        except ProcessDied as error:
-            raise MemoryError(str(error)) from error
+
+def _need(cell: Cell, bench: Bench) -> Need:
+    if cell.device == "cuda":
+        return need_of(cell, bench.flow(cell), cuda_peaks)
+    try:  # each thread keeps buffers of its own, so their number is the same there
+        return FreshProcess(*PRELOAD).run(_need_in_this_process, cell, torch.get_num_threads())
+    except ProcessDied as error:
+        raise MemoryError(str(error)) from error
 
 
 def need_of(cell: Cell, flow: CausalFlow, peaks_of: Callable[[Callable[[], Any]], list[Peak]]) -> Need:

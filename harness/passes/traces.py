@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from harness.flows.tap import tap
 from harness.passes.base import Bench, Rows, Unit, decode
 from harness.plan import Cell
 from harness.recording import ErrorRecorder
+from harness.store import RunStore
 
 
 class TracePass:
@@ -18,30 +19,32 @@ class TracePass:
 
     name: ClassVar[str]
     cost: ClassVar[float]
+    exclusive: ClassVar[bool] = False
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-
-    def missing(self, cells: Sequence[Cell]) -> list[Unit]:
+    def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
         """Cells without rows."""
-        failures = self.bench.store.read("failures")
-        done = self.bench.done(self.name) | set(failures.loc[failures["pass"] == self.name, "cell_id"])
+        failures = store.read("failures")
+        done = store.cell_ids(self.name) | set(failures.loc[failures["pass"] == self.name, "cell_id"])
         return [
             Unit(f"{cell.dataset}, {cell.title}", (cell,), self.cost * (1 + cell.batch_size / 16))
             for cell in cells
             if cell.cell_id not in done
         ]
 
-    def measure(self, unit: Unit) -> dict[str, Rows]:
+    def together(self, unit: Unit) -> Hashable:
+        """Cells of one group, which share the flow and the latents."""
+        return unit.cells[0].group_id
+
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """Rows of one cell."""
         (cell,) = unit.cells
-        failed = self.bench.failed.get(cell.cell_id)
-        attempt = failed or self.bench.attempt(cell, self.name, lambda: self.rows(cell))
+        failed = bench.failed.get(cell.cell_id)
+        attempt = failed or bench.attempt(cell, self.name, lambda: self.rows(cell, bench))
         if attempt.value is None:
             return {"failures": [cell.identity | {"pass": self.name, **attempt.outcome}]}
         return {self.name: [cell.identity | row for row in attempt.value]}
 
-    def rows(self, cell: Cell) -> Rows:
+    def rows(self, cell: Cell, bench: Bench) -> Rows:
         """Decode, and read the rows off."""
         raise NotImplementedError
 
@@ -51,9 +54,9 @@ class LayersPass(TracePass):
 
     name, cost = "layers", 1.0
 
-    def rows(self, cell: Cell) -> Rows:
+    def rows(self, cell: Cell, bench: Bench) -> Rows:
         """One row per layer."""
-        result = decode(self.bench.decoder(cell), self.bench.flow(cell), self.bench.batch(cell))
+        result = decode(bench.decoder(cell), bench.flow(cell), bench.batch(cell))
         return [
             {
                 "layer": trace.layer,
@@ -76,9 +79,9 @@ class ResidualsPass(TracePass):
 
     name, cost = "residuals", 3.0
 
-    def rows(self, cell: Cell) -> Rows:
+    def rows(self, cell: Cell, bench: Bench) -> Rows:
         """One row per layer and network call."""
-        flow, batch = self.bench.flow(cell), self.bench.batch(cell)
+        flow, batch = bench.flow(cell), bench.batch(cell)
         recorder = ErrorRecorder(flow.condition(cell.batch_size, batch.labels, batch.guidance))
         with torch.no_grad():
-            return recorder.rows(decode(self.bench.decoder(cell), tap(flow, recorder), batch))
+            return recorder.rows(decode(bench.decoder(cell), tap(flow, recorder), batch))

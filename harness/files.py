@@ -1,0 +1,92 @@
+"""Files that are whole or not there at all, and names that stay inside the folder they are used in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from harness.errors import HarnessError, StoreError
+
+LONGEST_NAME = 100
+_NAME = re.compile(r"\w[\w.+-]*")
+
+
+def file_name(kind: str, name: str) -> str:
+    """A name that users give to something which is written under it, when it names a file and nothing else.
+
+    Args:
+        kind: what is called so, for the error.
+        name: letters, digits, ``_``, ``.``, ``+`` and ``-``, the first no punctuation; at most `LONGEST_NAME`.
+
+    Raises:
+        HarnessError: it does not.
+
+    >>> file_name("a matrix", "cifar10-jpeg_0.5")
+    'cifar10-jpeg_0.5'
+    """
+    if _NAME.fullmatch(name) and len(name) <= LONGEST_NAME:
+        return name
+    raise HarnessError(
+        f"{name[:LONGEST_NAME]!r} cannot name {kind}: files are called so; use letters, digits, dots and dashes, "
+        f"at most {LONGEST_NAME}"
+    )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to; what was written there takes the place of `path`, synced, at once and only if all went well.
+
+    Raises:
+        StoreError: it cannot be written, as on a full disk or in a read-only folder; `path` is as it was.
+    """
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        yield partial
+        _sync(partial)
+        os.replace(partial, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file, and make its folder where there is none.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    make_folder(path.parent)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """The error for a file or folder that the system refuses to write."""
+    return StoreError(f"cannot write to '{path}': {error.strerror or error}")
+
+
+def _sync(path: Path) -> None:
+    """Let what was written reach the disk; of a folder, the names in it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
