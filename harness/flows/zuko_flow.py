@@ -7,8 +7,11 @@ zuko transforms the first feature of a layer too, by constants, where `CausalLay
 constants are folded into the coordinates that the layer receives: into the outputs of the layer before it, and for the
 first layer into the scale of the prior. Samples are zuko's own.
 
-There is no cache: a masked network evaluates all features in every call. `PrefixCache` keeps the decoded prefix and
-nothing is saved by it, so for these flows the depth is the cost that counts (arXiv 2505.24791, Sec. E.3).
+The cache holds activations, see `harness.flows.masked`: a step of the sequential decoder computes only the hidden
+units that the new feature completes, so that a whole sequential decode costs the arithmetic of one forward pass. That
+is the best exact decoder known here, and not the paper's baseline: arXiv 2505.24791, Sec. E.3, takes these networks to
+have no cache and pays for a full forward pass in every step, as zuko's own inverse does. The decoder ``uncached`` is
+that baseline.
 """
 
 from __future__ import annotations
@@ -22,22 +25,10 @@ from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
 from harness.flows.base import Condition, Guidance, encode_tokens, flows
+from harness.flows.masked import ACTIVATIONS, ActivationCache, MaskedNetwork
 
 METADATA_KEY = "zuko"
-ACTIVATIONS = ("ReLU", "ELU", "GELU", "SiLU", "Tanh")
 _TRANSFORM = re.compile(r"transform\.transforms\.(\d+)\.hyper\.(\d+)\.weight")
-
-
-class PrefixCache:
-    """The decoded features of some samples, (B, L) in the layer's order; the network keeps nothing else."""
-
-    def __init__(self, data: Tensor) -> None:
-        self.data = data
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return self.data.nbytes
 
 
 class ZukoLayer(nn.Module):
@@ -56,12 +47,17 @@ class ZukoLayer(nn.Module):
 
     def __init__(self, transform: Any, block: int, num_layers: int, outer: Tensor) -> None:
         super().__init__()
-        self.transform = transform
         self.block, self.number = block, num_layers - block
         self.num_tokens, self.token_dim = len(transform.order), 1
+        self.univariate = transform.univariate
         self.register_buffer("order", torch.argsort(transform.order, stable=True))
         self.register_buffer("rank", torch.argsort(self.order))
-        self.register_buffer("outer", outer)
+        self.register_buffer("outer", outer[:, self.order])
+        self.network = MaskedNetwork(transform.hyper, self.order)
+        # The network sees this layer's outputs in zuko's coordinates: (x - shift) / scale of each position, folded in.
+        scale, shift = self.outer[0].exp(), self.outer[1]
+        self.network.weights[0].div_(scale)
+        self.network.biases[0].sub_(self.network.weights[0] @ shift)
 
     def arrange(self, tokens: Tensor) -> Tensor:
         """(B, L, 1) features in this layer's order."""
@@ -71,31 +67,29 @@ class ZukoLayer(nn.Module):
         """Undo `arrange`."""
         return tokens[:, self.rank]
 
-    def new_cache(self, batch: int, condition: Condition) -> PrefixCache:
+    def new_cache(self, batch: int, condition: Condition) -> ActivationCache:
         """Room for the prefix of `batch` samples."""
-        return PrefixCache(self.outer.new_zeros(batch, self.num_tokens))
+        return self.network.new_cache(batch)
 
     def affine(
-        self, tokens: Tensor, cache: PrefixCache | None, start: int, condition: Condition
+        self, tokens: Tensor, cache: ActivationCache | None, start: int, condition: Condition
     ) -> tuple[Tensor, Tensor]:
         """(log_scale, shift), each (B, W, 1), for positions start+1..start+W; see `CausalLayer.affine`."""
         if cache is None and start:
             raise ValueError(f"a window that starts at {start} needs the cache of its prefix")
-        end = start + tokens.shape[1]
-        prefix = tokens.new_zeros(len(tokens), self.num_tokens) if cache is None else cache.data
-        prefix[:, start:end] = tokens[..., 0]
-        known = prefix.clone()
-        known[:, end:] = 0  # masked anyway, but what an earlier window left there may not be finite
-        log_scale, shift = self.parameters_of(known[:, self.rank])
-        wanted = self.order[start + 1 : end + 1]
-        return log_scale[:, wanted, None].to(tokens.dtype), shift[:, wanted, None].to(tokens.dtype)
+        outputs = self.network(tokens[..., 0].to(self.outer.dtype), start, cache)
+        log_scale, shift = self.read(outputs, slice(start + 1, start + 1 + outputs.shape[1]))
+        return log_scale[..., None].to(tokens.dtype), shift[..., None].to(tokens.dtype)
 
-    def parameters_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) outputs in zuko's order of features -> (log_scale, shift), (B, L) each, in that order."""
-        outer_log_scale, outer_shift = self.outer
-        x = (features.to(self.outer.dtype) - outer_shift) * torch.exp(-outer_log_scale)
-        scale = self.transform.univariate(*self.transform.hyper(x).unflatten(-1, (-1, 2)).unbind(-1))
-        return fold(-scale.log_scale, -scale.shift * torch.exp(-scale.log_scale), self.outer)
+    def read(self, outputs: Tensor, positions: slice) -> tuple[Tensor, Tensor]:
+        """(..., V, 2) outputs of the network at some positions -> (log_scale, shift), (..., V) each."""
+        scale = self.univariate(*outputs.unbind(-1))
+        return fold(-scale.log_scale, -scale.shift * torch.exp(-scale.log_scale), self.outer[:, positions])
+
+    def first(self) -> tuple[Tensor, Tensor]:
+        """log_scale and shift of position 0, constants."""
+        log_scale, shift = self.read(self.network.constants()[None], slice(0, 1))
+        return log_scale[0], shift[0]
 
 
 def fold(log_scale: Tensor, shift: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,11 +135,8 @@ class ZukoFlow(nn.Module):
         for block, transform in enumerate(transforms):
             layer = ZukoLayer(transform, block, self.num_layers, outer)
             self.blocks.append(layer)
-            first = layer.order[0]
-            with torch.no_grad():
-                log_scale, shift = layer.parameters_of(torch.zeros(1, self.num_tokens, dtype=outer.dtype))
             outer = torch.zeros_like(outer)
-            outer[0, first], outer[1, first] = log_scale[0, first], shift[0, first]
+            outer[0, layer.order[0]], outer[1, layer.order[0]] = layer.first()
         self.register_buffer("prior", torch.stack(fold(base.stddev.log(), base.mean, outer)))
         self.requires_grad_(False).eval()
 

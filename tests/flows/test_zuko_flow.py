@@ -3,11 +3,13 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.contract import CLAUSES, Case, examine
 from harness.decoders import Guidance, build_decoder, decoders
 from harness.errors import CheckpointError, HarnessError
 from harness.flows import load_flow
+from harness.flows.base import Condition
 from harness.flows.zuko_flow import ZukoFlow, checkpoint_metadata
 
 zuko = pytest.importorskip("zuko", reason="the optional extra zuko is not installed")
@@ -39,7 +41,7 @@ def maf(request):
     return coupled(**VARIANTS[request.param])
 
 
-@pytest.mark.parametrize("decoder", ["sequential", "ujd", "sejd"])
+@pytest.mark.parametrize("decoder", ["sequential", "uncached", "ujd", "sejd"])
 def test_decoders_agree_with_zukos_own_inverse(maf, decoder):
     flow = ZukoFlow(maf)
     latents = flow.sample_latents(16, torch.Generator().manual_seed(1))
@@ -163,3 +165,41 @@ def test_the_shipped_maf_knows_its_data_and_its_command_makes_it_again(tmp_path)
     nats = [train_maf("breast-cancer", path, epochs=2) for path in (first, second)]
     assert first.read_bytes() == second.read_bytes()
     assert nats[0] == pytest.approx(held_out_loss("breast-cancer", load_flow(first)), rel=1e-4)
+
+
+# The cache of activations.
+
+
+def test_a_window_on_a_cached_prefix_gives_what_a_whole_forward_pass_gives(maf):
+    layer = ZukoFlow(maf.double()).layers[1]
+    tokens, condition = torch.randn(3, FEATURES, 1, dtype=torch.float64), Condition()
+    wanted = layer.affine(tokens, None, 0, condition)
+    cache = layer.new_cache(3, condition)
+    parts = []
+    for start, end in [(0, 1), (1, 2), (2, 7), (7, 8), (8, FEATURES)]:
+        layer.affine(torch.full_like(tokens[:, start:end], torch.nan), cache, start, condition)  # a worse iterate
+        parts.append(layer.affine(tokens[:, start:end], cache, start, condition))
+    for found, whole in zip(zip(*parts, strict=True), wanted, strict=True):
+        torch.testing.assert_close(torch.cat(found, dim=1), whole, rtol=1e-12, atol=1e-12)
+
+
+def flops(decode):
+    counter = FlopCounterMode(display=False)
+    with counter:
+        decode()
+    return counter.get_total_flops()
+
+
+def test_a_sequential_decode_costs_no_more_arithmetic_than_a_forward_pass():
+    flow = ZukoFlow(coupled(hidden_features=(48, 48)))
+    latents = flow.sample_latents(8)
+    encode = flops(lambda: flow.encode(latents))
+    assert encode > 0
+    assert flops(lambda: build_decoder("sequential").decode(flow, latents)) <= encode
+    # the paper's baseline pays for a forward pass in every step
+    assert flops(lambda: build_decoder("uncached").decode(flow, latents)) == (FEATURES - 1) * encode
+
+
+def test_a_residual_network_is_refused_since_its_units_cannot_be_sorted_by_one_degree():
+    with pytest.raises(HarnessError, match="masked linear"):
+        ZukoFlow(zuko.flows.MAF(features=4, residual=True, hidden_features=(8, 8)))
