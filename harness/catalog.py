@@ -1,4 +1,4 @@
-"""What there is: decoders, flows, datasets, matrices and baselines, each with one line and where it comes from."""
+"""What there is: decoders, flows, datasets, probes and more, each with one line and where it comes from."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from harness.errors import unknown
 from harness.flows.base import flows
 from harness.flows.checkpoints import ASSETS, read_state, shipped
 from harness.matrix import SHIPPED, matrices
+from harness.probes.base import probes
 from harness.registry import first_line
 from harness.store import read_run
 
@@ -103,6 +104,7 @@ KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
     "decoders": lambda: _registered(decoders.items()),
     "flows": _flows,
     "datasets": lambda: _registered(datasets.items()),
+    "probes": lambda: _registered(probes.items()),
     "matrices": _matrices,
     "baselines": _baselines,
 }

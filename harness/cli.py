@@ -11,6 +11,7 @@ import click
 
 from harness import __version__
 from harness.errors import HarnessError
+from harness.probes.command import ProbeGroup
 
 data_root = click.option(
     "--data-root",
@@ -64,12 +65,17 @@ def bench_compare(base: str, new: str, tolerance: float) -> int:
 
 
 @app.command("list")
-@click.argument("kind", required=False, metavar="[decoders|flows|datasets|matrices|baselines]")
+@click.argument("kind", required=False, metavar="[decoders|flows|datasets|probes|matrices|baselines]")
 def list_command(kind: str | None) -> None:
-    """List decoders, flows, datasets, matrices and baselines, and where they come from."""
+    """List decoders, flows, datasets, probes, matrices and baselines, and where they come from."""
     from harness.catalog import print_catalog
 
     print_catalog(kind)
+
+
+@app.group(cls=ProbeGroup)
+def probe() -> None:
+    """Experiments on the layers of a flow, each with options of its own: harness probe NAME --help."""
 
 
 @app.group()
@@ -293,6 +299,23 @@ def tune_command(flow: str, device: str, threads: int | None, **options: Any) ->
     torch.set_num_threads(threads or torch.get_num_threads())
     path = tune_checkpoint(load_flow(flow, device), checkpoint_path(flow), **options)
     click.echo(f"{path.read_text()}\nstored as {path}")
+
+
+@app.command("study")
+@click.argument("name", metavar="NAME|all")
+@click.option("--profile", type=click.Choice(["fast", "full"]), default="fast", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/studies"),
+              show_default=True, help="Where the runs go.")  # fmt: skip
+@click.option("--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results/studies"),
+              show_default=True, help="Where texts, tables and figures go.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Measure only what is missing in --out.")
+@click.option("--check", is_flag=True, help="Exit 1, and leave what is stored, where a deterministic table differs.")
+@data_root
+def study_command(name: str, root: Path | None, **options: Any) -> int:
+    """Measure a study of the paper's claims and write its text: NAME, or all of them."""
+    from harness.studies.command import run_studies
+
+    return run_studies(name, data_root=root, **options)
 
 
 if __name__ == "__main__":

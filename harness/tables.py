@@ -126,6 +126,23 @@ TABLES: dict[str, pa.Schema] = {
             "pass": TEXT,
             **_OUTCOME,
         },
+        # One row per probe, its options and flow: what the other tables that probes write join on `cell_id`.
+        "probes": {
+            **_IDENTITY,
+            "probe": TEXT,  # registered name
+            "options": TEXT,  # JSON, sorted keys
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "checkpoint_digest": TEXT,
+            "num_tokens": INTEGER,
+            "num_layers": INTEGER,
+            "token_dim": INTEGER,
+            "seed": INTEGER,
+            "dtype": TEXT,
+            "device": TEXT,
+            "threads": INTEGER,
+            "code_version": TEXT,  # of flows and decoders, and of the probe
+        },
         # One row per flow, scope, reading, layer and o: the output of a layer with its o nearest predecessors left out
         # against its output with all of them (arXiv 2505.24791, Eq. 6). Written by `harness probe redundancy`.
         "redundancy": {
@@ -138,7 +155,7 @@ TABLES: dict[str, pa.Schema] = {
             "block": INTEGER,
             "o": INTEGER,  # predecessors left out
             "scope": TEXT,  # "layer": in this layer alone; "all": in every layer
-            "reading": TEXT,  # "attention": masked out there; "input": their tokens are not seen at all
+            "reading": TEXT,  # "attention", "attention-self" or "input", see harness.probes.redundancy
             "cosine": REAL,  # similarity of the two outputs, median over samples
             "cosine_p10": REAL,
             "cosine_p90": REAL,
@@ -146,9 +163,130 @@ TABLES: dict[str, pa.Schema] = {
             "l2_p10": REAL,
             "l2_p90": REAL,
             "l2_relative": REAL,  # over the norm of the full output
+            "leak": REAL,  # share of a token's dependence on what is left out that is still there; scope "layer" alone
             "fid": REAL,  # of the images, null unless every layer is affected
             "fid_features": TEXT,
             "num_samples": INTEGER,
+        },
+        # One row per flow, kernel of attention, decoder, batch and method: what a decode needs, weights, cache and tensors
+        # apart. Written by `harness probe memory`.
+        "memory_scaling": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "num_layers": INTEGER,
+            "token_dim": INTEGER,
+            "channels": INTEGER,
+            "transformer_layers": INTEGER,  # per flow layer
+            "device": TEXT,
+            "dtype": TEXT,
+            "threads": INTEGER,
+            "heads": INTEGER,
+            "attention": TEXT,  # "fused": never a whole matrix of scores; "math": one per head and sample
+            "decoder": TEXT,
+            "label": TEXT,
+            "batch_size": INTEGER,
+            "weights_bytes": INTEGER,
+            "cache_bytes": INTEGER,  # counted, like the next: deterministic
+            "live_bytes": INTEGER,  # of all tensors alive at once, cache included, weights not
+            "peak_bytes": INTEGER,  # measured
+            "method": TEXT,  # as in `memory`
+            **_OUTCOME,
+        },
+        # One row per flow, batch and round: seconds of the first layer. Written by `harness probe cost`.
+        "costs": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "num_layers": INTEGER,
+            "token_dim": INTEGER,
+            "channels": INTEGER,
+            "transformer_layers": INTEGER,  # per flow layer
+            "device": TEXT,
+            "dtype": TEXT,
+            "threads": INTEGER,
+            "image_size": INTEGER,
+            "patch": INTEGER,
+            "batch_size": INTEGER,
+            "round": INTEGER,
+            "iteration_s": REAL,  # of one Jacobi iteration of the whole layer
+            "sequential_s": REAL,  # of the layer decoded sequentially, in the same round
+        },
+        # One row per flow, gain, threshold, batch and layer: iterations of UJD. Written by `harness probe coupling`.
+        "couplings": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "num_layers": INTEGER,
+            "token_dim": INTEGER,
+            "channels": INTEGER,
+            "transformer_layers": INTEGER,  # per flow layer
+            "device": TEXT,
+            "dtype": TEXT,
+            "threads": INTEGER,
+            "image_size": INTEGER,
+            "patch": INTEGER,
+            "gain": REAL,  # factor on how much the outputs of every layer depend on its tokens; 1 is the flow itself
+            "tau": REAL,
+            "batch_size": INTEGER,
+            "layer": INTEGER,
+            "block": INTEGER,
+            "iterations": INTEGER,
+            "converged": FLAG,
+        },
+        # One row per flow, threshold, batch and layer: the layer by Jacobi iteration, all others exact. With the next
+        # three written by `harness probe layers`.
+        "layer_costs": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "num_layers": INTEGER,
+            "tau": REAL,
+            "batch_size": INTEGER,
+            "layer": INTEGER,
+            "block": INTEGER,
+            "iterations": INTEGER,
+            "deviation_rmse": REAL,  # of the samples, in image units
+            "deviation_max": REAL,
+        },
+        # One row per layer and round: its seconds both ways, from its exact input.
+        "layer_seconds": {
+            **_IDENTITY,
+            "batch_size": INTEGER,
+            "layer": INTEGER,
+            "round": INTEGER,
+            "sequential_s": REAL,
+            "jacobi_s": REAL,
+        },
+        # One row per choice of the layers to be decoded sequentially: all 2^K of them.
+        "layer_sets": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "num_layers": INTEGER,
+            "tau": REAL,
+            "batch_size": INTEGER,
+            "sequential_layers": TEXT,  # such as "1+3"; "none"
+            "iterations": INTEGER,  # of Jacobi, summed over layers
+            "depth": INTEGER,
+            "token_evaluations": REAL,  # per sample
+            "deviation_rmse": REAL,
+            "deviation_max": REAL,
+            "predicted_s": REAL,  # sum of the layers' median seconds
+        },
+        # One row per choice that was timed and round; "auto" is the tuned schedule.
+        "layer_set_rounds": {
+            **_IDENTITY,
+            "batch_size": INTEGER,
+            "sequential_layers": TEXT,
+            "round": INTEGER,
+            "wall_s": REAL,
+            "sequential_s": REAL,  # all layers sequential, in the same round
         },
     }.items()
 }
@@ -162,7 +300,15 @@ KEYS: dict[str, list[str]] = {
     "quality": ["cell_id"],
     "memory": ["cell_id", "method"],
     "failures": ["cell_id", "pass"],
+    "probes": ["cell_id"],
     "redundancy": ["cell_id", "scope", "reading", "layer", "o"],
+    "memory_scaling": ["cell_id", "attention", "label", "batch_size", "method"],
+    "costs": ["cell_id", "batch_size", "round"],
+    "couplings": ["cell_id", "gain", "tau", "batch_size", "layer"],
+    "layer_costs": ["cell_id", "batch_size", "layer"],
+    "layer_seconds": ["cell_id", "batch_size", "layer", "round"],
+    "layer_sets": ["cell_id", "batch_size", "sequential_layers"],
+    "layer_set_rounds": ["cell_id", "batch_size", "sequential_layers", "round"],
 }
 """The columns that identify a row of each table: a run never holds two rows with the same key."""
 

@@ -50,10 +50,13 @@ class Condition:
     Args:
         labels: (B,) class labels, negative for an unconditional sample, or None when no sample has one.
         guidance: None when switched off.
+        masked_lags: keys that attention may not see, by their distance from the query, 0 being its own; None for all
+            to be seen. Only from a flow's own `mask_attention`, where it has one: other flows do not heed it.
     """
 
     labels: Tensor | None = None
     guidance: Guidance | None = None
+    masked_lags: range | None = None
 
     @property
     def passes(self) -> int:

@@ -6,7 +6,7 @@ raster order, odd blocks in reverse. Parameter names are those of the published 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isqrt
 from typing import Any
@@ -59,10 +59,12 @@ class Context:
     Args:
         offset: (rows or 1, L, C) position and class embeddings, in the layer's order, added after `proj_in`.
         logit_scale: (rows, 1, 1, 1) factor on the attention logits, or None for 1.
+        masked_lags: of `Condition`.
     """
 
     offset: Tensor
     logit_scale: Tensor | None
+    masked_lags: range | None = None
 
 
 class KeyValueCache:
@@ -88,6 +90,19 @@ def _window_mask(window: int, start: int, device: torch.device) -> Tensor:
     return torch.ones(window, start + window, dtype=torch.bool, device=device).tril(start)
 
 
+@lru_cache(maxsize=64)
+def _lag_mask(window: int, start: int, masked: range, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`_window_mask` without the lags `masked`, and (W, 1) True where it leaves a position anything to look at.
+
+    A position that is left nothing may look everywhere in the mask, so that its softmax is defined; what it sees is
+    to be dropped.
+    """
+    lags = torch.arange(start, start + window, device=device)[:, None] - torch.arange(start + window, device=device)
+    mask = (lags >= 0) & ~((lags >= masked.start) & (lags < masked.stop))
+    some = mask.any(dim=1, keepdim=True)
+    return mask | ~some, some
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation that runs in float32 or wider, whatever the network's dtype."""
 
@@ -108,14 +123,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(channels, channels)
         self.head_dim = head_dim
 
-    def forward(self, x: Tensor, cache: Tensor | None, start: int, logit_scale: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cache: Tensor | None, start: int, context: Context) -> Tensor:
         """(rows, W, C) -> (rows, W, C).
 
         Args:
             x: hidden states of the window.
             cache: (2, rows, heads, L, head_dim) keys and values, whose positions [0, start) are filled.
             start: position of the window's first token.
-            logit_scale: (rows, 1, 1, 1) factor on the attention logits, or None for 1.
+            context: its logit scale and masked lags are used.
         """
         rows, window, channels = x.shape
         qkv = self.qkv(self.norm(x)).view(rows, window, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
@@ -124,10 +139,14 @@ class Attention(nn.Module):
         else:
             cache[..., start : start + window, :] = qkv[1:]
             q, (k, v) = qkv[0], cache[..., : start + window, :].unbind(0)
-        if logit_scale is not None:
-            q = q * logit_scale
-        mask = _window_mask(window, start, x.device) if start and window > 1 else None
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=start == 0 and window > 1)
+        if context.logit_scale is not None:
+            q = q * context.logit_scale
+        if context.masked_lags is None:
+            mask = _window_mask(window, start, x.device) if start and window > 1 else None
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=start == 0 and window > 1)
+        else:
+            mask, some = _lag_mask(window, start, context.masked_lags, x.device)
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).where(some, 0.0)
         return self.proj(x.transpose(1, 2).reshape(rows, window, channels))
 
 
@@ -152,9 +171,9 @@ class TransformerLayer(nn.Module):
         self.attention = Attention(channels, head_dim)
         self.mlp = MLP(channels)
 
-    def forward(self, x: Tensor, cache: Tensor | None, start: int, logit_scale: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cache: Tensor | None, start: int, context: Context) -> Tensor:
         """As `Attention.forward`."""
-        x = x + self.attention(x, cache, start, logit_scale)
+        x = x + self.attention(x, cache, start, context)
         return x + self.mlp(x)
 
 
@@ -221,7 +240,7 @@ class TarFlowLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         x = self.proj_in(tokens.to(self.proj_in.weight.dtype)) + context.offset[:, start : start + tokens.shape[1]]
         for i, layer in enumerate(self.attn_blocks):
-            x = layer(x, None if cache is None else cache.layers[i], start, context.logit_scale)
+            x = layer(x, None if cache is None else cache.layers[i], start, context)
         out = self.proj_out(x).to(tokens.dtype)
         if self.volume_preserving:
             return torch.zeros_like(out), out
@@ -238,7 +257,7 @@ class TarFlowLayer(nn.Module):
         if guidance is not None and guidance.temperature != 1.0:
             logit_scale = offset.new_ones(2 * batch, 1, 1, 1)
             logit_scale[batch:] /= guidance.temperature
-        return Context(offset, logit_scale)
+        return Context(offset, logit_scale, condition.masked_lags)
 
     def _class_context(self, labels: Tensor | None) -> Tensor | None:
         """(B or 1, 1, C) class embedding; its mean over classes where a sample has no label."""
@@ -354,6 +373,14 @@ class TarFlow(nn.Module):
                     f"label {int(labels.max())} is out of range: this flow has classes 0 to {self.num_classes - 1}"
                 )
         return Condition(labels, guidance)
+
+    def mask_attention(self, condition: Condition, lags: range) -> Condition:
+        """A condition under which no query sees the keys at these distances before it, 0 being its own.
+
+        In every transformer layer of every block alike. What attention yields where no key is left is 0; the query's
+        own token still enters through the residual connections.
+        """
+        return replace(condition, masked_lags=lags if len(lags) else None)
 
     def denoise(self, images: Tensor, sigma: float, labels: Tensor | None = None, multiplier: float = 1.0) -> Tensor:
         """One gradient step on the likelihood after sampling, for flows trained on noisy data.
