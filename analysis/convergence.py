@@ -31,20 +31,20 @@ def curves(runs: Runs) -> pd.DataFrame:
 
     Errors are medians over samples with their 10-90 % band; over seeds again the median.
     """
-    rows = require(runs.joined("residuals"), "no cell has rows in `residuals`")
-    rows = one_batch(rows)
-    least = rows.groupby(["flow", "series"])["tau"].transform("min")
-    rows = rows[rows["tau"].isna() | (rows["tau"] == least)]
-    rows = rows.assign(
-        title=rows.drop_duplicates("cell_id")
-        .set_index("cell_id")
-        .apply(title_of, axis=1)
-        .reindex(rows["cell_id"])
-        .values,
-        error=rows["error_rms_p50"].fillna(rows["error_rms"]),
-    )
+    cells = one_batch(require(runs.cells_with_residuals, "no cell has rows in `residuals`"))
+    least = cells.groupby(["flow", "series"])["tau"].transform("min")
+    cells = cells[cells["tau"].isna() | (cells["tau"] == least)]
+    cells = cells.assign(title=cells.apply(title_of, axis=1))
+    named = [name for name in KEYS if name != "layer"]
+    cells = cells.assign(curve=cells.groupby(named, dropna=False).ngroup())
+    rows = runs.residuals(cells["cell_id"])
+    # Columns of text are joined to the few rows that are left, never to a row per network call.
+    curve_of = cells.set_index("cell_id")["curve"].reindex(rows["cell_id"].cat.categories).to_numpy()
+    rows["curve"] = curve_of[rows["cell_id"].cat.codes]
+    rows["error"] = rows["error_rms_p50"].fillna(rows["error_rms"])
+    rows["cell_id"] = rows["cell_id"].cat.codes
     found = (
-        rows.groupby([*KEYS, "iteration"], dropna=False)
+        rows.groupby(["curve", "layer", "iteration"])
         .agg(
             residual=("residual", "median"),
             error=("error", "median"),
@@ -53,7 +53,9 @@ def curves(runs: Runs) -> pd.DataFrame:
             cells=("cell_id", "nunique"),
         )
         .reset_index()
+        .merge(cells.drop_duplicates("curve")[["curve", *named]], on="curve")
     )
+    found = found[[*KEYS, "iteration", "residual", "error", "error_p10", "error_p90", "cells"]]
     found = found.dropna(subset=["residual", "error"], how="all")
     return ranked(require(found, "`residuals` holds no number"), "layer", "iteration")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from analysis.style import decoder_rank
 from harness.errors import StoreError
@@ -22,6 +23,9 @@ BASELINE = "sequential"
 
 PAPER_TAU = 0.5
 """What the papers use (arXiv 2505.24791, Algorithm 1)."""
+
+ON_DEMAND = ("residuals",)
+"""Tables with a row per network call, which may be larger than memory: read cell by cell, see `Runs.residuals`."""
 
 CONTEXT = ["flow", "series", "tau", "batch_size", "seed", "decoder", "label", "num_tokens", "num_layers", "dataset"]
 """What `Runs.joined` adds to the rows of a table."""
@@ -35,7 +39,7 @@ class Runs:
 
     Args:
         runs: in the order given. Where several measured the same cell with different code, the last one counts.
-        tables: by name; a table that nobody measured is empty but typed.
+        tables: by name, those of `ON_DEMAND` aside; a table that nobody measured is empty but typed.
         notes: what a reader should know of the merge.
     """
 
@@ -60,6 +64,24 @@ class Runs:
         frame = self.tables[table].drop(columns=["cell_key", *CONTEXT], errors="ignore")
         return frame.merge(self.cells[["cell_id", "cell_key", *CONTEXT]], on="cell_id")
 
+    @cached_property
+    def cells_with_residuals(self) -> pd.DataFrame:
+        """The rows of `cells` that have some in the table `residuals`."""
+        measured = set().union(*(run.cell_ids("residuals") for run in self.runs))
+        return self.cells[self.cells["cell_id"].isin(measured)]
+
+    def residuals(self, cells: Collection[str]) -> pd.DataFrame:
+        """The rows of the table `residuals` of some cells, without `cell_key`; `cell_id` is categorical.
+
+        Of runs that measured the same cell the last one counts.
+        """
+        columns = [name for name in TABLES["residuals"].names if name != "cell_key"]
+        left, found = set(cells), []
+        for run in reversed(self.runs):
+            found.append(run.rows("residuals", columns, left))
+            left -= set(found[-1]["cell_id"].unique().to_pylist())
+        return pa.concat_tables(found).unify_dictionaries().to_pandas(split_blocks=True, self_destruct=True)
+
     @property
     def tolerance(self) -> dict[str, float]:
         """By how much a decoder may differ from sequential and stay valid: the strictest that the matrices state."""
@@ -81,7 +103,7 @@ def load(paths: Sequence[Path | str]) -> Runs:
         StoreError: a path that is and holds no run folder, or a table that is damaged.
     """
     runs = [read_run(folder) for path in paths for folder in find_runs(Path(path))]
-    tables = {name: _merge(name, runs) for name in TABLES}
+    tables = {name: _merge(name, runs) for name in TABLES if name not in ON_DEMAND}
     tables, notes = _one_version(tables)
     return Runs(tuple(runs), tables, tuple(notes))
 
