@@ -8,10 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import platformdirs
+
 from harness.errors import HarnessError, StoreError
 
 LONGEST_NAME = 100
 _NAME = re.compile(r"\w[\w.+-]*")
+
+
+def cache_folder() -> Path:
+    """The user's cache folder: downloads, checkpoints, and what can be computed again."""
+    return platformdirs.user_cache_path("nf-decoding-harness")
 
 
 def file_name(kind: str, name: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.decoders import Decoder, DecodeResult, Guidance, build_decoder
 from harness.errors import HarnessError
 from harness.flows import CausalFlow, load_flow
-from harness.flows.checkpoints import checkpoint_path, read_state
+from harness.flows.checkpoints import checkpoint_path, training_noise
 from harness.images import save_grid
 from harness.latents import cycling_labels, indexed_latents
 from harness.matrix import parse_decoder
@@ -152,26 +152,6 @@ def _number(text: str, option: str) -> float:
     if option == "--labels" and value != int(value):
         raise HarnessError(f"{option} takes whole numbers, not '{text}'")
     return value
-
-
-def training_noise(path: Path) -> float:
-    """Standard deviation of the noise that a checkpoint was trained with, in image units.
-
-    It is in the metadata of checkpoints that this harness wrote, and the last part of a published one's name, as in
-    ``afhq_model_8_768_8_8_0.07.pth``.
-
-    Raises:
-        HarnessError: neither tells.
-    """
-    _, metadata = read_state(path)
-    for text in (metadata.get("sigma"), path.stem.rpartition("_")[2]):
-        try:
-            sigma = float(text or "")
-        except ValueError:
-            continue
-        if sigma > 0:
-            return sigma
-    raise HarnessError(f"'{path}' does not tell the noise it was trained with; give it as --denoise SIGMA")
 
 
 def _turns(labels: Sequence[int], indices: range) -> Tensor:

@@ -4,8 +4,9 @@ import torch
 from harness.decoders import Guidance, build_decoder
 from harness.errors import HarnessError
 from harness.flows import load_flow
+from harness.flows.checkpoints import training_noise
 from harness.latents import indexed_latents
-from harness.sampling import draw_samples, training_noise
+from harness.sampling import draw_samples
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,10 @@ refuses to execute anything. Both are memory-mapped and never held twice.
 from __future__ import annotations
 
 import hashlib
+import math
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from harness.errors import CheckpointError, unknown
 from harness.flows.base import CausalFlow, flows
+from harness.flows.published import SUFFIXES, find_checkpoint, not_there, published, sigma_in_name
 from harness.flows.synthetic import synthetic_checkpoint
 
 ASSETS = Path(str(files("harness.flows"))) / "assets"
@@ -28,11 +32,16 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in ASSETS.glob("*.safetensors"))
 
 
-def checkpoint_path(name_or_path: str | Path) -> Path:
-    """The file of a shipped flow, by name, of a checkpoint, by path, or of a flow with random weights, by shape.
+def checkpoint_path(name_or_path: str | Path, root: Path | str | None = None) -> Path:
+    """The file of a flow: a shipped, a published or one's own by name, any by path, one of random weights by shape.
+
+    Args:
+        name_or_path: see `load_flow`.
+        root: of the data, where published checkpoints and one's own are looked for; by default $HARNESS_DATA. The
+            user's cache folder is looked into besides.
 
     Raises:
-        CheckpointError: there is no such file.
+        CheckpointError: there is no such file; of a published checkpoint the sentence says where to get it.
     """
     name = str(name_or_path)
     if name.startswith("random:"):
@@ -40,11 +49,17 @@ def checkpoint_path(name_or_path: str | Path) -> Path:
     if name in shipped():
         return ASSETS / f"{name}.safetensors"
     path = Path(name).expanduser()
-    if path.suffix in (".pth", ".pt", ".safetensors") or path.exists():
+    if path.suffix in SUFFIXES or path.exists():
         if not path.is_file():
             raise CheckpointError(f"there is no checkpoint at '{path}'")
         return path
-    raise CheckpointError(f"{unknown('flow', name, shipped())}; or give the path of a .pth or .safetensors file")
+    found = find_checkpoint(name, root) if path.name == name else None
+    if found is not None:
+        return found
+    if name in published():
+        raise not_there(name, root)
+    known = [*shipped(), *published()]
+    raise CheckpointError(f"{unknown('flow', name, known)}; or give the path of a .pth or .safetensors file")
 
 
 def load_flow(
@@ -53,8 +68,8 @@ def load_flow(
     """Load a flow by the name of a shipped one or from a file; its architecture is inferred from the tensors.
 
     Args:
-        name_or_path: such as ``"digits"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or ``"random:2-256-6-6@32"`` for a
-            TarFlow of that shape with random weights.
+        name_or_path: such as ``"digits"``, ``"tarflow-afhq-256"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or
+            ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights.
         device: where the flow runs.
         dtype: of its parameters; tokens keep their own.
 
@@ -88,17 +103,35 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: the file is no safetensors file, or no plain state dict.
     """
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"'{path}' cannot be read as safetensors: {error}") from error
+        with _open_safetensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"'{path}' cannot be read as a plain state dict (weights only): {reason}") from error
     return _plain_state(path, state), {}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a checkpoint says of itself besides its tensors; only safetensors files say anything.
+
+    Raises:
+        CheckpointError: the file is no safetensors file though it is called one.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+    with _open_safetensors(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"'{path}' cannot be read as safetensors: {error}") from error
 
 
 def _plain_state(path: Path, state: Any) -> dict[str, Tensor]:
@@ -108,6 +141,25 @@ def _plain_state(path: Path, state: Any) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"'{path}' holds {name!r}: {type(tensor).__name__}, expected only tensors by name")
     return state
+
+
+def training_noise(path: Path) -> float:
+    """Standard deviation of the noise that a checkpoint was trained with, in image units.
+
+    It is in the metadata of checkpoints that this harness wrote, and the last part of a published one's name, as in
+    ``afhq_model_8_768_8_8_0.07.pth``.
+
+    Raises:
+        CheckpointError: neither tells.
+    """
+    stated = read_metadata(path).get("sigma")
+    try:
+        sigma = float(stated) if stated else sigma_in_name(path)
+    except ValueError:
+        sigma = None
+    if not sigma or not 0 < sigma < math.inf:
+        raise CheckpointError(f"'{path}' does not tell the noise it was trained with; state it as a number")
+    return sigma
 
 
 def digest(path: Path) -> str:

@@ -15,12 +15,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import CheckpointError, HarnessError
+from harness.files import cache_folder
 from harness.flows.coupled import LOG_SCALE_GAIN, SHIFT_GAIN
 from harness.flows.tarflow import TarFlow, TarFlowConfig
 
@@ -57,7 +57,7 @@ def synthetic_checkpoint(name: str) -> Path:
         CheckpointError: as `synthetic_config`.
     """
     config = synthetic_config(name)
-    folder = platformdirs.user_cache_path("nf-decoding-harness") / "random"
+    folder = cache_folder() / "random"
     path = folder / f"{name.replace(':', '-')}.safetensors"
     if not path.is_file():
         logger.warning("writing random weights to %s", path)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import platformdirs
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch import Tensor
 from harness.datasets.base import to_pixels, to_unit
 from harness.download import fetch
 from harness.errors import HarnessError
+from harness.files import cache_folder
 from harness.metrics.networks import FeatureNetwork, NetworkConfig
 from harness.metrics.torchvision_compat import declare_missing_operators
 
@@ -157,11 +157,6 @@ class InceptionFeatures:
         pixels = to_pixels(images).cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
         resized = np.stack([self.resize(image) for image in pixels])
         return self.network(torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device)).float().cpu()
-
-
-def cache_folder() -> Path:
-    """Where downloads and reference statistics are kept: the user's cache folder."""
-    return platformdirs.user_cache_path("nf-decoding-harness")
 
 
 def own_networks() -> Path:

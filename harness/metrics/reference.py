@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from harness.datasets.base import Images
-from harness.metrics.features import ASSETS, FeatureExtractor, cache_folder
+from harness.files import cache_folder
+from harness.metrics.features import ASSETS, FeatureExtractor
 from harness.metrics.fid import KID_SAMPLES, FeatureStatistics
 
 BATCH = 256
