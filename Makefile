@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN ?= runs/quickstart
 PROFILE ?= fast
+STUDIES ?= runs/studies
 BASE ?= results/baselines/asv.json
 
-.PHONY: demo test test-slow lint report figures format bench bench-compare clean
+.PHONY: demo test test-slow lint report figures studies format bench bench-compare clean
 
 demo: $(READY)  ## measure the shipped digits flow, print the table, render the report
 	$(BIN)/harness run quickstart --out $(RUN) --resume
@@ -33,6 +34,9 @@ report: $(READY)
 
 figures: $(READY)  ## results/figures/ and results/report.html again, from the runs stored under results/runs/
 	$(BIN)/harness report results/runs --out results
+
+studies: $(READY)  ## the paper's claims measured from the shipped flows; fails where a deterministic number is not as stored
+	$(BIN)/harness study all --profile $(PROFILE) --out $(STUDIES) --resume --check
 
 bench: $(READY)  ## asv in this environment, stored by commit under .asv; PROFILE= takes the whole matrix
 	$(BIN)/asv machine --yes

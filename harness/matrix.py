@@ -222,23 +222,48 @@ def load_matrix(name_or_path: str, profile: str | None = None, overrides: Mappin
         HarnessError: the file is missing or wrong; the sentence names the key.
     """
     path = matrix_path(name_or_path)
+    return build_matrix({"name": path.stem} | read_toml(path), f"'{path}'", profile, overrides)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        HarnessError: it cannot be read as TOML.
+    """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise HarnessError(f"'{path}' cannot be read as TOML: {error}") from error
-    profiles = raw.pop("profiles", {})
+
+
+def build_matrix(
+    raw: Mapping[str, Any], where: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Matrix:
+    """Validate a matrix given as plain tables: a file's content, or a part of one.
+
+    Args:
+        raw: the tables; `profiles` may be among them.
+        where: what messages call it.
+        profile, overrides: as in `load_matrix`.
+
+    Raises:
+        HarnessError: a mistake; the sentence names the key.
+    """
+    tables = dict(raw)
+    profiles = tables.pop("profiles", {})
     if profile is not None:
         if not isinstance(profiles, dict) or profile not in profiles:
-            raise unknown(f"profile of '{path.name}':", profile, profiles)
-        raw = _merged(raw, profiles[profile])
+            raise unknown(f"profile of {where}:", profile, profiles)
+        tables = merged(tables, profiles[profile])
     overrides = dict(overrides or {})
     extra = overrides.pop("decoders", [])
-    if extra and isinstance(raw.get("decoders"), list):
-        raw["decoders"] = [*raw["decoders"], *extra]
+    if extra and isinstance(tables.get("decoders"), list):
+        tables["decoders"] = [*tables["decoders"], *extra]
     try:
-        return Matrix.model_validate(_merged({"name": path.stem} | raw, overrides))
+        return Matrix.model_validate(merged(tables, overrides))
     except ValidationError as error:
-        raise HarnessError(f"'{path}': {_sentence(error)}") from error
+        raise HarnessError(f"{where}: {sentence(error)}") from error
 
 
 def parse_decoder(spec: str) -> dict[str, Any]:
@@ -265,17 +290,17 @@ def parse_decoder(spec: str) -> dict[str, Any]:
     return table
 
 
-def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`: tables key by key, everything else replaced."""
-    merged = dict(base)
+    result = dict(base)
     for key, value in over.items():
-        both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both_tables else value
-    return merged
+        both_tables = isinstance(value, Mapping) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both_tables else value
+    return result
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first mistake, as the path of the key and what is wrong there."""
+def sentence(error: ValidationError, whole: str = "the matrix") -> str:
+    """The first mistake, as the path of the key and what is wrong there; `whole` is what has no path."""
     first = error.errors()[0]
     where = ""
     for step in first["loc"]:
@@ -287,7 +312,7 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"'{where}' is missing"
     if first["type"] == "value_error":
-        return f"{f'[{where}]' if where else 'the matrix'} {message}"
+        return f"{f'[{where}]' if where else whole} {message}"
     value = first["input"]
     got = (
         "" if isinstance(value, dict | list) or (isinstance(value, float) and math.isnan(value)) else f", not {value!r}"

@@ -1,0 +1,5 @@
+"""The written answers of the studies; see `harness.studies` for how one is made."""
+
+from analysis.studies.base import Finding, Findings
+
+__all__ = ["Finding", "Findings"]

@@ -1,0 +1,115 @@
+"""The claim table: what the paper says beside what the studies found, one row for each claim."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.studies.base import Finding
+from harness.errors import HarnessError, unknown
+
+STORED = ("claims.csv", "claims-timed.csv")
+"""Where a study's findings are kept: those that a rerun repeats exactly, and those that rest on clocks."""
+
+_COLUMNS = [field.name for field in fields(Finding) if field.name != "timed"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says.
+
+    Args:
+        id: what findings refer to.
+        kind: ``"claim"``, ``"limitation"`` or ``"open question"``.
+        source: where it says so.
+        says: in our words.
+        beyond: why it cannot be measured here at all, or None.
+    """
+
+    id: str
+    kind: str
+    source: str
+    says: str
+    beyond: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim and what the studies found of it.
+
+    Args:
+        claim: what the paper says.
+        verdict: ``"agree"``, ``"disagree"``, ``"mixed"`` (flows differ), ``"not measurable here"`` or ``"not run"``.
+        findings: study and finding, one for each flow.
+    """
+
+    claim: Claim
+    verdict: str
+    findings: list[tuple[str, Finding]]
+
+
+@cache
+def claims() -> dict[str, Claim]:
+    """All claims by id, in the order of the table."""
+    text = (files("analysis") / "studies" / "claims.toml").read_text(encoding="utf-8")
+    found = [Claim(**entry) for entry in tomllib.loads(text)["claim"]]
+    return {claim.id: claim for claim in found}
+
+
+def checked(findings: Sequence[Finding]) -> Sequence[Finding]:
+    """The findings themselves.
+
+    Raises:
+        HarnessError: one that answers no claim, or leaves a field empty.
+    """
+    for finding in findings:
+        if finding.claim not in claims():
+            raise unknown("claim", finding.claim, claims())
+        if empty := [name for name, value in asdict(finding).items() if value == ""]:
+            raise HarnessError(f"the finding of claim '{finding.claim}' leaves {', '.join(empty)} empty")
+    return findings
+
+
+def write_findings(findings: Sequence[Finding], folder: Path) -> None:
+    """Keep a study's findings as CSV, so that the table can be made without its runs."""
+    for name, timed in zip(STORED, (False, True), strict=True):
+        rows = [asdict(finding) for finding in checked(findings) if finding.timed is timed]
+        if rows:
+            pd.DataFrame(rows, columns=_COLUMNS).to_csv(folder / name, index=False, lineterminator="\n")
+
+
+def read_findings(results: Path) -> list[tuple[str, Finding]]:
+    """Study and finding, of every study whose text is stored below `results`."""
+    found = []
+    for path in sorted(file for name in STORED for file in results.glob(f"*/{name}")):
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        for row in frame.to_dict("records"):
+            agrees = {"True": True, "False": False}.get(row.pop("agrees"))
+            finding = Finding(
+                **{str(key): value for key, value in row.items()}, agrees=agrees, timed="timed" in path.stem
+            )
+            found.append((path.parent.name, finding))
+    return found
+
+
+def rows(findings: Sequence[tuple[str, Finding]]) -> list[Row]:
+    """A row for each claim.
+
+    A claim is agreed with where the findings of all flows that could be measured agree.
+    """
+    table = []
+    for claim in claims().values():
+        own = [(study, finding) for study, finding in findings if finding.claim == claim.id]
+        verdicts = {finding.agrees for _, finding in own} - {None}
+        if verdicts:
+            verdict = "mixed" if len(verdicts) == 2 else "agree" if True in verdicts else "disagree"
+        else:
+            verdict = "not measurable here" if own or claim.beyond else "not run"
+        table.append(Row(claim, verdict, own))
+    return table

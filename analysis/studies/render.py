@@ -1,0 +1,193 @@
+"""From run folders to a study's text, CSVs and figures; what no clock touches is compared with what is stored."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from analysis.load import Runs, load
+from analysis.plot import as_text, listing, quantity, rows_of, times
+from analysis.render import save, settle, write_csv
+from analysis.studies.base import Findings
+from analysis.studies.claims import checked, read_findings, rows, write_findings
+from harness.errors import HarnessError, StoreError
+
+TABLE = "README.md"
+TIMED = "-timed.csv"
+
+
+def render_study(
+    name: str, title: str, profile: str, folders: Sequence[Path], staging: Path, results: Path, check: bool = False
+) -> list[str]:
+    """Write a study's text, tables and figures into `results`, and the claim table anew.
+
+    Args:
+        name: of the study.
+        title: its heading.
+        profile: that its runs were made in.
+        folders: of its runs, or folders that hold some.
+        staging: where everything is written first.
+        results: ``NAME.md`` and the folder ``NAME`` go there.
+        check: leave what is stored alone where a deterministic CSV differs from it; the new ones stay in `staging`.
+
+    Returns:
+        One sentence for each deterministic CSV that differs; empty without `check`.
+
+    Raises:
+        HarnessError: the study has no text, or a finding answers no claim.
+        StoreError: a folder that cannot be read or written.
+    """
+    runs = load(folders)
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        (staging / name).mkdir(parents=True)
+        _write(name, title, profile, runs, staging)
+        differing = differences(staging / name, results / name) if check else []
+        if not differing:
+            _install(name, staging, results)
+        (results / TABLE).write_text(claim_table(results), encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write study '{name}' to '{results}': {error.strerror or error}") from error
+    return differing
+
+
+def claim_table(results: Path) -> str:
+    """The claim table in Markdown, from the findings stored below `results`."""
+    return _environment().get_template(f"{TABLE}.j2").render(rows=rows(read_findings(results)))
+
+
+def differences(new: Path, stored: Path) -> list[str]:
+    """One sentence for each deterministic CSV that is not, byte for byte, the stored one."""
+    names = {path.name for folder in (new, stored) for path in folder.glob("*.csv") if not path.name.endswith(TIMED)}
+    return [sentence for name in sorted(names) if (sentence := _difference(new / name, stored / name))]
+
+
+def _difference(new: Path, stored: Path) -> str | None:
+    if not stored.is_file():
+        return f"'{stored}' is not stored yet; the new one is '{new}'"
+    if not new.is_file():
+        return f"'{stored}' was not made again"
+    if new.read_bytes() == stored.read_bytes():
+        return None
+    before, after = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (stored, new))
+    if list(before) != list(after) or len(before) != len(after):
+        return f"'{stored}' has other columns or rows than '{new}'"
+    columns = [str(name) for name in before if not before[name].equals(after[name])]
+    return f"'{stored}' differs from '{new}' in {listing(columns) or 'its bytes'}"
+
+
+def _write(name: str, title: str, profile: str, runs: Runs, folder: Path) -> None:
+    found = _findings(name, runs)
+    checked(found.claims)
+    for label, frame in found.tables.items():
+        write_csv(frame, folder / name / f"{label}.csv")
+    for label, frame in found.timed.items():
+        write_csv(frame, folder / name / f"{label}{TIMED}")
+    for label, drawn in found.figures.items():
+        settle(drawn)
+        save(drawn, folder / name / f"{label}.png", label)
+    write_findings(found.claims, folder / name)
+    try:
+        template = _environment().get_template(f"{name}.md.j2")
+    except jinja2.TemplateNotFound as error:
+        raise HarnessError(f"study '{name}' has no text: analysis/studies/{name}.md.j2 is missing") from error
+    text = template.render(
+        name=name,
+        title=title,
+        profile=profile,
+        tables=found.tables,
+        timed=found.timed,
+        values=found.values,
+        claims=found.claims,
+        machine=machine(runs),
+        figure=lambda label, caption="": f"![{caption or label}]({name}/{label}.png)",
+    )
+    (folder / f"{name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def _findings(name: str, runs: Runs) -> Findings:
+    module = f"analysis.studies.{name.replace('-', '_')}"
+    if importlib.util.find_spec(module) is None:
+        return Findings()
+    return importlib.import_module(module).findings(runs)
+
+
+def _install(name: str, staging: Path, results: Path) -> None:
+    results.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(results / name, ignore_errors=True)
+    shutil.copytree(staging / name, results / name)
+    shutil.copy(staging / f"{name}.md", results / f"{name}.md")
+
+
+def machine(runs: Runs) -> str:
+    """Where the runs were made, for the sentence in front of timed numbers."""
+    told = []
+    for run in runs.runs:
+        facts = run.manifest.get("environment") or {}
+        where = facts.get("gpu") or f"{facts.get('cpu')}, {facts.get('threads')} threads"
+        if where not in told:
+            told.append(where)
+    return listing(told)
+
+
+def markdown(frame: pd.DataFrame, headings: Mapping[str, str] | None = None) -> str:
+    """A frame as a Markdown table: the columns of `headings`, by default all of them.
+
+    >>> print(markdown(pd.DataFrame({"tau": [0.5], "fid": [18.412]}), {"tau": "tau", "fid": "FID"}))
+    | tau | FID |
+    |---|---|
+    | 0.5 | 18.4 |
+    """
+    head, *body = (f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in rows_of(as_text(frame, headings)))
+    return "\n".join([head, "|" + "---|" * (len(headings) if headings else frame.shape[1]), *body])
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def pick(frame: pd.DataFrame, **where: Any) -> dict[str, Any]:
+    """The one row whose columns have these values; None stands for a missing one.
+
+    >>> pick(pd.DataFrame({"tau": [0.5, 1.0], "fid": [18.4, 18.5]}), tau=0.5)["fid"]
+    18.4
+
+    Raises:
+        HarnessError: no row or several.
+    """
+    chosen = frame
+    for column, value in where.items():
+        chosen = chosen[chosen[column].isna() if value is None else chosen[column] == value]
+    if len(chosen) != 1:
+        raise HarnessError(f"{len(chosen)} rows have {where}; a study's text needs exactly one")
+    return {str(key): value for key, value in chosen.to_dict("records")[0].items()}
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as text.
+
+    >>> percent(0.052), percent(float("nan"))
+    ('5 %', 'not measured')
+    """
+    return "not measured" if pd.isna(share) else f"{100 * share:.{digits}f} %"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("analysis", "studies"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        quantity=quantity, times=times, listing=listing, percent=percent, markdown=markdown, pick=pick
+    )
+    return environment

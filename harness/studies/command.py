@@ -1,0 +1,41 @@
+"""`harness study`: measure what is missing, write the texts, say what no longer is as stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from analysis.studies.render import render_study
+from harness.progress import reporter
+from harness.store import MANIFEST
+from harness.studies.execute import execute
+from harness.studies.plan import plans
+
+
+def run_studies(
+    name: str, profile: str, out: Path, results: Path, resume: bool, check: bool, data_root: Path | None
+) -> int:
+    """Run a study, those it reads first, or ``"all"``.
+
+    Returns:
+        1 where `check` found a deterministic table that differs from the stored one, else 0.
+
+    Raises:
+        HarnessError: a mistake in a plan or text, or a folder that cannot be used.
+    """
+    folders: dict[str, Path] = {}
+    differing = []
+    for plan in plans(name):
+        root = str(data_root) if data_root else None
+        folders[plan.name] = execute(plan, profile, out, reporter, resume=resume, data_root=root)
+        read = [folders[one] for one in (*plan.reads, plan.name)]
+        measured = [folder for folder in read if any(folder.rglob(MANIFEST))]
+        staging = out / "rendered" / plan.name
+        differing += render_study(plan.name, plan.title, profile, measured, staging, results, check)
+        click.echo(results / f"{plan.name}.md")
+    for sentence in differing:
+        click.echo(sentence, err=True)
+    if check and not differing:
+        click.echo(f"every deterministic table of {name} is as stored in '{results}'")
+    return 1 if differing else 0
