@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import HarnessError, StoreError, unknown
+from harness.files import file_name
 from harness.store import LOCK, Run, RunStore, read_run
 from harness.tables import TABLES
 
@@ -56,9 +56,7 @@ def save_baseline(run: Path | str, name: str, root: Path = FOLDER, replace: bool
     Raises:
         HarnessError: an unsuitable name, one that is taken, a run without timings, or one larger than `MAX_BYTES`.
     """
-    if not re.fullmatch(r"[\w][\w.-]*", name):
-        raise HarnessError(f"'{name}' cannot name a baseline; use letters, digits, dots and dashes")
-    source, target = read_run(run), root / name
+    source, target = read_run(run), root / file_name("a baseline", name)
     if target.exists() and not replace:
         raise HarnessError(f"there is a baseline '{name}' at '{target}' already; give --replace to overwrite it")
     if source.table("timings").empty:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from harness.datasets import to_pixels
 from harness.errors import HarnessError
+from harness.files import make_folder, replacing
 
 
 def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Image.Image:
@@ -40,10 +41,8 @@ def save_grid(images: Tensor, path: Path, columns: int, scale: int = 1, gap: int
     """Write `image_grid` to a PNG file.
 
     Raises:
-        HarnessError: the file cannot be written.
+        StoreError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image_grid(images, columns, scale, gap).save(path, format="PNG", optimize=True)
-    except OSError as error:
-        raise HarnessError(f"the image grid cannot be written to '{path}': {error}") from error
+    make_folder(path.parent)
+    with replacing(path) as partial:
+        image_grid(images, columns, scale, gap).save(partial, format="PNG", optimize=True)

@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from harness.errors import HarnessError, unknown
+from harness.files import file_name
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Registry(Generic[T]):
                 raise HarnessError(
                     f"two {self.kind}s are called '{name}': {_origin(known)} and {_origin(obj)}; rename one"
                 )
-            self._objects[name] = obj
+            self._objects[file_name(f"a {self.kind}", name)] = obj
             return obj
 
         return decorate

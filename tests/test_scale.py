@@ -3,7 +3,6 @@
 Times are printed, never asserted (`-s` shows them); what is asserted is what they follow from.
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -83,9 +82,11 @@ def start(toml, out):
     """The manifest and the table `cells`, as the runner writes them before the first measurement."""
 
     class Stopping:
-        __enter__ = lambda self: self  # noqa: E731
-        __exit__ = lambda self, *exc: None  # noqa: E731
-        note = advance = lambda self, *of: None  # noqa: E731
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            pass
 
         def begin(self, total):
             raise Stopped
@@ -108,7 +109,8 @@ def fill(out, cells):
             places = np.arange(first, min(first + size, count))
             columns = frame_of(places)
             store.append(pa.table({
-                name: pa.array(columns[name], kind) if name in columns else pa.nulls(len(places), kind)
+                name: pa.array(columns[name], kind, from_pandas=True)
+                if name in columns else pa.nulls(len(places), kind)
                 for name, kind in zip(TABLES[table].names, TABLES[table].types, strict=True)
             }))  # fmt: skip
         seconds = time.perf_counter() - seconds
@@ -176,9 +178,8 @@ def test_a_large_run_resumes_without_reading_it_all(run):
         assert not store.damaged
         done = store.cell_ids("residuals")
     assert done == {cell.cell_id for cell in cells}
-    print(
-        f"of that, checking every part {opened:.1f} s, the cells with residuals {time.perf_counter() - began - opened:.1f} s"
-    )
+    listed = time.perf_counter() - began - opened
+    print(f"of that, checking every part {opened:.1f} s, the cells with residuals {listed:.1f} s")
     assert (out / MANIFEST).is_file()
 
 

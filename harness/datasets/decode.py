@@ -18,6 +18,10 @@ from harness.errors import DatasetError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 """Suffixes, in lower case, of the files that a folder of images is searched for."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What Pillow may take an image for, whatever it is called: nothing that runs another program."""
+MOST_PIXELS = 1 << 26
+"""Of one image; larger ones are refused before they are decoded, since a small file may claim any size."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,14 @@ def _decode(record: Record, size: int | None) -> np.ndarray | DatasetError:
     """(3, H, W) uint8, or the error that a caller may raise or count."""
     source = io.BytesIO(record.source) if isinstance(record.source, bytes) else record.source
     try:
-        with Image.open(source) as file:
+        with Image.open(source, formats=FORMATS) as file:
+            if file.width * file.height > MOST_PIXELS:
+                raise ValueError(f"it claims {file.width:,} x {file.height:,} pixels, at most {MOST_PIXELS:,} are read")
             image = ImageOps.exif_transpose(file).convert("RGB")
             if size is not None:
                 image = _square(image, size)
             return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers let out whatever their parsing stumbled over
         return DatasetError(f"{record.name} cannot be decoded as an image: {error}; --skip-corrupt leaves such out")
 
 

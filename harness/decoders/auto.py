@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.decoders.base import Decoder, LayerTrace, build_decoder, decoders
 from harness.decoders.fits import checkpoint_digest, stored_beside
-from harness.errors import HarnessError
+from harness.errors import HarnessError, unknown
 from harness.flows.base import CausalFlow, CausalLayer, Condition
 from harness.flows.tap import untapped
 
@@ -32,7 +32,14 @@ class LayerChoice:
     options: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> Decoder:
-        """The decoder."""
+        """The decoder.
+
+        Raises:
+            HarnessError: no such decoder, or options that it does not take. A schedule lies beside a checkpoint, as
+                little trusted as that, so it names registered decoders only: none is imported for it.
+        """
+        if self.decoder not in decoders.names():
+            raise unknown("decoder", self.decoder, decoders.names())
         return build_decoder(self.decoder, **self.options)
 
     def __str__(self) -> str:

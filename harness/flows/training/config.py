@@ -5,29 +5,28 @@ from __future__ import annotations
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from harness.errors import HarnessError, unknown
 from harness.flows.checkpoints import ASSETS
+from harness.flows.training.course import MAY_CHANGE, Count, Course
+from harness.flows.training.maf_config import MafConfig
 
-Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-MAY_CHANGE = ("remark", "threads", "workers", "evaluate_every", "checkpoint_every", "held_out")
-"""Keys that a resumed run may have otherwise than the run it continues: they do not change what is learned."""
 
-
-class TrainingConfig(BaseModel):
+class TrainingConfig(Course):
     """A training run; the defaults are those of TarFlow (arXiv 2412.06329) where it states one.
 
     Raises:
         ValidationError: an unknown key, or a value out of range.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    may_change: ClassVar[tuple[str, ...]] = (*MAY_CHANGE, "workers")
+    family: ClassVar[str] = "tarflow"
 
     # What is learned.
     dataset: str
@@ -50,66 +49,14 @@ class TrainingConfig(BaseModel):
     layers: Count
     volume_preserving: bool = False
 
-    # How it is learned.
-    steps: Count
-    batch_size: Count
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    warmup: Count = 100
-    """Steps in which the learning rate rises to `learning_rate`."""
-    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the other steps, the last ones, in which it falls to 0 along a cosine. With less than 1, `steps` can
-    still be changed by a resume while the rate is constant."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    # How it is learned and run, beside what every training has.
     label_drop: Rate = 0.1
-    ema: Rate = 0.999
-    """Decay of the averaged weights, which are those that are kept; smaller in the first steps."""
-    seed: Annotated[int, Field(ge=0)] = 0
-
-    # How it is run.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the network's products: auto is bfloat16 on a CUDA device that has it, float32 elsewhere."""
-    threads: Count | None = None
-    """Threads on the CPU. The weights depend on it in the last bits, so shipped configurations fix it."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches beside the loop."""
-    evaluate_every: Count = 500
-    checkpoint_every: Count = 250
-    held_out: Count | None = None
-    """Images of the test split that bits per dimension are measured on; None for all of them."""
     snapshots: tuple[Fraction, ...] = ()
     """Fractions of the training after which the averaged weights are kept."""
-    storage: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the released weights; `load_flow` casts them to the dtype asked for."""
-    remark: str = ""
-    """What a person saw in the samples of this very run; goes into the model card."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.warmup > self.steps:
-            raise ValueError(f"warmup ({self.warmup}) is longer than the training ({self.steps} steps)")
-        return self
-
-    def learning_rate_at(self, step: int) -> float:
-        """Of a step counted from 0: linear warm-up, a constant stretch if any, then a cosine that ends at 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        falling = max(1.0, self.decay * (self.steps - self.warmup))
-        progress = max(0.0, 1 - (self.steps - step) / falling)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-    def difference(self, other: TrainingConfig, done: int) -> str | None:
-        """The first key by which the first `done` steps of another training differ from those of this one, if any."""
-        free = set(MAY_CHANGE)
-        plans = [
-            [config.learning_rate_at(step) for step in range(done)]
-            + [step for step in config.snapshot_steps if step <= done]
-            for config in (self, other)
-        ]
-        if plans[0] == plans[1]:
-            free.add("steps")
-        mine, theirs = self.model_dump(exclude=free), other.model_dump(exclude=free)
-        return next((key for key in mine if mine[key] != theirs[key]), None)
 
     @property
     def snapshot_steps(self) -> tuple[int, ...]:
@@ -122,12 +69,16 @@ class TrainingConfig(BaseModel):
         return f"{self.patch}-{self.channels}-{self.blocks}-{self.layers}"
 
 
+FAMILIES: dict[str, type[TrainingConfig] | type[MafConfig]] = {"tarflow": TrainingConfig, "maf": MafConfig}
+"""Configurations by the key `family`; without one it is a TarFlow."""
+
+
 def shipped_configs() -> list[str]:
     """Names of the configurations shipped with the package, those that made its flows."""
     return sorted(path.stem for path in ASSETS.glob("*.toml"))
 
 
-def read_config(name_or_path: str, **overrides: object) -> tuple[str, TrainingConfig]:
+def read_config(name_or_path: str, **overrides: object) -> tuple[str, TrainingConfig | MafConfig]:
     """The name and the configuration of a shipped training, or of a TOML file.
 
     Args:
@@ -152,7 +103,7 @@ def read_config(name_or_path: str, **overrides: object) -> tuple[str, TrainingCo
     if extra := sorted(set(values) - set(TrainingConfig.model_fields)):
         raise HarnessError(f"'{path}': {unknown('key', extra[0], TrainingConfig.model_fields)}")
     try:
-        return path.stem, TrainingConfig.model_validate(values)
+        return file_name("a training", path.stem), TrainingConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
