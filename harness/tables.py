@@ -1,7 +1,8 @@
 """The schema of every table, and the only place it is written down.
 
 A table is tidy: one row per observation, snake_case, SI units in the column name. `cells` describes what was measured;
-the other tables join it on `cell_id`. Two runs are joined on `cell_key`, which leaves the code version out.
+the other tables join it on `cell_id`, or on `group_id` where they tell of a whole group. Two runs are joined on
+`cell_key`, which leaves the code version out.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ _OUTCOME = {
     "error": TEXT,  # a sentence, or null
 }
 
+_ATTEMPTS = {
+    "attempts": INTEGER,  # times that the job was begun; more than 1 where its worker or machine was lost
+}
+
 STATUSES = ("ok", "failed", "out-of-memory", "non-finite", "skipped")
 """How a measurement ended. Only rows that are "ok" carry figures to be compared."""
 
@@ -68,6 +73,32 @@ TABLES: dict[str, pa.Schema] = {
             "images_per_s": REAL,
             "encode_s": REAL,  # one forward pass of the same batch in the same round
             "forward_ratio": REAL,  # wall_s / encode_s
+            **_ATTEMPTS,
+            **_OUTCOME,
+        },
+        # One row per group and round: the state of the device while the round was timed. What a platform does not tell
+        # is null.
+        "devices": {
+            "group_id": TEXT,
+            "round": INTEGER,
+            "session": TEXT,
+            "clock_start_hz": REAL,  # of the GPU's multiprocessors, or the mean over CPU cores
+            "clock_end_hz": REAL,
+            "temperature_start_c": REAL,  # of the GPU, or of the hottest CPU sensor
+            "temperature_end_c": REAL,
+            "throttled": FLAG,
+            "throttle_reasons": TEXT,  # comma-separated: thermal, power, hardware
+            "load_start": REAL,  # processes that ran or waited to, mean over the minute before
+            "foreign_cpus": REAL,  # processors that others kept busy meanwhile, mean
+            "foreign_processes": INTEGER,  # others that computed on the GPU, before or after
+        },
+        # Three rows per group: the baseline timed besides the rounds, before the first, before the middle one and after
+        # the last. A machine that is the same throughout gives the same time.
+        "sentinels": {
+            "group_id": TEXT,
+            "place": TEXT,  # start, middle or end
+            "session": TEXT,
+            "wall_s": REAL,  # median of up to three decodes of the group's batch
             **_OUTCOME,
         },
         # One row per cell and layer, from one decode of the cell's own latents, nothing recorded inside it.
@@ -83,6 +114,7 @@ TABLES: dict[str, pa.Schema] = {
             "wall_s": REAL,
             "final_residual": REAL,  # null where nothing iterates
             "flags": TEXT,  # comma-separated, see LayerTrace
+            **_ATTEMPTS,
         },
         # One row per cell, layer and network call, from a second decode that is recorded, never timed.
         "residuals": {
@@ -109,6 +141,7 @@ TABLES: dict[str, pa.Schema] = {
             "deviation_max": REAL,
             "reconstruction_mse": REAL,
             "nonfinite_samples": INTEGER,
+            **_ATTEMPTS,
             **_OUTCOME,
         },
         # One row per cell and method.
@@ -118,6 +151,7 @@ TABLES: dict[str, pa.Schema] = {
             "weights_bytes": INTEGER,
             "cache_bytes": INTEGER,  # counted, not measured: deterministic
             "method": TEXT,  # cuda_allocated, cuda_reserved, rss or rss_since_start
+            **_ATTEMPTS,
             **_OUTCOME,
         },
         # One row per cell and pass that ended without rows in a table that has no status: layers, residuals.
@@ -163,13 +197,13 @@ TABLES: dict[str, pa.Schema] = {
             "l2_p10": REAL,
             "l2_p90": REAL,
             "l2_relative": REAL,  # over the norm of the full output
-            "leak": REAL,  # share of a token's dependence on what is left out that is still there; scope "layer" alone
+            "leak": REAL,  # share of the dependence on what is left out that is still there; scope "layer" alone
             "fid": REAL,  # of the images, null unless every layer is affected
             "fid_features": TEXT,
             "num_samples": INTEGER,
         },
-        # One row per flow, kernel of attention, decoder, batch and method: what a decode needs, weights, cache and tensors
-        # apart. Written by `harness probe memory`.
+        # One row per flow, kernel of attention, decoder, batch and method: what a decode needs, weights, cache and
+        # tensors apart. Written by `harness probe memory`.
         "memory_scaling": {
             **_IDENTITY,
             "dataset": TEXT,
@@ -288,6 +322,49 @@ TABLES: dict[str, pa.Schema] = {
             "wall_s": REAL,
             "sequential_s": REAL,  # all layers sequential, in the same round
         },
+        # One row per flow, layer, initial guess, sample and iteration: Jacobi iteration of one layer given its exact
+        # input, in float64. Iteration 0 is the guess. Written by `harness probe convergence`, as are the next two.
+        "convergence": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "layer": INTEGER,
+            "block": INTEGER,
+            "initial": TEXT,
+            "sample": INTEGER,
+            "iteration": INTEGER,
+            "residual": REAL,  # max over tokens and channels of the update; null for iteration 0
+            "error_inf": REAL,  # to the sequential output of the layer, max over tokens and channels
+            "error_rms": REAL,
+        },
+        # One row per flow, layer, initial guess and sample: where that iteration came to its end (Prop. 3.2).
+        "fixed_points": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "layer": INTEGER,
+            "block": INTEGER,
+            "initial": TEXT,
+            "sample": INTEGER,
+            "iterations": INTEGER,  # after which no bit changes any more, at most L - 1; null where it was cut short
+            "latest_token": INTEGER,  # most that a token settled after the iteration of its own place l; at most 0
+            "error_inf": REAL,  # of the fixed point to the sequential output: what rounding in another order makes
+        },
+        # One row per flow, layer, sample and power: norms of powers of the Jacobian of one Jacobi iteration.
+        "jacobians": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "layer": INTEGER,
+            "block": INTEGER,
+            "sample": INTEGER,
+            "power": INTEGER,
+            "norm_spectral": REAL,
+            "norm_frobenius": REAL,
+        },
     }.items()
 }
 """Table name to schema."""
@@ -295,6 +372,8 @@ TABLES: dict[str, pa.Schema] = {
 KEYS: dict[str, list[str]] = {
     "cells": ["cell_id"],
     "timings": ["cell_id", "round"],
+    "devices": ["group_id", "round"],
+    "sentinels": ["group_id", "place"],
     "layers": ["cell_id", "layer"],
     "residuals": ["cell_id", "layer", "iteration"],
     "quality": ["cell_id"],
@@ -302,6 +381,9 @@ KEYS: dict[str, list[str]] = {
     "failures": ["cell_id", "pass"],
     "probes": ["cell_id"],
     "redundancy": ["cell_id", "scope", "reading", "layer", "o"],
+    "convergence": ["cell_id", "layer", "initial", "sample", "iteration"],
+    "fixed_points": ["cell_id", "layer", "initial", "sample"],
+    "jacobians": ["cell_id", "layer", "sample", "power"],
     "memory_scaling": ["cell_id", "attention", "label", "batch_size", "method"],
     "costs": ["cell_id", "batch_size", "round"],
     "couplings": ["cell_id", "gain", "tau", "batch_size", "layer"],

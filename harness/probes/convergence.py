@@ -1,141 +1,169 @@
 """How fast Jacobi iteration of one layer converges, and why (SeJD, arXiv 2505.24791, Prop. 3.1 and 3.2).
 
-Every layer is given its exact input, so that the layers are seen apart from each other. The update
-``F(x)[l] = z_in[l] * exp(log_scale(x[<l])) + shift(x[<l])`` has a strictly block lower triangular Jacobian J: its
-powers vanish after L, which is why the iteration ends, and their norms until then are how the error shrinks.
+Every layer is given its exact input, so that the layers are seen apart from each other, and everything is computed in
+float64. The update ``F(x)[l] = z_in[l] * exp(log_scale(x[<l])) + shift(x[<l])`` has a strictly block lower triangular
+Jacobian J: its powers vanish after L, which is why iteration ends, and their norms until then are how errors shrink.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from harness.decoders.fits import Calibration, calibration_of
 from harness.decoders.initial import INITIAL
-from harness.decoders.sequential import solve_sequential
 from harness.errors import unknown
-from harness.flows.base import CausalFlow, CausalLayer, Condition
+from harness.flows import load_flow
+from harness.flows.base import CausalLayer
+from harness.probes.base import Probe, Rows, Subject, Unit, probes
+from harness.probes.problems import LayerProblem, layer_problems
+
+GUESSES = (*INITIAL, "fitted")
+JACOBIAN_LIMIT = 512
+"""Numbers L * D of a sequence up to which Jacobians are written out."""
 
 
-@dataclass(frozen=True)
-class LayerProblem:
-    """One layer with its exact input and output for some latents.
+@probes.register("convergence")
+@dataclass(kw_only=True)
+class Convergence(Probe):
+    """Jacobi iteration of every layer in float64: residual and error, exact end, and norms of the Jacobian's powers."""
+
+    dtype = "float64"
+
+    samples: Annotated[int, Field(ge=1, description="Latents that are decoded.")] = 8
+    initial: Annotated[tuple[str, ...], Field(description="Initial guesses.")] = GUESSES
+    iterations: Annotated[int | None, Field(ge=1, description="At most; by default until nothing changes.")] = None
+    jacobians: Annotated[int, Field(ge=0, description="Samples whose Jacobians are computed, on small flows.")] = 4
+
+    def units(self, subject: Subject) -> list[Unit]:
+        """One per layer and initial guess, and one per layer for its Jacobian where the flow is small enough.
+
+        Raises:
+            HarnessError: an initial guess that does not exist.
+        """
+        for name in self.initial:
+            if name not in GUESSES:
+                raise unknown("initial guess", name, GUESSES)
+        flow = subject.flow
+        small = flow.num_tokens * flow.token_dim <= JACOBIAN_LIMIT
+        layers = range(1, flow.num_layers + 1)
+        return [
+            Unit(f"layer {n} from {name}", {"layer": n, "initial": name}, ("convergence", "fixed_points"))
+            for n in layers
+            for name in self.initial
+        ] + [Unit(f"layer {n}, Jacobian", {"layer": n}, ("jacobians",)) for n in layers if small and self.jacobians]
+
+    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+        """Rows of one layer from one guess, or of one layer's Jacobians."""
+        if not units:
+            return
+        guesses = dict(INITIAL)
+        if any(unit.key.get("initial") == "fitted" for unit in units):
+            calibration = calibration_of(load_flow(subject.path, subject.device))  # fitted in float32, as decoders are
+            guesses["fitted"] = partial(fitted, calibration)
+        problems = list(layer_problems(subject.flow, *subject.samples(range(self.samples))))
+        for unit in units:
+            problem = problems[unit.key["layer"] - 1]
+            place = {"layer": problem.layer.number, "block": problem.layer.block}
+            if "initial" not in unit.key:
+                count = min(self.jacobians, self.samples)
+                rows = [place | row for sample in range(count) for row in power_rows(problem, sample)]
+                yield {"jacobians": rows}
+                continue
+            place["initial"] = unit.key["initial"]
+            start = guesses[unit.key["initial"]](problem.layer, problem.inputs)
+            steps, ends = iterate(problem, start, self.iterations)
+            yield {"convergence": [place | row for row in steps], "fixed_points": [place | row for row in ends]}
+
+
+def fitted(calibration: Calibration, layer: CausalLayer, inputs: Tensor) -> Tensor:
+    """The guess that was fitted to this layer, from (B, L, D) z_in."""
+    return calibration.layers[layer.number].guess(inputs.float()).to(inputs)
+
+
+@torch.no_grad()
+def iterate(problem: LayerProblem, start: Tensor, limit: int | None = None) -> tuple[Rows, Rows]:
+    """Jacobi iteration of one layer from a guess, until it changes nothing more.
 
     Args:
-        layer: the layer.
-        inputs: (B, L, D) z_in, in the layer's own order.
-        exact: (B, L, D) its sequential output.
-        condition: what the batch is sampled under.
+        problem: the layer.
+        start: (B, L, D) guess; its first token is replaced by that of z_in, which is known.
+        limit: iterations at most; by default L, which are always enough (Prop. 3.2).
+
+    Returns:
+        Rows of `convergence`, one per sample and iteration, 0 being the guess, up to the first that changes nothing;
+        and rows of `fixed_points`, one per sample.
     """
-
-    layer: CausalLayer
-    inputs: Tensor
-    exact: Tensor
-    condition: Condition
-
-    def update(self, tokens: Tensor) -> Tensor:
-        """F: (B, L, D) -> (B, L, D), one Jacobi iteration."""
-        log_scale, shift = self.layer.affine(tokens[:, :-1], None, 0, self.condition)
-        return torch.cat([self.inputs[:, :1], torch.addcmul(shift, self.inputs[:, 1:], log_scale.exp())], dim=1)
-
-
-@torch.no_grad()
-def layer_problems(flow: CausalFlow, latents: Tensor, labels: Tensor | None = None) -> Iterator[LayerProblem]:
-    """Every layer in decoding order, with the input that exact decoding of (B, L, D) latents gives it."""
-    condition = flow.condition(len(latents), labels)
-    tokens = flow.scale_latents(latents)
-    for layer in flow.layers:
-        inputs = layer.arrange(tokens)
-        exact, _ = solve_sequential(layer, inputs, condition)
-        yield LayerProblem(layer, inputs, exact, condition)
-        tokens = layer.restore(exact)
-
-
-@torch.no_grad()
-def convergence_rows(
-    flow: CausalFlow,
-    latents: Tensor,
-    labels: Tensor | None = None,
-    initial: Sequence[str] = ("zeros", "normal", "input"),
-    max_iterations: int | None = None,
-) -> Iterator[dict[str, object]]:
-    """Rows of the table `convergence`: residual and true error of every layer, initial guess, sample and iteration.
-
-    Iteration 0 is the guess itself. A sample's rows end with the first iteration that changes nothing, or after L.
-    Use a float64 flow and latents to see the convergence below single precision.
-
-    Raises:
-        HarnessError: an initial guess that does not exist.
-    """
-    for name in initial:
-        if name not in INITIAL:
-            raise unknown("initial guess", name, INITIAL)
-    limit = min(max_iterations or flow.num_tokens, flow.num_tokens)
-    for problem in layer_problems(flow, latents, labels):
-        for name in initial:
-            tokens = INITIAL[name](problem.layer, problem.inputs)
-            tokens[:, 0] = problem.inputs[:, 0]
-            residual = torch.full((len(tokens),), torch.nan)
-            running = torch.ones(len(tokens), dtype=torch.bool)
-            for iteration in range(limit + 1):
-                if iteration:
-                    update = problem.update(tokens)
-                    residual, tokens = _infinity(update - tokens).cpu(), update
-                error = tokens - problem.exact
-                error_inf, error_rms = _infinity(error), error.square().mean(dim=(1, 2)).sqrt()
-                for sample in running.nonzero().flatten().tolist():
-                    yield {
-                        "layer": problem.layer.number,
-                        "block": problem.layer.block,
-                        "initial": name,
-                        "sample": sample,
-                        "iteration": iteration,
-                        "residual": float(residual[sample]) if iteration else None,
-                        "error_inf": float(error_inf[sample]),
-                        "error_rms": float(error_rms[sample]),
-                    }
-                running &= residual != 0
-                if not running.any():
-                    break
+    length = problem.layer.num_tokens
+    tokens = start.clone()
+    tokens[:, 0] = problem.inputs[:, 0]
+    residual = torch.full((len(tokens),), torch.nan)
+    settled = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    running = torch.ones(len(tokens), dtype=torch.bool)
+    steps: Rows = []
+    for iteration in range(min(limit or length, length) + 1):
+        if iteration:
+            update = problem.update(tokens)
+            settled[(update != tokens).any(dim=2)] = iteration
+            residual, tokens = _infinity(update - tokens).cpu(), update
+        error = tokens - problem.exact
+        error_inf, error_rms = _infinity(error), error.square().mean(dim=(1, 2)).sqrt()
+        steps += [
+            {
+                "sample": sample,
+                "iteration": iteration,
+                "residual": float(residual[sample]) if iteration else None,
+                "error_inf": float(error_inf[sample]),
+                "error_rms": float(error_rms[sample]),
+            }
+            for sample in running.nonzero().flatten().tolist()
+        ]
+        running &= residual != 0
+        if not running.any():
+            break
+    late = settled - torch.arange(length, device=tokens.device)
+    ends = [
+        {
+            "sample": sample,
+            "iterations": None if running[sample] else int(settled[sample].max()),
+            "latest_token": int(late[sample, 1:].max()),
+            "error_inf": float(error_inf[sample]),
+        }
+        for sample in range(len(tokens))
+    ]
+    return steps, ends
 
 
 def update_jacobian(problem: LayerProblem, sample: int = 0) -> Tensor:
     """(L*D, L*D) Jacobian of one Jacobi iteration at the fixed point of one sample: strictly block lower triangular."""
-    one = LayerProblem(
-        problem.layer,
-        problem.inputs[sample : sample + 1],
-        problem.exact[sample : sample + 1],
-        problem.condition.select(torch.tensor([sample])),
-    )
+    one = problem.select(torch.tensor([sample]))
     size = one.exact.numel()
     jacobian = torch.autograd.functional.jacobian(one.update, one.exact, vectorize=True)
     return jacobian.reshape(size, size)
 
 
-def jacobian_rows(
-    flow: CausalFlow, latents: Tensor, labels: Tensor | None = None, samples: int = 4
-) -> Iterator[dict[str, object]]:
-    """Rows of the table `jacobians`: norms of the powers 1..L of the update's Jacobian, per layer and sample.
+def power_rows(problem: LayerProblem, sample: int) -> Iterator[dict[str, Any]]:
+    """Norms of the powers 1..L of the update's Jacobian at the fixed point of one sample.
 
     ``error after t iterations = J^t * error before`` to first order, so the spectral norm of J^t bounds what is left;
     the spectral radius is 0 whatever the norms, since J is nilpotent.
     """
-    for problem in layer_problems(flow, latents, labels):
-        for sample in range(min(samples, len(latents))):
-            jacobian = update_jacobian(problem, sample)
-            power = torch.eye(len(jacobian), dtype=jacobian.dtype, device=jacobian.device)
-            for exponent in range(1, flow.num_tokens + 1):
-                power = jacobian @ power
-                yield {
-                    "layer": problem.layer.number,
-                    "block": problem.layer.block,
-                    "sample": sample,
-                    "power": exponent,
-                    "norm_spectral": float(torch.linalg.matrix_norm(power, ord=2)),
-                    "norm_frobenius": float(torch.linalg.matrix_norm(power)),
-                }
+    jacobian = update_jacobian(problem, sample)
+    power = torch.eye(len(jacobian), dtype=jacobian.dtype, device=jacobian.device)
+    for exponent in range(1, problem.layer.num_tokens + 1):
+        power = jacobian @ power
+        yield {
+            "sample": sample,
+            "power": exponent,
+            "norm_spectral": float(torch.linalg.matrix_norm(power, ord=2)),
+            "norm_frobenius": float(torch.linalg.matrix_norm(power)),
+        }
 
 
 def _infinity(update: Tensor) -> Tensor:

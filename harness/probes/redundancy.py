@@ -36,7 +36,7 @@ from harness.images import save_grid
 from harness.metrics.features import feature_extractor
 from harness.metrics.quality import quality_against
 from harness.probes.base import Probe, Rows, Subject, Unit, probes
-from harness.probes.convergence import LayerProblem, layer_problems
+from harness.probes.problems import LayerProblem, layer_problems
 from harness.probes.restrictions import READINGS, Restriction, restriction
 
 SCOPES = ("layer", "all")
@@ -156,8 +156,8 @@ def _compared(problems: Sequence[LayerProblem], outputs: Sequence[Tensor]) -> di
 def leak(problem: LayerProblem, restricted: Restriction, key: dict[str, Any]) -> float | None:
     """How much of a token's dependence on what it may not look at is left; 0 when it is truly removed.
 
-    The tokens left out are replaced by those of another sample. The leak is what this changes in the token that z_in = 1
-    gives, root mean square over a few tokens and samples, over what it changes in the unrestricted layer.
+    The tokens left out are replaced by those of another sample. The leak is what this changes in the token that z_in
+    of 1 gives, root mean square over a few tokens and samples, over what it changes in the unrestricted layer.
     """
     o = key["o"]
     if o == 0 or len(problem.exact) < 2:
@@ -173,15 +173,18 @@ def leak(problem: LayerProblem, restricted: Restriction, key: dict[str, Any]) ->
         gone = slice(max(0, place - first + 1 - o), max(0, place - first + 1))
         after[row, gone] = other[row, gone]
     inputs = torch.ones_like(before)
-    condition = problem.condition.select(rows)
-    everything = replace(problem, inputs=inputs, condition=condition)
+    everything = replace(problem.select(rows), inputs=inputs)
     pick = torch.arange(len(rows)), places
 
     def change(output: Callable[[Tensor], Tensor]) -> float:
         return float((output(after)[pick] - output(before)[pick]).double().square().mean().sqrt())
 
     full = change(everything.update)
-    return change(lambda tokens: restricted.output(problem.layer, inputs, tokens, condition)) / full if full else None
+    return (
+        change(lambda tokens: restricted.output(problem.layer, inputs, tokens, everything.condition)) / full
+        if full
+        else None
+    )
 
 
 def _fid_of(subject: Subject) -> Callable[[Tensor], dict[str, Any]]:

@@ -77,7 +77,7 @@ def run_probe(
     with _open(out, device, resume) as store, reporter:
         for damaged in store.damaged:
             reporter.note(f"a damaged part was moved to '{damaged}'; its rows are measured again")
-        if description["cell_id"] not in set(store.read("probes")["cell_id"]):
+        if description["cell_id"] not in store.cell_ids("probes"):
             store.append("probes", [description])
         missing = _missing(store, description["cell_id"], units)
         reporter.begin(sum(unit.cost for unit in missing))
@@ -134,8 +134,11 @@ def _open(out: Path, device: str, resume: bool) -> RunStore:
 
 
 def _missing(store: RunStore, cell_id: str, units: list[Unit]) -> list[Unit]:
-    stored = {table: store.read(table) for table in {table for unit in units for table in unit.tables}}
-    own = {table: frame[frame["cell_id"] == cell_id] for table, frame in stored.items()}
+    columns: dict[str, set[str]] = {}
+    for unit in units:
+        for table in unit.tables:
+            columns.setdefault(table, {"cell_id"}).update(unit.key)
+    own = {name: store.run.rows(name, keys, {cell_id}).to_pandas() for name, keys in columns.items()}
     return [unit for unit in units if not all(_holds(own[table], unit.key) for table in unit.tables)]
 
 
