@@ -8,6 +8,7 @@ from typing import Any
 from analysis.load import Runs
 from analysis.plot import DASH, listing
 from analysis.render import Grid
+from harness.breaks import break_conditions, warnings
 from harness.statistics import MIN_ROUNDS
 
 
@@ -33,7 +34,20 @@ def summary(runs: Runs) -> Summary:
         f"{_count(len(decoders), 'decoder')} ({listing(decoders)}) and "
         f"{_count(len(batches), 'batch size')} ({listing([str(batch) for batch in batches])})."
     )
-    return Summary(names, scope, [*runs.notes, *_notes(runs)])
+    return Summary(names, scope, [*runs.notes, *_notes(runs), *_broken(runs)])
+
+
+def _broken(runs: Runs) -> list[str]:
+    """The paper's break conditions, per flow and batch."""
+    cells, tables = runs.cells, runs.tables
+    if cells["group_id"].isna().any():  # a run without the table `cells`
+        return []
+    found = break_conditions(cells, tables["layers"], tables["quality"])
+    return [
+        f"Warning, {flow}, batch {batch}: {sentence}"
+        for (flow, batch), group in cells.groupby(["flow", "batch_size"], sort=False)
+        for sentence in warnings(found[found["cell_id"].isin(group["cell_id"])], group)
+    ]
 
 
 def _notes(runs: Runs) -> list[str]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.breaks import break_conditions, warnings
 from harness.statistics import layer_costs, paired_speedups, valid_cells
 from harness.store import Run
 
@@ -46,10 +47,13 @@ def tolerance(run: Run) -> dict[str, float]:
 def print_summary(run: Run, console: Console) -> None:
     """Print one table per flow, guidance and batch size, and what is needed to read them."""
     frame = summarise(run)
+    broken = break_conditions(run.table("cells"), run.table("layers"), run.table("quality"), BASELINE)
     setting = ["dataset", "checkpoint", "guidance", "batch_size", "seed", "device", "dtype", "threads"]
     for key, group in frame.groupby(setting, sort=False, dropna=False):
         console.print(_table(dict(zip(setting, key, strict=True)), group), new_line_start=True)
         console.print(_headline(group), highlight=False)
+        for sentence in warnings(broken[broken["cell_id"].isin(group["cell_id"])], group):
+            console.print(f"Warning: {escape(sentence)}", style="yellow", highlight=False)
     limits = tolerance(run)
     console.print(
         "\nTime is the median of a batch's rounds; speed-up the median of paired rounds against sequential with its "

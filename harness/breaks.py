@@ -1,0 +1,111 @@
+"""The break conditions of Jacobi decoding as its paper states them (arXiv 2505.24791), found in the tables.
+
+Iteration is of use only while a layer settles in fewer than L iterations, where it is exact anyway; while FID stays
+within 5 % of sequential's; and while residuals fall. What breaks one of these is a warning, never an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+MAX_FID_INCREASE = 0.05
+"""Relative to sequential's."""
+
+CONDITIONS = ("iterations", "fid", "residuals")
+
+COLUMNS = ["cell_id", "condition", "layer", "value", "limit"]
+
+
+def break_conditions(
+    cells: pd.DataFrame, layers: pd.DataFrame, quality: pd.DataFrame, baseline: str = "sequential"
+) -> pd.DataFrame:
+    """What broke, a row for each cell and condition, and for each layer where layers are to blame.
+
+    Args:
+        cells: the table of that name; cell_id, group_id, decoder and num_tokens are read.
+        layers: the table of that name.
+        quality: the table of that name.
+        baseline: the decoder whose FID counts.
+
+    Returns:
+        cell_id; condition, one of `CONDITIONS`; layer, null for ``"fid"``; value and limit: iterations and L, or FID
+        and the highest that the condition allows, both null for ``"residuals"``.
+    """
+    solved = layers.merge(cells[["cell_id", "num_tokens"]], on="cell_id")
+    rows = [*_iterations(solved), *_fid(cells, quality, baseline), *_residuals(solved)]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"layer": "Int64"})
+
+
+def warnings(found: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    """One sentence for each condition, naming every cell that broke it.
+
+    Args:
+        found: from `break_conditions`, or some of its rows.
+        cells: the table of that name; cell_id, label and tau are read.
+    """
+    names = {row["cell_id"]: _name(row) for row in cells.to_dict("records")}
+    told = []
+    for condition in CONDITIONS:
+        rows = found[found["condition"] == condition]
+        blamed = [f"{names[cell]} ({_blame(condition, one)})" for cell, one in rows.groupby("cell_id", sort=False)]
+        if blamed:
+            told.append(f"{_SENTENCES[condition]}: {', '.join(dict.fromkeys(blamed))}.")
+    return told
+
+
+_SENTENCES = {
+    "iterations": "A layer took more iterations than it has tokens",
+    "fid": f"FID is more than {MAX_FID_INCREASE:.0%} above sequential's",
+    "residuals": "A residual grew from one iteration to the next",
+}
+
+
+def _iterations(solved: pd.DataFrame) -> Iterator[dict[str, object]]:
+    for row in solved[solved["mode"] != "sequential"].to_dict("records") + _redecoded(solved):
+        tried = row["iterations"]
+        unsettled = tried >= row["num_tokens"] and not row["converged"]
+        if tried > row["num_tokens"] or unsettled:
+            yield _row(row, "iterations", value=tried, limit=row["num_tokens"])
+
+
+def _redecoded(solved: pd.DataFrame) -> list[dict]:
+    """Layers that were given up and decoded sequentially, as they were before."""
+    again = solved[solved["flags"].fillna("").str.contains("redecoded")]
+    return again.assign(iterations=again["depth"] - again["iterations"], converged=False).to_dict("records")
+
+
+def _fid(cells: pd.DataFrame, quality: pd.DataFrame, baseline: str) -> Iterator[dict[str, object]]:
+    measured = quality[(quality["status"] == "ok") & quality["fid"].notna()]
+    measured = measured[["cell_id", "fid", "fid_features"]].merge(
+        cells[["cell_id", "group_id", "decoder"]], on="cell_id"
+    )
+    reference = measured[measured["decoder"] == baseline].drop_duplicates(["group_id", "fid_features"])
+    pairs = measured.merge(reference, on=["group_id", "fid_features"], suffixes=("", "_exact"))
+    pairs = pairs.assign(limit=pairs["fid_exact"] * (1 + MAX_FID_INCREASE))
+    for row in pairs[pairs["fid"] > pairs["limit"]].to_dict("records"):
+        yield _row(row, "fid", value=row["fid"], limit=row["limit"])
+
+
+def _residuals(solved: pd.DataFrame) -> Iterator[dict[str, object]]:
+    for row in solved[solved["flags"].fillna("").str.contains("growing")].to_dict("records"):
+        yield _row(row, "residuals")
+
+
+def _row(row: dict, condition: str, value: float | None = None, limit: float | None = None) -> dict[str, object]:
+    layer = None if condition == "fid" else row["layer"]
+    return {"cell_id": row["cell_id"], "condition": condition, "layer": layer, "value": value, "limit": limit}
+
+
+def _name(row: dict) -> str:
+    return str(row["label"]) + ("" if pd.isna(row["tau"]) else f" tau {row['tau']:g}")
+
+
+def _blame(condition: str, rows: pd.DataFrame) -> str:
+    if condition == "fid":
+        row = rows.iloc[0]
+        return f"{row['value']:.2f}, allowed {row['limit']:.2f}"
+    numbers = [str(layer) for layer in rows["layer"]]
+    where = f"layer{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+    return where if condition == "residuals" else f"{where}: {rows['value'].max():g} of {rows['limit'].iloc[0]:g}"
