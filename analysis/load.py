@@ -143,7 +143,12 @@ def _one_version(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFram
             "several of them; the page shows those of the run named last."
         )
     stale = set(superseded["cell_id"])
-    return {name: frame[~frame["cell_id"].isin(stale)].reset_index(drop=True) for name, frame in tables.items()}, notes
+    return {name: _without(frame, stale) for name, frame in tables.items()}, notes
+
+
+def _without(frame: pd.DataFrame, cells: set[str]) -> pd.DataFrame:
+    """The rows of other cells; tables that tell of groups rather than cells stay whole."""
+    return frame[~frame["cell_id"].isin(cells)].reset_index(drop=True) if "cell_id" in frame else frame
 
 
 def _described(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

@@ -214,6 +214,12 @@ def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...]) -
 @click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the matrix's.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+@click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
+              help="Where it runs: here, or on a Ray cluster.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes of this machine at a time on the CPU; what is timed is always alone.")  # fmt: skip
+@click.option("--retries", type=click.IntRange(min=0), default=2, show_default=True,
+              help="Times that what a lost process or machine had begun is run again.")  # fmt: skip
 def run_command(
     matrix: str,
     out: Path | None,
@@ -222,6 +228,8 @@ def run_command(
     decoders: tuple[str, ...],
     against: str | None,
     device: str | None,
+    on: str,
+    workers: int,
     **options: str | int | None,
 ) -> int:
     """Measure a matrix, by name or from a .toml file: speed, cost, quality and memory of every cell."""
@@ -229,6 +237,7 @@ def run_command(
 
     from harness.baselines import open_run
     from harness.compare.render import print_comparison
+    from harness.executors.choose import executor
     from harness.matrix import load_matrix, parse_decoder
     from harness.progress import reporter
     from harness.runner import run_matrix
@@ -237,7 +246,8 @@ def run_command(
     stored = open_run(against) if against else None  # a wrong name is told before anything is measured
     overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
     parsed = load_matrix(matrix, profile, overrides)
-    run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), resume=resume, **options)  # type: ignore[arg-type]
+    where = executor(on, workers)
+    run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), resume=resume, executor=where, **options)  # type: ignore[arg-type]
     console = Console()
     print_summary(run, console if console.is_terminal else Console(width=170))
     click.echo(f"\n{run.path}; `harness report {run.path}` draws it")

@@ -1,11 +1,15 @@
-"""A matrix from start to end: cells, then every pass unit by unit, each unit's rows stored before the next begins."""
+"""A matrix from start to end: cells, then pass after pass, each unit's rows stored before its worker goes on.
+
+What measures has no access to the run folder: rows and files come back to this process, the only one that writes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import uuid
-from datetime import UTC, datetime
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,24 @@ import torch
 from harness import __version__
 from harness.environment import environment
 from harness.errors import HarnessError, StoreError
+from harness.executors.base import Executor
+from harness.executors.local import Local
+from harness.executors.schedule import Finished, Lost, Started, measure
+from harness.files import make_folder, replacing
 from harness.flows import CausalFlow, load_flow
+from harness.jobs import Outcome, jobs_of
 from harness.matrix import Matrix
-from harness.passes import Bench, LayersPass, MemoryPass, Pass, QualityPass, ResidualsPass, TimingPass
+from harness.passes import LayersPass, MemoryPass, Pass, QualityPass, ResidualsPass, SamplesPass, TimingPass
+from harness.passes.base import Unit, failed_cells
+from harness.passes.quality import SHARD, SHARDS
 from harness.passes.timing import describe
 from harness.plan import Cell, expand
 from harness.progress import Reporter
 from harness.store import MANIFEST, Run, RunStore
+from harness.tables import TABLES
+
+RETRIES = 2
+"""Times that a job whose worker was lost is run again."""
 
 
 def run_matrix(
@@ -32,6 +47,8 @@ def run_matrix(
     threads: int | None = None,
     data_root: str | None = None,
     inception_weights: str | None = None,
+    executor: Executor | None = None,
+    retries: int = RETRIES,
 ) -> Run:
     """Measure every cell of a matrix, or what a killed run has left of it.
 
@@ -43,11 +60,14 @@ def run_matrix(
         threads: of torch on the CPU; by default as many as torch takes.
         data_root: folder of the real images.
         inception_weights: file of Inception's weights.
+        executor: where jobs run: in fresh processes of this machine by default.
+        retries: times that a job is run again when its worker was lost.
 
     Returns:
         The finished run. A cell that failed is a row with its status; nothing else is lost by it.
 
     Raises:
+        LostJobsError: jobs were lost more often than that; all others are done.
         HarnessError: anything wrong with the matrix, checkpoints or options, found before anything is measured.
         StoreError: a folder that cannot be used.
     """
@@ -55,49 +75,135 @@ def run_matrix(
         torch.set_num_threads(threads)
     cells = expand(matrix)
     descriptions = _describe(cells)
-    session = uuid.uuid4().hex[:12]
-    with _open(out, matrix, cells, session, resume) as store, reporter:
+    executor = executor or Local()
+    with _open(out, matrix, cells, resume) as store, reporter, closing(executor):
         for path in store.damaged:
             reporter.note(f"a damaged part was moved to '{path}'; its rows are measured again")
-        bench = Bench(store, session)
         described = store.cell_ids("cells")
         store.append("cells", [row for row in descriptions if row["cell_id"] not in described])
-        passes = _passes(bench, matrix, data_root, inception_weights)
-        work = [(step, unit) for step in passes for unit in step.missing(cells)]
-        reporter.begin(sum(unit.cost for _, unit in work))
-        for step, unit in work:
-            reporter.unit(step.name, unit.title)
-            for table, rows in step.measure(unit).items():
-                store.append(table, rows)
-                for sentence in sorted({row["error"] for row in rows if row.get("error")}):
-                    reporter.note(f"{step.name}, {unit.title}: {sentence}")
-            reporter.advance(unit.cost)
+        driver = _Driver(store, reporter, executor, retries, threads)
+        driver.run(_phases(matrix, data_root, inception_weights, driver.shard(cells, matrix)), cells)
         store.compact()
         return store.run
 
 
-def _passes(bench: Bench, matrix: Matrix, data_root: str | None, inception_weights: str | None) -> list[Pass]:
-    """The passes that the matrix asks for, timing first: what fails there is not tried again."""
-    passes: list[Pass] = [TimingPass(bench, matrix.timing.rounds, matrix.timing.warmup), LayersPass(bench)]
+def _phases(matrix: Matrix, data_root: str | None, inception_weights: str | None, shard: int) -> list[list[Pass]]:
+    """The passes that the matrix asks for. Those of a phase begin when all of the one before are done.
+
+    Timing is first, and alone: what fails there is not tried again, and nothing runs beside it.
+    """
+    quality = QualityPass(matrix.quality, data_root, inception_weights, shard)
+    traces: list[Pass] = [LayersPass()]
     if matrix.residuals.enabled:
-        passes.append(ResidualsPass(bench))
+        traces.append(ResidualsPass())
+    phases: list[list[Pass]] = [[TimingPass(matrix.timing.rounds, matrix.timing.warmup)], traces]
     if matrix.quality.enabled:
-        passes.append(QualityPass(bench, matrix.quality, data_root, inception_weights))
+        phases += [[SamplesPass(quality)], [quality]]
     if matrix.memory.enabled:
-        passes.append(MemoryPass(bench, torch.get_num_threads()))
-    return passes
+        phases.append([MemoryPass()])
+    return phases
 
 
-def _open(out: Path, matrix: Matrix, cells: list[Cell], session: str, resume: bool) -> RunStore:
-    """The run folder, its manifest telling of this session."""
+class LostJobsError(HarnessError):
+    """Jobs whose workers were lost again and again."""
+
+
+class _Driver:
+    """Hands out jobs and stores what comes back."""
+
+    def __init__(
+        self, store: RunStore, reporter: Reporter, executor: Executor, retries: int, threads: int | None
+    ) -> None:
+        self.store, self.reporter, self.executor, self.retries = store, reporter, executor, retries
+        self.threads = threads
+        self.lost: list[str] = []
+
+    def shard(self, cells: Sequence[Cell], matrix: Matrix) -> int:
+        """Samples of a cell that one worker measures at a time: as many as let all workers work."""
+        slots = self.executor.slots(cells[0].device, exclusive=False)
+        return min(SHARD, -(-matrix.quality.num_samples // slots))
+
+    def run(self, phases: list[list[Pass]], cells: Sequence[Cell]) -> None:
+        """Run what is missing.
+
+        Raises:
+            LostJobsError: jobs that were lost too often.
+        """
+        self.reporter.begin(
+            sum(unit.cost for work in phases for one in work for unit in one.missing(cells, self.store))
+        )
+        for work in phases:
+            failed, device = failed_cells(self.store), cells[0].device
+            jobs = [
+                job
+                for one in work
+                for job in jobs_of(
+                    one,
+                    one.missing(cells, self.store),
+                    self.executor.slots(device, one.exclusive),
+                    failed=failed,
+                    device=device,
+                    threads=self.threads,
+                )
+            ]
+            with closing(measure(self.executor, jobs, self.store.path, self.retries)) as events:
+                for event in events:
+                    if isinstance(event, Started):
+                        self.reporter.unit(event.job.work.name, event.unit.title)
+                    elif isinstance(event, Finished):
+                        self._store(event.job.work.name, event.unit, event.outcome, event.attempts)
+                        self.reporter.advance(event.unit.cost)
+                    else:
+                        self._note(event)
+        if self.lost:
+            raise LostJobsError(
+                f"{len(self.lost)} jobs were lost more than {self.retries} times and are not measured: "
+                f"{self.lost[-1]}; all others are stored, and --resume tries these again"
+            )
+        shutil.rmtree(self.store.path / SHARDS, ignore_errors=True)
+
+    def _store(self, work: str, unit: Unit, outcome: Outcome, attempts: int) -> None:
+        sessions = self.store.manifest["sessions"]
+        if outcome.session not in sessions:
+            self.store.write_manifest(_with_session(self.store.manifest, outcome))
+        for name, data in outcome.files.items():
+            path = self.store.path / name
+            make_folder(path.parent)
+            with replacing(path) as partial:
+                partial.write_bytes(data)
+        for table, rows in outcome.rows.items():
+            told = {"attempts": attempts} if "attempts" in TABLES[table].names else {}
+            self.store.append(table, [row | told for row in rows])
+            for sentence in sorted({row["error"] for row in rows if row.get("error")}):
+                self.reporter.note(f"{work}, {unit.title}: {sentence}")
+        for name in unit.inputs:
+            (self.store.path / name).unlink(missing_ok=True)
+
+    def _note(self, lost: Lost) -> None:
+        title = lost.job.units[0].title
+        then = "; it runs again" if lost.again else ""
+        self.reporter.note(f"{lost.job.work.name}, {title}: {lost.reason}{then}")
+        if not lost.again:
+            self.lost.append(lost.reason)
+
+
+def _with_session(manifest: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """A manifest that knows one more session. Its environment is that of the sessions, where they agree."""
+    known = {**manifest["sessions"], outcome.session: dict(outcome.surroundings)}
+    environments = [session["environment"] for session in known.values()]
+    fingerprints = {facts["fingerprint"] for facts in environments}
+    shared = environments[0] if len(fingerprints) == 1 else environments[0] | {"fingerprint": None}
+    return manifest | {"sessions": known, "environment": shared}
+
+
+def _open(out: Path, matrix: Matrix, cells: list[Cell], resume: bool) -> RunStore:
+    """The run folder."""
     plan = {
         "matrix": matrix.model_dump(mode="json") | {"device": cells[0].device},
         "cells": hashlib.sha256(json.dumps(sorted(cell.cell_id for cell in cells)).encode()).hexdigest(),
         "code_versions": sorted({cell.code_version for cell in cells}),
         "checkpoints": {cell.checkpoint: cell.checkpoint_digest for cell in cells},
     }
-    facts = environment(cells[0].device)
-    this_session = {"environment": facts, "started": datetime.now(UTC).isoformat(timespec="seconds")}
     if resume and (out / MANIFEST).is_file():
         store = RunStore.resume(out)
         try:
@@ -105,11 +211,9 @@ def _open(out: Path, matrix: Matrix, cells: list[Cell], session: str, resume: bo
         except StoreError:
             store.close()
             raise
-        store.write_manifest(store.manifest | {"sessions": store.manifest["sessions"] | {session: this_session}})
         return store
-    return RunStore.create(
-        out, {"harness": __version__, **plan, "environment": facts, "sessions": {session: this_session}}
-    )
+    facts = environment(cells[0].device)  # of this process, until the first that measures tells its own
+    return RunStore.create(out, {"harness": __version__, **plan, "environment": facts, "sessions": {}})
 
 
 def _require_same(store: RunStore, plan: dict[str, Any]) -> None:

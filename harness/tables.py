@@ -213,6 +213,7 @@ TABLES: dict[str, pa.Schema] = {
             "token_dim": INTEGER,
             "channels": INTEGER,
             "transformer_layers": INTEGER,  # per flow layer
+            "classes": INTEGER,
             "device": TEXT,
             "dtype": TEXT,
             "threads": INTEGER,
@@ -221,6 +222,7 @@ TABLES: dict[str, pa.Schema] = {
             "decoder": TEXT,
             "label": TEXT,
             "batch_size": INTEGER,
+            "window": INTEGER,  # the most tokens of a network call
             "weights_bytes": INTEGER,
             "cache_bytes": INTEGER,  # counted, like the next: deterministic
             "live_bytes": INTEGER,  # of all tensors alive at once, cache included, weights not
@@ -238,6 +240,7 @@ TABLES: dict[str, pa.Schema] = {
             "token_dim": INTEGER,
             "channels": INTEGER,
             "transformer_layers": INTEGER,  # per flow layer
+            "classes": INTEGER,
             "device": TEXT,
             "dtype": TEXT,
             "threads": INTEGER,
@@ -258,12 +261,13 @@ TABLES: dict[str, pa.Schema] = {
             "token_dim": INTEGER,
             "channels": INTEGER,
             "transformer_layers": INTEGER,  # per flow layer
+            "classes": INTEGER,
             "device": TEXT,
             "dtype": TEXT,
             "threads": INTEGER,
             "image_size": INTEGER,
             "patch": INTEGER,
-            "gain": REAL,  # factor on how much the outputs of every layer depend on its tokens; 1 is the flow itself
+            "gain": REAL,  # factor on how much the shifts of every layer depend on its tokens; 1 is the flow itself
             "tau": REAL,
             "batch_size": INTEGER,
             "layer": INTEGER,

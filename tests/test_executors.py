@@ -4,7 +4,7 @@ import signal
 import pytest
 
 from harness.errors import HarnessError
-from harness.executors import FreshProcess, InProcess, ProcessDied
+from harness.executors import FreshProcess, ProcessDied
 
 SEEN = []
 
@@ -39,11 +39,6 @@ def test_every_job_has_a_process_in_which_nothing_ran_before():
     (one, first), (two, second) = fresh.run(remember, 1), fresh.run(remember, 2)
     assert len({one, two, os.getpid()}) == 3
     assert first == [1] and second == [2]
-    SEEN.clear()
-
-
-def test_in_process_runs_here():
-    assert InProcess().run(remember, 5) == (os.getpid(), [5])
     SEEN.clear()
 
 

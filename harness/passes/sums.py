@@ -6,12 +6,15 @@ process, or on another device, and merged here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load, save
 from torch import Tensor
 
 from harness.decoders import Decoder, DecodeResult, build_decoder
@@ -47,6 +50,23 @@ class Sums:
         self.deviation.merge(later.deviation)
         self.features += later.features
         self.shown += later.shown
+
+    def to_bytes(self) -> bytes:
+        """These sums as a safetensors file."""
+        tensors = {"deviation": torch.tensor(list(json.dumps(asdict(self.deviation)).encode()), dtype=torch.uint8)}
+        if self.features:
+            tensors["features"] = torch.from_numpy(np.concatenate(self.features))
+        if self.shown:
+            tensors["shown"] = torch.cat(self.shown)
+        return save(tensors)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """What `to_bytes` wrote."""
+        tensors = load(data)
+        deviation = Deviation(**json.loads(bytes(tensors["deviation"].tolist())))
+        features = [tensors["features"].numpy()] if "features" in tensors else []
+        return cls(deviation, features, [tensors["shown"]] if "shown" in tensors else [])
 
 
 def measure_samples(

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from harness.conditions import watch
+from harness.decoders import build_decoder
 from harness.flows import CausalFlow
 from harness.metrics.timing import timed
 from harness.passes.base import Attempt, Batch, Bench, Rows, Unit, decode, require_finite
-from harness.plan import Cell, groups
+from harness.plan import BASELINE, Cell, groups
+from harness.store import RunStore
+
+SENTINELS = 3
+"""Decodes whose median is a sentinel, at most."""
+SENTINEL_S = 1.0
+"""Seconds after which a sentinel is not repeated."""
 
 
+@dataclass(frozen=True)
 class TimingPass:
-    """Rounds of a group, one unit each, since pairs must be measured in one process.
+    """Rounds of a group, one unit each; all that are missing are measured by one process, alone on its device.
 
     Args:
-        bench: what is measured with.
         rounds: per group.
-        warmup: decodes of every cell before the first round of a group in this process.
+        warmup: decodes of every cell before the first round of a group in a process.
     """
 
-    name = "timing"
+    rounds: int
+    warmup: int
 
-    def __init__(self, bench: Bench, rounds: int, warmup: int) -> None:
-        self.bench, self.rounds, self.warmup = bench, rounds, warmup
-        self._warm_group: str | None = None
+    name: ClassVar[str] = "timing"
+    exclusive: ClassVar[bool] = True
 
-    def missing(self, cells: Sequence[Cell]) -> list[Unit]:
+    def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
         """Every round of every group that lacks a row."""
-        timings = self.bench.store.read("timings")
+        timings = store.read("timings")
         done = set(zip(timings["cell_id"], timings["round"], strict=True))
         return [
             Unit(
@@ -46,53 +55,96 @@ class TimingPass:
             if any((cell.cell_id, number) not in done for cell in members)
         ]
 
-    def measure(self, unit: Unit) -> dict[str, Rows]:
-        """One round: decode every cell once and encode once, in shuffled order."""
+    def together(self, unit: Unit) -> Hashable:
+        """Rounds of one group."""
+        return unit.cells[0].group_id
+
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
+        """One round: decode every cell once and encode once, in shuffled order; and in what state the device was."""
         first = unit.cells[0]
-        flow, batch = self.bench.flow(first), self.bench.batch(first)
-        if self._warm_group != first.group_id:
-            for _ in range(self.warmup):
-                self._round(unit.cells, flow, batch)
-            self._warm_group = first.group_id
-        order = np.random.default_rng([int(first.group_id, 16), unit.round]).permutation(len(unit.cells) + 1)
-        turns = [(*unit.cells, None)[index] for index in order]
-        seconds = self._round(turns, flow, batch)
-        encode_s = seconds[None].value
+        flow, batch = bench.flow(first), bench.batch(first)
+        bench.keep("warm", first.group_id, lambda: self._warm(unit, bench, flow, batch))
+        names = {"group_id": first.group_id, "session": bench.session}
+        sentinels = [self._sentinel(first, place, bench, flow, batch) for place in self._before(unit.round)]
+        with watch(first.device) as conditions:
+            timings = self._timings(unit, bench, flow, batch)
+        if unit.round == self.rounds - 1:
+            sentinels.append(self._sentinel(first, "end", bench, flow, batch))
         return {
-            "timings": [
-                describe(cell, flow)
-                | {
-                    "session": self.bench.session,
-                    "round": unit.round,
-                    "position": turns.index(cell),
-                    "wall_s": (wall_s := seconds[cell].value),
-                    "images_per_s": wall_s and cell.batch_size / wall_s,
-                    "encode_s": encode_s,
-                    "forward_ratio": wall_s and encode_s and wall_s / encode_s,
-                    **seconds[cell].outcome,
-                }
-                for cell in unit.cells
-            ]
+            "timings": timings,
+            "devices": [names | {"round": unit.round, **conditions}],
+            "sentinels": [names | sentinel for sentinel in sentinels],
         }
 
-    def _round(self, turns: Sequence[Cell | None], flow: CausalFlow, batch: Batch) -> dict[Cell | None, Attempt[float]]:
+    def _before(self, number: int) -> list[str]:
+        """The sentinels that are due before a round."""
+        return [place for place, at in (("start", 0), ("middle", self.rounds // 2)) if number == at][:1]
+
+    def _sentinel(self, cell: Cell, place: str, bench: Bench, flow: CausalFlow, batch: Batch) -> dict[str, Any]:
+        """The baseline once more, whatever the matrix measures: the median of up to three decodes of the batch."""
+        decoder = bench.keep("sentinel", cell.group_id, lambda: build_decoder(BASELINE))
+
+        def once() -> float:
+            return timed(lambda: decode(decoder, flow, batch), cell.device)[0]
+
+        def several() -> float:
+            times = [once()]
+            while len(times) < SENTINELS and sum(times) < SENTINEL_S:
+                times.append(once())
+            return float(np.median(times))
+
+        gc.collect()
+        attempt = bench.attempt(cell, "sentinel", several)
+        return {"place": place, "wall_s": attempt.value, **attempt.outcome}
+
+    def _warm(self, unit: Unit, bench: Bench, flow: CausalFlow, batch: Batch) -> None:
+        for _ in range(self.warmup):
+            self._round(unit.cells, bench, flow, batch)
+
+    def _timings(self, unit: Unit, bench: Bench, flow: CausalFlow, batch: Batch) -> Rows:
+        first = unit.cells[0]
+        order = np.random.default_rng([int(first.group_id, 16), unit.round]).permutation(len(unit.cells) + 1)
+        turns = [(*unit.cells, None)[index] for index in order]
+        seconds = self._round(turns, bench, flow, batch)
+        encode_s = seconds[None].value
+        return [
+            describe(cell, flow)
+            | {
+                "session": bench.session,
+                "round": unit.round,
+                "position": turns.index(cell),
+                "wall_s": (wall_s := seconds[cell].value),
+                "images_per_s": wall_s and cell.batch_size / wall_s,
+                "encode_s": encode_s,
+                "forward_ratio": wall_s and encode_s and wall_s / encode_s,
+                **seconds[cell].outcome,
+            }
+            for cell in unit.cells
+        ]
+
+    def _round(
+        self, turns: Sequence[Cell | None], bench: Bench, flow: CausalFlow, batch: Batch
+    ) -> dict[Cell | None, Attempt[float]]:
         """Seconds of each cell's decode, and of one encode where a turn is None."""
         gc.collect()  # once a round: it takes as long as many a decode, and is held off while the clock runs
-        return {cell: self._encode(flow, batch) if cell is None else self._decode(cell, flow, batch) for cell in turns}
+        return {
+            cell: self._encode(flow, batch) if cell is None else self._decode(cell, bench, flow, batch)
+            for cell in turns
+        }
 
-    def _decode(self, cell: Cell, flow: CausalFlow, batch: Batch) -> Attempt[float]:
-        if cell.cell_id in self.bench.failed:
-            return self.bench.failed[cell.cell_id]
+    def _decode(self, cell: Cell, bench: Bench, flow: CausalFlow, batch: Batch) -> Attempt[float]:
+        if cell.cell_id in bench.failed:
+            return bench.failed[cell.cell_id]
 
         def measure() -> float:
-            decoder = self.bench.decoder(cell)
+            decoder = bench.decoder(cell)
             seconds, result = timed(lambda: decode(decoder, flow, batch), cell.device)
             require_finite(result)
             return seconds
 
-        attempt = self.bench.attempt(cell, self.name, measure)
+        attempt = bench.attempt(cell, self.name, measure)
         if not attempt.ok:
-            self.bench.failed[cell.cell_id] = attempt
+            bench.failed[cell.cell_id] = attempt
         return attempt
 
     @staticmethod

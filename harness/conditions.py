@@ -1,0 +1,171 @@
+"""In what state a device was while something was timed: clock, temperature, throttling, and what else ran on it.
+
+Whatever a platform does not tell is None. NVIDIA's GPUs tell through nvidia-ml-py, where it is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_THROTTLES = "cpu*/thermal_throttle/*_throttle_count"
+_CPUS = Path("/sys/devices/system/cpu")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A device at one moment.
+
+    Args:
+        clock_hz: of the GPU's multiprocessors, or the mean over CPU cores.
+        temperature_c: of the GPU, or of the hottest CPU sensor.
+        reasons: why its clock is held back now, where it tells.
+        throttles: how often the CPU was held back since the system started.
+        foreign_processes: besides this one that compute on the GPU.
+        load: processes that ran or waited to, mean over the last minute.
+        busy_s: processor seconds that the whole machine has worked since it started.
+        own_s: those of this process since it started.
+        at_s: when.
+    """
+
+    clock_hz: float | None
+    temperature_c: float | None
+    reasons: tuple[str, ...] | None
+    throttles: int | None
+    foreign_processes: int | None
+    load: float | None
+    busy_s: float
+    own_s: float
+    at_s: float
+
+
+@contextmanager
+def watch(device: str) -> Iterator[dict[str, Any]]:
+    """The columns of `devices` for what runs meanwhile, filled in at its end.
+
+    Args:
+        device: ``"cpu"``, or ``"cuda"`` for the first visible GPU.
+
+    Example:
+        >>> with watch("cpu") as conditions:
+        ...     total = sum(range(1000))
+        >>> conditions["foreign_cpus"] >= 0
+        True
+    """
+    conditions: dict[str, Any] = {}
+    before = read(device)
+    yield conditions
+    conditions |= between(before, read(device))
+
+
+def between(before: Reading, after: Reading) -> dict[str, Any]:
+    """The columns of `devices` for what ran between two readings.
+
+    `foreign_cpus` is the mean number of processors that others kept busy: what the machine worked, less what this
+    process did, over the time. The system counts in hundredths of a second, so a short time says little.
+    """
+    seconds = max(after.at_s - before.at_s, 1e-9)
+    foreign = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+    reasons = sorted({*(before.reasons or ()), *(after.reasons or ())})
+    if before.throttles is not None and after.throttles is not None and after.throttles > before.throttles:
+        reasons.append("thermal")
+    tells = before.reasons is not None or before.throttles is not None
+    return {
+        "clock_start_hz": before.clock_hz,
+        "clock_end_hz": after.clock_hz,
+        "temperature_start_c": before.temperature_c,
+        "temperature_end_c": after.temperature_c,
+        "throttled": bool(reasons) if tells else None,
+        "throttle_reasons": ",".join(reasons) if tells else None,
+        "load_start": before.load,
+        "foreign_cpus": max(foreign / seconds, 0.0),
+        "foreign_processes": max(
+            (count for count in (before.foreign_processes, after.foreign_processes) if count is not None), default=None
+        ),
+    }
+
+
+def read(device: str) -> Reading:
+    """Read a device now; takes about a millisecond."""
+    gpu = _gpu() if device == "cuda" else None
+    cpu = psutil.cpu_times()
+    idle = cpu.idle + getattr(cpu, "iowait", 0.0)
+    guest = getattr(cpu, "guest", 0.0) + getattr(cpu, "guest_nice", 0.0)  # counted in user and nice already
+    load = None
+    with suppress(OSError, AttributeError):
+        load = os.getloadavg()[0]
+    return Reading(
+        clock_hz=gpu["clock_hz"] if gpu else _clock() if device == "cpu" else None,
+        temperature_c=gpu["temperature_c"] if gpu else _temperature() if device == "cpu" else None,
+        reasons=gpu["reasons"] if gpu else None,
+        throttles=_throttles() if device == "cpu" else None,
+        foreign_processes=gpu["foreign_processes"] if gpu else None,
+        load=load,
+        busy_s=sum(cpu) - idle - guest,
+        own_s=time.process_time(),
+        at_s=time.perf_counter(),
+    )
+
+
+def _clock() -> float | None:
+    with suppress(OSError, NotImplementedError, AttributeError, RuntimeError):
+        frequency = psutil.cpu_freq()
+        return frequency.current * 1e6 if frequency and frequency.current else None
+    return None
+
+
+def _temperature() -> float | None:
+    with suppress(OSError, AttributeError):
+        sensors = psutil.sensors_temperatures()
+        found = [entry.current for name in ("coretemp", "k10temp", "cpu_thermal") for entry in sensors.get(name, [])]
+        return max(found, default=None)
+    return None
+
+
+def _throttles() -> int | None:
+    """Times that any core or package of an Intel processor was too hot; None where the kernel does not count them."""
+    with suppress(OSError, ValueError):
+        counts = [int(path.read_text()) for path in _CPUS.glob(_THROTTLES)]
+        return sum(counts) if counts else None
+    return None
+
+
+def _gpu() -> dict[str, Any] | None:
+    """What NVML says of this process's first visible GPU."""
+    try:
+        import pynvml
+        import torch
+
+        pynvml.nvmlInit()
+        try:
+            properties = torch.cuda.get_device_properties(0)
+            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
+            held = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+            return {
+                "clock_hz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6,
+                "temperature_c": float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+                "reasons": tuple(name for name, bit in _reasons(pynvml).items() if held & bit),
+                "foreign_processes": max(len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1, 0),
+            }
+        finally:
+            pynvml.nvmlShutdown()
+    except (ImportError, AttributeError):
+        return None
+    except pynvml.NVMLError:  # no driver, or a GPU that does not tell
+        return None
+
+
+def _reasons(nvml: Any) -> dict[str, int]:
+    """Reasons that slow a GPU down; that it is idle, or runs at the clock that was asked for, is none."""
+    return {
+        "thermal": nvml.nvmlClocksThrottleReasonSwThermalSlowdown | nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+        "power": nvml.nvmlClocksThrottleReasonSwPowerCap | nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
+        "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
+    }

@@ -1,0 +1,33 @@
+"""What runs on the machines of a Ray cluster; nothing heavy: the GPU is chosen before torch is imported."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+
+class RayWorker:
+    """An actor that measures the units of one job.
+
+    Args:
+        job: pickled.
+    """
+
+    def __init__(self, job: bytes) -> None:
+        self._job = job
+        self._laboratory: Any = None
+
+    def ready(self) -> None:
+        """Answered once the actor has its device."""
+
+    def measure(self, unit: bytes, inputs: Sequence[bytes]) -> tuple[bool, Any]:
+        """Whether a pickled unit was measured, and what it came to: its outcome, or what was raised."""
+        try:
+            if self._laboratory is None:
+                from harness.jobs import Laboratory
+
+                self._laboratory = Laboratory(pickle.loads(self._job))
+            return True, self._laboratory(pickle.loads(unit), inputs)
+        except Exception as error:  # a failed constructor or call would look like a lost worker
+            return False, (type(error).__name__, str(error))
