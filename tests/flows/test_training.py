@@ -332,7 +332,7 @@ def test_what_is_no_configuration_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="cannot be read as TOML"):
         read_config(str(tmp_path / "bad.toml"))
     (tmp_path / "short.toml").write_text("dataset = 'digits'")
-    with pytest.raises(HarnessError, match="patch: field required"):
+    with pytest.raises(HarnessError, match="steps: field required"):
         read_config(str(tmp_path / "short.toml"))
 
 

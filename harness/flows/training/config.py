@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationError
 
 from harness.errors import HarnessError, unknown
+from harness.files import file_name, read_toml
 from harness.flows.checkpoints import ASSETS
 from harness.flows.training.course import MAY_CHANGE, Count, Course
 from harness.flows.training.maf_config import MafConfig
@@ -95,11 +95,7 @@ def read_config(name_or_path: str, **overrides: object) -> tuple[str, TrainingCo
         raise HarnessError(
             f"{unknown('training configuration', name_or_path, shipped_configs())}; or give the path of a TOML file"
         )
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise HarnessError(f"'{path}' cannot be read as TOML: {error}") from error
-    values |= {key: value for key, value in overrides.items() if value is not None}
+    values = read_toml(path) | {key: value for key, value in overrides.items() if value is not None}
     if extra := sorted(set(values) - set(TrainingConfig.model_fields)):
         raise HarnessError(f"'{path}': {unknown('key', extra[0], TrainingConfig.model_fields)}")
     try:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from harness.errors import CheckpointError, HarnessError
-from harness.flows.training.config import TrainingConfig
+from harness.flows.training.course import Course
 
-COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "wall_s", "held_out_bits_per_dim")
+COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "wall_s")
+BITS = "held_out_bits_per_dim"
 
 Row = dict[str, Any]
 
@@ -24,13 +25,14 @@ class TrainingFolder:
 
     Args:
         path: created when the run starts.
+        measures: columns of the curve beside `COLUMNS`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, measures: tuple[str, ...] = (BITS,)) -> None:
+        self.path, self.columns = path, (*COLUMNS, *measures)
         self.checkpoint, self.curve = path / "checkpoint.pt", path / "curve.csv"
 
-    def state(self, config: TrainingConfig, resume: bool, device: torch.device) -> dict[str, Any] | None:
+    def state(self, config: Course, resume: bool, device: torch.device) -> dict[str, Any] | None:
         """The state to continue from, or None when the run starts from the beginning.
 
         Raises:
@@ -43,7 +45,7 @@ class TrainingFolder:
             return None
         try:
             state = torch.load(self.checkpoint, map_location=device, weights_only=True)
-            before = TrainingConfig.model_validate_json(state["config"])
+            before = type(config).model_validate_json(state["config"])
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"'{self.checkpoint}' cannot be read as the state of a training: {reason}") from error
@@ -73,11 +75,11 @@ class TrainingFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             kept = self.rows()[:start]
             with replacing(self.curve) as partial, partial.open("w", newline="") as file:
-                table = csv.DictWriter(file, COLUMNS)
+                table = csv.DictWriter(file, self.columns)
                 table.writeheader()
                 table.writerows(kept)
             with self.curve.open("a", newline="", buffering=1) as file:
-                yield csv.DictWriter(file, COLUMNS).writerow
+                yield csv.DictWriter(file, self.columns).writerow
         except OSError as error:
             raise HarnessError(f"the folder '{self.path}' cannot be written: {error}") from error
 

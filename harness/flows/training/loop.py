@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from harness.errors import HarnessError
 from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
 from harness.flows.training.config import TrainingConfig
 from harness.flows.training.data import Batches
-from harness.flows.training.folder import Row, TrainingFolder
+from harness.flows.training.folder import BITS, Row, TrainingFolder
 from harness.flows.training.likelihood import Splits
 from harness.flows.training.release import Decode, Release
+from harness.flows.training.running import average, decay_at, limited_threads, progress
 
 VAR_RATE = 0.1
 """Of the running mean of z**2, the learned prior of a volume-preserving flow, as in the published training."""
@@ -73,7 +73,7 @@ def train(
 
     bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     precision = {"auto": "bf16" if bfloat16 else "no", "float32": "no", "bfloat16": "bf16"}[config.precision]
-    with _threads(config.threads):
+    with limited_threads(config.threads):
         splits = Splits.of(
             load_dataset(config.dataset, "train", root=root, size=config.size),
             load_dataset(config.dataset, "test", root=root, size=config.size),
@@ -117,11 +117,11 @@ class _Run:
         )
         # Only the first process writes; the others never call this.
         writer: Any = self.folder.writer(start) if self.main else nullcontext()
-        with writer as write, _progress(start, config.steps, self.main) as show:
+        with writer as write, progress(start, config.steps, self.main, BITS, "bits/dim held out") as show:
             for step, (images, labels) in enumerate(loader, start=start + 1):
                 row = self._step(step, images, labels)
                 if self.main:
-                    row["held_out_bits_per_dim"] = self._keep(step)
+                    row[BITS] = self._keep(step)
                     write(row)
                     if step % config.checkpoint_every == 0 or step == config.steps:
                         self._save(step)
@@ -162,8 +162,7 @@ class _Run:
         self.optimizer.step()
         if config.volume_preserving:
             self.flow.var.lerp_(accelerator.reduce(squares, "mean"), VAR_RATE)
-        # Early averages are short, so that they are not those of the random start.
-        _average(self.ema, self.flow, min(config.ema, step / (step + 9)))
+        average(self.ema, self.flow, decay_at(step, config.ema))
         wall_s = time.perf_counter() - began
         return {"step": step, "loss": value, "learning_rate": rate, "grad_norm": float(norm), "wall_s": wall_s}
 
@@ -198,43 +197,3 @@ def flow_config(config: TrainingConfig, splits: Splits) -> TarFlowConfig:
         num_classes=splits.num_classes if config.conditional else 0,
         volume_preserving=config.volume_preserving,
     )
-
-
-@torch.no_grad()
-def _average(ema: nn.Module, flow: nn.Module, decay: float) -> None:
-    """Exponential moving average of parameters and buffers."""
-    for average, current in zip(ema.state_dict().values(), flow.state_dict().values(), strict=True):
-        average.lerp_(current, 1 - decay)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _progress(start: int, steps: int, shown: bool) -> Iterator[Any]:
-    """A function that shows a row: a bar with the time left, and a line per evaluation."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
-        task = progress.add_task("training", total=steps, completed=start, loss=math.nan)
-
-        def show(row: Row) -> None:
-            progress.update(task, completed=row["step"], loss=row["loss"])
-            if (bits := row["held_out_bits_per_dim"]) is not None:
-                progress.console.print(f"step {row['step']}: loss {row['loss']:.4f}, held out {bits:.4f} bits/dim")
-
-        yield show
