@@ -1,12 +1,14 @@
-"""Files that are whole or not there at all, and names that stay inside the folder they are used in."""
+"""Files that are whole or not there at all, names that stay inside the folder they are used in, and TOML."""
 
 from __future__ import annotations
 
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -40,6 +42,30 @@ def file_name(kind: str, name: str) -> str:
         f"{name[:LONGEST_NAME]!r} cannot name {kind}: files are called so; use letters, digits, dots and dashes, "
         f"at most {LONGEST_NAME}"
     )
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        HarnessError: it cannot be read as TOML.
+    """
+    try:
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HarnessError(f"'{path}' cannot be read as TOML: {error}") from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import HarnessError, unknown
+from harness.files import file_name, parse_toml, read_toml
 
 SHIPPED = Path(str(files("harness"))) / "matrices"
 GROUP = "harness.matrices"
@@ -164,6 +164,11 @@ class Matrix(Table):
     memory: Switch = Switch()
     residuals: Switch = Switch()
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return file_name("a matrix", name)
+
     @model_validator(mode="after")
     def _filters_name_what_is_there(self) -> Self:
         known = {
@@ -225,18 +230,6 @@ def load_matrix(name_or_path: str, profile: str | None = None, overrides: Mappin
     return build_matrix({"name": path.stem} | read_toml(path), f"'{path}'", profile, overrides)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Raises:
-        HarnessError: it cannot be read as TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise HarnessError(f"'{path}' cannot be read as TOML: {error}") from error
-
-
 def build_matrix(
     raw: Mapping[str, Any], where: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Matrix:
@@ -284,8 +277,8 @@ def parse_decoder(spec: str) -> dict[str, Any]:
         if not equals or not key:
             raise HarnessError(f"'{option}' in decoder '{spec}' should read option=value")
         try:
-            table[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+            table[key] = parse_toml(f"value = {value}")["value"]
+        except ValueError:
             table[key] = value
     return table
 

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from harness.decoders.base import Decoder, LayerTrace, build_decoder, decoders
 from harness.decoders.fits import checkpoint_digest, stored_beside
 from harness.errors import HarnessError, unknown
+from harness.files import read_toml, write_text
 from harness.flows.base import CausalFlow, CausalLayer, Condition
 from harness.flows.tap import untapped
 
@@ -90,8 +90,7 @@ class LayerSchedule:
         for choice in self.layers:
             lines += ["", "[[layers]]", f"decoder = {json.dumps(choice.decoder)}"]
             lines += [f"{name} = {json.dumps(value)}" for name, value in choice.options.items()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> LayerSchedule:
@@ -100,14 +99,12 @@ class LayerSchedule:
         Raises:
             HarnessError: no such file, or not a schedule.
         """
+        facts = read_toml(path)
         try:
-            facts = tomllib.loads(path.read_text())
             layers = tuple(LayerChoice(layer.pop("decoder"), layer) for layer in facts["layers"])
             budget = None if facts["budget"] == "sejd" else float(facts["budget"])
             numbers = {name: float(facts[name]) for name in ("allowed", "deviation", "predicted_s")}
             schedule = cls(layers, facts["device"], int(facts["batch"]), budget, digest=facts["checkpoint"], **numbers)
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise HarnessError(f"the schedule '{path}' cannot be read: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise HarnessError(f"'{path}' is not a schedule as `harness tune` writes it: {error!r}") from error
         for choice in layers:

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import CheckpointError
+from harness.files import make_folder, replacing
 from harness.flows.base import CausalFlow
 from harness.flows.checkpoints import digest
 from harness.flows.tap import untapped
@@ -124,10 +125,9 @@ class Calibration:
                 if fitted.bias is not None:
                     tensors[f"{key}.bias"] = fitted.bias.cpu().contiguous()
         metadata = {"format": FORMAT, "digest": self.digest, "samples": str(self.samples), "lags": json.dumps(lags)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(tensors, partial, metadata)
-        partial.replace(path)
+        make_folder(path.parent)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
