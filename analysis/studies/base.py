@@ -18,7 +18,8 @@ class Finding:
         claim: its key in ``claims.toml``.
         flow: what it was measured on, or why nothing could be, such as ``"none"``.
         measured: one sentence; its numbers come from the tables.
-        agrees: whether the measurement bears the claim out by `criterion`; None where it cannot be measured here.
+        agrees: whether the measurement bears the claim out by `criterion`; None where it cannot be measured
+            here. Of an open question: whether the measurement answers it.
         criterion: when we say so, or why it cannot be measured.
         timed: whether the sentence or the verdict rests on wall times or measured memory, which no rerun repeats.
     """

@@ -17,6 +17,9 @@ from harness.errors import HarnessError, unknown
 STORED = ("claims.csv", "claims-timed.csv")
 """Where a study's findings are kept: those that a rerun repeats exactly, and those that rest on clocks."""
 
+_VERDICTS = {True: "agree", False: "disagree", None: "mixed"}
+_ANSWERS = {True: "answered", False: "open", None: "partly answered"}
+
 _COLUMNS = [field.name for field in fields(Finding) if field.name != "timed"]
 
 
@@ -45,7 +48,8 @@ class Row:
 
     Args:
         claim: what the paper says.
-        verdict: ``"agree"``, ``"disagree"``, ``"mixed"`` (flows differ), ``"not measurable here"`` or ``"not run"``.
+        verdict: ``"agree"``, ``"disagree"`` or ``"mixed"`` (flows differ); of an open question ``"answered"``,
+            ``"open"`` or ``"partly answered"``; ``"not measurable here"``, ``"not run"``.
         findings: study and finding, one for each flow.
     """
 
@@ -108,7 +112,8 @@ def rows(findings: Sequence[tuple[str, Finding]]) -> list[Row]:
         own = [(study, finding) for study, finding in findings if finding.claim == claim.id]
         verdicts = {finding.agrees for _, finding in own} - {None}
         if verdicts:
-            verdict = "mixed" if len(verdicts) == 2 else "agree" if True in verdicts else "disagree"
+            words = _ANSWERS if claim.kind == "open question" else _VERDICTS
+            verdict = words[None if len(verdicts) == 2 else verdicts.pop()]
         else:
             verdict = "not measurable here" if own or claim.beyond else "not run"
         table.append(Row(claim, verdict, own))

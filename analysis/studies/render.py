@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 
 from analysis.load import Runs, load
-from analysis.plot import as_text, listing, quantity, rows_of, times
+from analysis.plot import DASH, as_text, listing, quantity, rows_of, times
 from analysis.render import save, settle, write_csv
 from analysis.studies.base import Findings
 from analysis.studies.claims import checked, read_findings, rows, write_findings
@@ -137,14 +137,15 @@ def machine(runs: Runs) -> str:
     return listing(told)
 
 
-def markdown(frame: pd.DataFrame, headings: Mapping[str, str] | None = None) -> str:
-    """A frame as a Markdown table: the columns of `headings`, by default all of them.
+def markdown(frame: pd.DataFrame, headings: Mapping[str, str] | None = None, shares: Collection[str] = ()) -> str:
+    """A frame as a Markdown table: the columns of `headings`, by default all of them; `shares` are told in per cent.
 
-    >>> print(markdown(pd.DataFrame({"tau": [0.5], "fid": [18.412]}), {"tau": "tau", "fid": "FID"}))
-    | tau | FID |
+    >>> print(markdown(pd.DataFrame({"tau": [0.5], "rise": [0.0412]}), {"tau": "tau", "rise": "rise"}, ["rise"]))
+    | tau | rise |
     |---|---|
-    | 0.5 | 18.4 |
+    | 0.5 | 4.1 % |
     """
+    frame = frame.assign(**{name: [percent(share, 1) for share in frame[name]] for name in shares})
     head, *body = (f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in rows_of(as_text(frame, headings)))
     return "\n".join([head, "|" + "---|" * (len(headings) if headings else frame.shape[1]), *body])
 
@@ -174,9 +175,9 @@ def percent(share: float, digits: int = 0) -> str:
     """A share as text.
 
     >>> percent(0.052), percent(float("nan"))
-    ('5 %', 'not measured')
+    ('5 %', '–')
     """
-    return "not measured" if pd.isna(share) else f"{100 * share:.{digits}f} %"
+    return DASH if pd.isna(share) else f"{100 * share:.{digits}f} %"
 
 
 def _environment() -> jinja2.Environment:

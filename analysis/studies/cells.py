@@ -1,0 +1,72 @@
+"""Whole decodes as studies read them: what a rerun repeats, and what clocks said, one row for each cell."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.load import BASELINE, Runs, ranked
+from harness.statistics import layer_costs
+
+NAMES = ["flow", "dataset", "checkpoint", "decoder", "series", "tau", "batch_size", "num_tokens", "num_layers"]
+"""What a cell is called in every table of a study."""
+
+_QUALITY = ["fid", "kid", "kid_std", "num_samples", "deviation_rmse", "deviation_max", "reconstruction_mse"]
+
+
+def deterministic(runs: Runs) -> pd.DataFrame:
+    """Cost and quality of every cell: the same from run to run on one machine.
+
+    Returns:
+        The columns of `NAMES`; fpe, depth and iterations (of each layer, as text); those of the table `quality`;
+        fid_rise, the share by which FID is above sequential's in the same group and by the same features.
+    """
+    cells = runs.cells[["cell_id", "group_id", *NAMES]]
+    shape = cells[["cell_id", "num_tokens", "num_layers"]]
+    costs = layer_costs(runs.tables["layers"].merge(shape, on="cell_id")).drop(columns="modes")
+    quality = runs.tables["quality"]
+    quality = quality.loc[quality["status"] == "ok", ["cell_id", "fid_features", *_QUALITY]]
+    frame = cells.merge(costs, on="cell_id", how="left").merge(quality, on="cell_id", how="left")
+    exact = frame.loc[frame["decoder"] == BASELINE, ["group_id", "fid_features", "fid"]].dropna()
+    exact = exact.drop_duplicates(["group_id", "fid_features"])
+    frame = frame.merge(exact.rename(columns={"fid": "fid_exact"}), on=["group_id", "fid_features"], how="left")
+    frame = frame.assign(fid_rise=frame["fid"] / frame["fid_exact"] - 1)
+    return ranked(frame)[[*NAMES, "fpe", "depth", "iterations", *_QUALITY, "fid_rise"]]
+
+
+def layerwise(runs: Runs) -> pd.DataFrame:
+    """Iterations and mode of every layer of every cell; the columns of `NAMES` before them."""
+    rows = runs.tables["layers"][["cell_id", "layer", "mode", "iterations", "converged", "flags"]]
+    return ranked(rows.merge(runs.cells[["cell_id", *NAMES]], on="cell_id"), "layer").drop(columns="cell_id")[
+        [*NAMES, "layer", "mode", "iterations", "converged", "flags"]
+    ]
+
+
+def speed(runs: Runs) -> pd.DataFrame:
+    """Wall times of every timed cell: medians, and the paired speed-up over sequential with its 95 % interval.
+
+    Returns:
+        The columns of `NAMES`; wall_s, speedup, low, high, forward_ratio, rounds; first_layer_share, that of layer 1
+        in one decode.
+    """
+    share = runs.tables["layers"].assign(first=lambda rows: rows["wall_s"].where(rows["layer"] == 1, 0.0))
+    share = share.groupby("cell_id")[["first", "wall_s"]].sum()
+    share = (share["first"] / share["wall_s"]).rename("first_layer_share").reset_index()
+    timed = runs.speedups[["cell_id", "wall_s", "speedup", "low", "high", "forward_ratio", "rounds"]]
+    frame = runs.cells[["cell_id", *NAMES]].merge(timed, on="cell_id").merge(share, on="cell_id", how="left")
+    return ranked(frame).drop(columns="cell_id")
+
+
+def faster(row: dict) -> bool | None:
+    """Whether a speed-up is above 1 with all of its interval; None where too few rounds support one."""
+    return None if pd.isna(row["low"]) else bool(row["low"] > 1)
+
+
+def slower(row: dict) -> bool | None:
+    """Whether a speed-up is below 1 with all of its interval; None where too few rounds support one."""
+    return None if pd.isna(row["high"]) else bool(row["high"] < 1)
+
+
+def told(row: dict) -> str:
+    """A speed-up with its interval."""
+    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{row['speedup']:.2f}x{interval}"
