@@ -9,6 +9,7 @@ from analysis.load import Runs
 from analysis.plot import DASH, listing
 from analysis.render import Grid
 from harness.breaks import break_conditions, warnings
+from harness.drift import doubts
 from harness.statistics import MIN_ROUNDS
 
 
@@ -77,7 +78,7 @@ def _notes(runs: Runs) -> list[str]:
     places = {_environment(run.manifest).get("fingerprint") for run in runs.runs}
     if len(places) > 1:
         notes.append("The runs come from different machines or versions of torch: their absolute times do not compare.")
-    return notes
+    return notes + doubts(cells, runs.tables["sentinels"], runs.tables["devices"])
 
 
 def method(runs: Runs) -> list[str]:

@@ -271,11 +271,26 @@ def run_command(
               "SIGMA is the noise in training, by default the checkpoint's own.")  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
-def sample_command(**options: Any) -> None:
-    """Draw samples from FLOW, a shipped flow's name or a checkpoint file, and write them as one PNG grid."""
-    from harness.sampling import sample_to_grid
+@click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
+              help="Where folders and Parquet files are drawn.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="CPU processes at a time.")
+def sample_command(out: Path, threads: int | None, on: str, workers: int, **options: Any) -> None:
+    """Draw samples from FLOW, a shipped flow's name or a checkpoint file.
 
-    click.echo(sample_to_grid(**options))
+    --out says how they are written: a .png is one grid, a .parquet a table of images, anything else a folder of them.
+    The latter two are drawn in shards; the same command goes on where a killed one stopped.
+    """
+    from harness.sampling import read_request, sample_to_grid
+
+    request = read_request(**options)
+    if out.suffix == ".png":
+        click.echo(sample_to_grid(request, out, threads))
+        return
+    from harness.drawing import draw_to_files
+    from harness.executors.choose import executor
+    from harness.progress import reporter
+
+    click.echo(draw_to_files(request, out, executor(on, workers), reporter(), threads=threads))
 
 
 @app.command("calibrate")

@@ -20,7 +20,7 @@ from harness.environment import environment
 from harness.errors import HarnessError, StoreError
 from harness.executors.base import Executor
 from harness.executors.local import Local
-from harness.executors.schedule import Finished, Lost, Started, measure
+from harness.executors.schedule import RETRIES, Finished, Lost, Started, measure
 from harness.files import make_folder, replacing
 from harness.flows import CausalFlow, load_flow
 from harness.jobs import Outcome, jobs_of
@@ -33,9 +33,6 @@ from harness.plan import Cell, expand
 from harness.progress import Reporter
 from harness.store import MANIFEST, Run, RunStore
 from harness.tables import TABLES
-
-RETRIES = 2
-"""Times that a job whose worker was lost is run again."""
 
 
 def run_matrix(

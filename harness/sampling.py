@@ -1,12 +1,13 @@
-"""`harness sample`: draw images from a flow with any decoder and write them as one grid."""
+"""`harness sample`: draw images from a flow with any decoder; here as one grid, in `harness.drawing` as many files."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,7 @@ def draw_samples(
     guidance: Guidance | None = None,
     batch_size: int = 64,
     denoise: float | None = None,
+    first: int = 0,
 ) -> Sampled:
     """Draw `count` samples: the same ones as the quality pass of a run with this seed compares.
 
@@ -64,6 +66,7 @@ def draw_samples(
         guidance: classifier-free guidance.
         batch_size: samples decoded together, the scope of most stopping rules.
         denoise: standard deviation of the noise that the flow was trained with, for one denoising step.
+        first: global index of the first sample.
 
     Raises:
         HarnessError: the data are no images, labels the flow does not have, or denoising that it cannot do.
@@ -73,9 +76,9 @@ def draw_samples(
     if denoise is not None and not hasattr(flow, "denoise"):
         raise HarnessError("this flow has no denoising step")
     images, batches, start = [], [], time.perf_counter()
-    for first in range(0, count, batch_size):
-        indices = range(first, min(first + batch_size, count))
-        turns = cycling_labels(flow, indices) if labels is None else _turns(labels, indices)
+    for start in range(first, first + count, batch_size):
+        indices = range(start, min(start + batch_size, first + count))
+        turns = sample_labels(flow, labels, indices)
         result = decoder.decode(flow, indexed_latents(flow, seed, indices), turns, guidance)
         batch = result.images
         assert batch is not None  # the flow has an image shape
@@ -86,10 +89,50 @@ def draw_samples(
     return Sampled(torch.cat(images), batches, time.perf_counter() - start)
 
 
-def sample_to_grid(
+@dataclass(frozen=True)
+class Request:
+    """What is drawn; plain values, so that it travels.
+
+    Args:
+        checkpoint: a file.
+        decoder: its name and options, as a table of a matrix.
+        count, seed, labels, guidance, batch_size, denoise: see `draw_samples`.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    checkpoint: str
+    decoder: Mapping[str, Any]
+    count: int
+    seed: int
+    labels: tuple[int, ...] | None
+    guidance: Guidance | None
+    batch_size: int
+    denoise: float | None
+    device: str
+
+    def draw(self, flow: CausalFlow, indices: range) -> Sampled:
+        """The samples with these global indices, whose start is a multiple of the batch size."""
+        table = dict(self.decoder)
+        return draw_samples(
+            flow,
+            build_decoder(table.pop("name"), **table),
+            len(indices),
+            seed=self.seed,
+            labels=self.labels,
+            guidance=self.guidance,
+            batch_size=self.batch_size,
+            denoise=self.denoise,
+            first=indices.start,
+        )
+
+    def load(self) -> CausalFlow:
+        """The flow."""
+        return load_flow(self.checkpoint, device=self.device)
+
+
+def read_request(
     flow: str,
     spec: str,
-    out: Path,
     *,
     count: int = 64,
     tau: float | None = None,
@@ -102,21 +145,46 @@ def sample_to_grid(
     temperature: float = 1.0,
     denoise: str | None = None,
     device: str = "auto",
-    threads: int | None = None,
-) -> str:
-    """Draw samples and write them as one PNG, nearly square, small images magnified.
+) -> Request:
+    """What the command line asks to draw.
 
     Args:
         flow: a shipped flow's name or a checkpoint file.
         spec: the decoder, as ``"NAME option=value ..."``.
-        out: the PNG.
         tau: in place of the decoder's own.
         labels: comma-separated classes.
         guidance: scale; the next three are the other arguments of `Guidance`.
         denoise: the training noise, ``"auto"`` for what the checkpoint tells, or None for no denoising.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
-        threads: of torch on the CPU.
         count, seed, batch_size: see `draw_samples`.
+
+    Raises:
+        HarnessError: anything that cannot be done as asked.
+    """
+    path = checkpoint_path(flow)
+    table = parse_decoder(spec) | ({} if tau is None else {"tau": tau})
+    build_decoder(**table)  # refused here, before anything is drawn
+    sigma = None if denoise is None else training_noise(path) if denoise == "auto" else _number(denoise, "--denoise")
+    return Request(
+        checkpoint=str(path),
+        decoder=table,
+        count=count,
+        seed=seed,
+        labels=None if labels is None else tuple(int(_number(part, "--labels")) for part in labels.split(",")),
+        guidance=None if guidance is None else Guidance(guidance, guidance_components, annealed, temperature),
+        batch_size=batch_size,
+        denoise=sigma,
+        device=resolve_device(device),
+    )
+
+
+def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> str:
+    """Draw samples and write them as one PNG, nearly square, small images magnified.
+
+    Args:
+        request: what is drawn.
+        out: the PNG.
+        threads: of torch on the CPU.
 
     Returns:
         A sentence on what was written.
@@ -126,22 +194,10 @@ def sample_to_grid(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    path = checkpoint_path(flow)
-    table = parse_decoder(spec) | ({} if tau is None else {"tau": tau})
-    decoder = build_decoder(table.pop("name"), **table)
-    sigma = None if denoise is None else training_noise(path) if denoise == "auto" else _number(denoise, "--denoise")
-    drawn = draw_samples(
-        load_flow(path, device=resolve_device(device)),
-        decoder,
-        count,
-        seed=seed,
-        labels=None if labels is None else [int(_number(part, "--labels")) for part in labels.split(",")],
-        guidance=None if guidance is None else Guidance(guidance, guidance_components, annealed, temperature),
-        batch_size=batch_size,
-        denoise=sigma,
-    )
-    save_grid(drawn.images, out, math.ceil(math.sqrt(count)), scale=max(1, 32 // drawn.images.shape[-1]))
-    return f"{out}: {count} samples in {drawn.wall_s:.2f} s, {drawn.fpe:.2f} forward-pass equivalents each"
+    drawn = request.draw(request.load(), range(request.count))
+    columns = math.ceil(math.sqrt(request.count))
+    save_grid(drawn.images, out, columns, scale=max(1, 32 // drawn.images.shape[-1]))
+    return f"{out}: {request.count} samples in {drawn.wall_s:.2f} s, {drawn.fpe:.2f} forward-pass equivalents each"
 
 
 def _number(text: str, option: str) -> float:
@@ -154,7 +210,10 @@ def _number(text: str, option: str) -> float:
     return value
 
 
-def _turns(labels: Sequence[int], indices: range) -> Tensor:
+def sample_labels(flow: CausalFlow, labels: Sequence[int] | None, indices: range) -> Tensor | None:
+    """(n,) classes of samples with these global indices: those given in turn, by default all; None without classes."""
+    if labels is None:
+        return cycling_labels(flow, indices)
     if not labels:
         raise HarnessError("labels were asked for but none is given")
     return torch.tensor([labels[index % len(labels)] for index in indices])

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.breaks import break_conditions, warnings
+from harness.drift import doubts
 from harness.statistics import layer_costs, paired_speedups, valid_cells
 from harness.store import Run
 
@@ -71,6 +72,8 @@ def print_summary(run: Run, console: Console) -> None:
     for row in frame[frame["status"] != "ok"].to_dict("records"):
         sentence = f"{_name(row)}, batch {row['batch_size']}, {row['pass']}: {escape(str(row['error']))}"
         console.print(sentence, highlight=False)
+    for sentence in doubts(run.table("cells"), run.table("sentinels"), run.table("devices")):
+        console.print(escape(sentence), style="yellow", highlight=False)
 
 
 def _table(setting: dict[str, Any], group: pd.DataFrame) -> Table:
@@ -149,6 +152,6 @@ def _outcomes(run: Run) -> pd.DataFrame:
     tables = {name: run.table(name) for name in ("timings", "failures", "quality", "memory")}
     named = [frame.assign(**({} if name == "failures" else {"pass": name})) for name, frame in tables.items()]
     columns = ["cell_id", "status", "error", "pass"]
-    outcomes = pd.concat([frame[columns] for frame in named if len(frame)], ignore_index=True)
+    outcomes = pd.concat([frame[columns] for frame in named if len(frame)] or [named[0][columns]], ignore_index=True)
     outcomes = outcomes.assign(fine=outcomes["status"].eq("ok")).sort_values("fine", kind="stable")
     return outcomes.drop_duplicates("cell_id")[columns]

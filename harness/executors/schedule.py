@@ -13,6 +13,8 @@ from harness.executors.base import Executor, Worker, WorkerLost
 from harness.jobs import Job, Outcome
 from harness.passes.base import Unit
 
+RETRIES = 2
+"""Times that a job whose worker was lost is run again."""
 UNOPENED = 10
 """Times that a job may find no worker before it counts as lost."""
 
