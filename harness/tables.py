@@ -420,4 +420,7 @@ def to_arrow(table: str, rows: list[dict[str, object]]) -> pa.Table:
 
 def empty(table: str) -> pd.DataFrame:
     """A table without rows, its columns typed."""
-    return TABLES[table].empty_table().to_pandas()
+    schema = TABLES[table]
+    text = [name for name, kind in zip(schema.names, schema.types, strict=True) if kind == TEXT]
+    # Columns of text that Arrow makes empty have no chunk at all, and pandas cannot join such.
+    return schema.empty_table().to_pandas().assign(**{name: pd.Series([], dtype="str") for name in text})

@@ -101,7 +101,7 @@ class LayerSchedule:
         """
         facts = read_toml(path)
         try:
-            layers = tuple(LayerChoice(layer.pop("decoder"), layer) for layer in facts["layers"])
+            layers = tuple(LayerChoice(str(layer.pop("decoder")), layer) for layer in facts["layers"])
             budget = None if facts["budget"] == "sejd" else float(facts["budget"])
             numbers = {name: float(facts[name]) for name in ("allowed", "deviation", "predicted_s")}
             schedule = cls(layers, facts["device"], int(facts["batch"]), budget, digest=facts["checkpoint"], **numbers)
