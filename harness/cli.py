@@ -138,16 +138,15 @@ def _fail(sentence: str) -> int:
 @click.option("--seed", type=int, help="In place of the configuration's.")
 @click.option("--threads", type=int, help="CPU threads, in place of the configuration's.")
 def train(config: str, out: Path | None, resume: bool, root: Path | None, **overrides: int | None) -> None:
-    """Train a flow by maximum likelihood: a shipped configuration by name, or a TOML file of your own."""
+    """Train a flow: a shipped configuration by name, or a TOML file of your own."""
     from harness.decoders import build_decoder
     from harness.flows.training.config import command_line, read_config
-    from harness.flows.training.loop import train
+    from harness.flows.training.families import train
 
     name, parsed = read_config(config, **overrides)
-    out = out or Path("runs") / name
-    decode = build_decoder("sequential").decode
-    folder = train(name, parsed, out, decode, command_line(config, **overrides), root=root, resume=resume)
-    click.echo(f"{folder / name}.safetensors, with its model card {name}.md and its samples {name}.png")
+    command, decode = command_line(config, **overrides), build_decoder("sequential").decode
+    folder = train(name, parsed, out or Path("runs") / name, decode=decode, command=command, root=root, resume=resume)
+    click.echo(f"{folder / name}.safetensors, with its model card {name}.md and samples where there are images")
 
 
 @app.command()

@@ -97,13 +97,17 @@ class Ising:
     def spins(self, fields: Tensor, generator: torch.Generator) -> Tensor:
         """(B, N) spins drawn given (B, N) fields; the same generator state compares two samples by the same draws."""
         chance = torch.rand(fields.shape, generator=generator, dtype=torch.float64)
-        return torch.where(chance < torch.sigmoid(2 * fields.double()), 1.0, -1.0)
+        return torch.where(chance < torch.sigmoid(2 * fields.double()), 1.0, -1.0).double()
 
     def observables(self, spins: Tensor) -> dict[str, Tensor]:
         """Energy per site in units of the coupling, and |magnetisation| per site, of (B, N) spins: (B,) each."""
         lattice = spins.unflatten(1, (self.side, self.side))
         bonds = lattice * (lattice.roll(1, 1) + lattice.roll(1, 2))
         return {"energy": -bonds.mean(dim=(1, 2)), "abs_magnetisation": spins.mean(dim=1).abs()}
+
+    def measure(self, fields: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The observables of spins drawn given (B, N) fields: (B,) each, in float64."""
+        return self.observables(self.spins(fields, generator))
 
     # Exact values, from the transfer matrix between the 2**side states of neighbouring rows.
 

@@ -17,14 +17,17 @@ that baseline.
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
 from harness.flows.base import Condition, Guidance, encode_tokens, flows
+from harness.flows.ising import Ising
 from harness.flows.masked import ACTIVATIONS, ActivationCache, MaskedNetwork
 
 METADATA_KEY = "zuko"
@@ -103,9 +106,11 @@ class ZukoFlow(nn.Module):
 
     Args:
         flow: a zuko flow whose transforms are all affine `MaskedAutoregressiveTransform` without context, as `MAF`'s.
+        image_shape: (C, H, W) where features are the pixels of images, in [-1, 1] and row by row.
+        target: the model whose Boltzmann distribution the flow was trained on, if it was.
 
     Raises:
-        HarnessError: a transform that is not of that kind.
+        HarnessError: a transform that is not of that kind, or a number of features that does not fit.
 
     Example:
         >>> import zuko
@@ -114,12 +119,14 @@ class ZukoFlow(nn.Module):
         (5, 1, 3, None)
     """
 
-    image_shape: None = None
     num_classes = 0
     prior: Tensor
 
-    def __init__(self, flow: nn.Module) -> None:
+    def __init__(
+        self, flow: nn.Module, image_shape: tuple[int, int, int] | None = None, target: Ising | None = None
+    ) -> None:
         super().__init__()
+        self.image_shape, self.target = image_shape, target
         transforms = list(flow.transform.transforms)  # type: ignore[union-attr, arg-type]
         for transform in transforms:
             if getattr(transform, "order", None) is None or transform.total != 2:
@@ -127,6 +134,9 @@ class ZukoFlow(nn.Module):
             if transform.hyper.in_features != len(transform.order):
                 raise HarnessError("a zuko flow with context is not supported: its layers take features only")
         self.num_layers, self.num_tokens, self.token_dim = len(transforms), len(transforms[0].order), 1
+        expected = math.prod(image_shape) if image_shape else target.sites if target else self.num_tokens
+        if self.num_tokens != expected:
+            raise HarnessError(f"a flow of {self.num_tokens} features was said to be one of {expected}")
         base = flow.base(None)  # type: ignore[operator]
         if not isinstance(getattr(base, "base_dist", None), torch.distributions.Normal):
             raise HarnessError(f"latents are drawn from a diagonal normal distribution, not from {base}")
@@ -149,7 +159,7 @@ class ZukoFlow(nn.Module):
         """Data to noise.
 
         Args:
-            images: (B, L) or (B, L, 1) features; these data are no images.
+            images: (B, C, H, W) where the data are images, otherwise (B, L) or (B, L, 1) features.
             labels: none are known.
 
         Returns:
@@ -171,9 +181,9 @@ class ZukoFlow(nn.Module):
         log_scale, shift = self.prior[..., None]
         return latents * log_scale.exp() + shift
 
-    def to_images(self, tokens: Tensor) -> None:
-        """None: the data are no images."""
-        return None
+    def to_images(self, tokens: Tensor) -> Tensor | None:
+        """(B, L, 1) features to (B, C, H, W) images, or None when the data are no images."""
+        return None if self.image_shape is None else tokens.reshape(len(tokens), *self.image_shape)
 
     def condition(self, batch: int, labels: Tensor | None = None, guidance: Guidance | None = None) -> Condition:
         """No labels and no guidance.
@@ -212,23 +222,45 @@ class ZukoFlow(nn.Module):
         shapes = [tuple(state[f"transform.transforms.0.hyper.{i}.weight"].shape) for i in linears]
         if any(len(shape) != 2 for shape in shapes) or shapes[-1][0] != 2 * shapes[0][1]:
             raise CheckpointError("its networks do not end in two numbers a feature, so they are no affine transforms")
-        try:
-            activation = json.loads(metadata.get(METADATA_KEY, "{}")).get("activation", "ReLU")
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"its metadata '{METADATA_KEY}' is no JSON object") from error
-        if activation not in ACTIVATIONS:
-            raise CheckpointError(f"its activation is '{activation}', expected one of {', '.join(ACTIVATIONS)}")
+        facts = _facts(metadata)
         flow = MAF(
             features=shapes[0][1],
             transforms=len({match[1] for match in found}),
             hidden_features=[rows for rows, _ in shapes[:-1]],
-            activation=getattr(nn, activation),
+            activation=getattr(nn, facts.activation),
         )
         try:
             flow.load_state_dict(state)
         except RuntimeError as error:
             raise CheckpointError(f"its tensors fit no MAF of zuko: {' '.join(str(error).split())}") from error
-        return cls(flow)
+        try:
+            target = None if facts.ising is None else Ising(facts.ising.side, facts.ising.temperature)
+            return cls(flow, facts.image_shape, target)
+        except HarnessError as error:
+            raise CheckpointError(f"its metadata '{METADATA_KEY}' does not fit its tensors: {error}") from error
+
+
+class _Lattice(BaseModel):
+    side: int
+    temperature: float
+
+
+class _Facts(BaseModel):
+    """What the metadata must hold to, whatever else is in there for a reader."""
+
+    activation: str = "ReLU"
+    image_shape: tuple[int, int, int] | None = None
+    ising: _Lattice | None = None
+
+
+def _facts(metadata: dict[str, str]) -> _Facts:
+    try:
+        facts = _Facts.model_validate_json(metadata.get(METADATA_KEY, "{}"))
+    except ValidationError as error:
+        raise CheckpointError(f"its metadata '{METADATA_KEY}' is no JSON object as expected: {error}") from error
+    if facts.activation not in ACTIVATIONS:
+        raise CheckpointError(f"its activation is '{facts.activation}', expected one of {', '.join(ACTIVATIONS)}")
+    return facts
 
 
 def checkpoint_metadata(activation: str = "ReLU", **facts: Any) -> dict[str, str]:

@@ -96,10 +96,14 @@ def read_config(name_or_path: str, **overrides: object) -> tuple[str, TrainingCo
             f"{unknown('training configuration', name_or_path, shipped_configs())}; or give the path of a TOML file"
         )
     values = read_toml(path) | {key: value for key, value in overrides.items() if value is not None}
-    if extra := sorted(set(values) - set(TrainingConfig.model_fields)):
-        raise HarnessError(f"'{path}': {unknown('key', extra[0], TrainingConfig.model_fields)}")
+    family = values.pop("family", TrainingConfig.family)
+    if family not in FAMILIES:
+        raise HarnessError(f"'{path}': {unknown('family', str(family), FAMILIES)}")
+    config = FAMILIES[family]
+    if extra := sorted(set(values) - set(config.model_fields)):
+        raise HarnessError(f"'{path}': {unknown('key', extra[0], config.model_fields)}")
     try:
-        return file_name("a training", path.stem), TrainingConfig.model_validate(values)
+        return file_name("a training", path.stem), config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -23,11 +23,15 @@ import torch
 from torch import Tensor
 
 from harness.datasets import Images, to_unit
-from harness.flows.tarflow import TarFlow
+from harness.flows.base import CausalFlow
 from harness.flows.training.config import TrainingConfig
+from harness.flows.training.maf_config import MafConfig
+
+Dequantised = TrainingConfig | MafConfig
+"""Trainings on images that noise is added to."""
 
 
-def draw_noise(shape: torch.Size, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+def draw_noise(shape: torch.Size, config: Dequantised, generator: torch.Generator) -> Tensor:
     """Noise in image units, on the CPU: the same whatever the device that trains."""
     if config.noise == "gaussian":
         return torch.randn(shape, generator=generator) * config.sigma
@@ -48,10 +52,10 @@ class Splits:
     train: Images
     held_out: Images
     levels: Tensor
-    config: TrainingConfig
+    config: Dequantised
 
     @classmethod
-    def of(cls, train: Images, test: Images, config: TrainingConfig) -> Splits:
+    def of(cls, train: Images, test: Images, config: Dequantised) -> Splits:
         """The splits of a dataset as `config` uses them."""
         levels = to_unit(torch.cat([train.pixels.unique(), test.pixels.unique()]).unique())
         rows = slice(config.held_out)
@@ -64,7 +68,7 @@ class Splits:
         count = 0 if self.train.labels is None else int(self.train.labels.max()) + 1
         return count if count > 1 else 0
 
-    def held_out_bits_per_dim(self, flow: TarFlow) -> float:
+    def held_out_bits_per_dim(self, flow: CausalFlow) -> float:
         """Of the held-out images."""
         return bits_per_dim(flow, self.held_out, self.levels, self.config)
 
@@ -76,14 +80,14 @@ class Splits:
         mass = log_noise_mass(clean + draw_noise(clean.shape, self.config, generator), self.levels, self.config)
         return (entropy + float(mass.mean())) / math.log(2)
 
-    def train_bits_per_dim(self, flow: TarFlow) -> float:
+    def train_bits_per_dim(self, flow: CausalFlow) -> float:
         """Of as many training images, undistorted, so that the gap between the two is overfitting."""
         rows = slice(len(self.held_out))
         images = Images(self.train.pixels[rows], None if self.train.labels is None else self.train.labels[rows])
         return bits_per_dim(flow, images, self.levels, self.config)
 
 
-def log_noise_mass(noisy: Tensor, levels: Tensor, config: TrainingConfig) -> Tensor:
+def log_noise_mass(noisy: Tensor, levels: Tensor, config: Dequantised) -> Tensor:
     """``log sum over levels k of q(v | k)``, the mean over the dimensions of each image: (B, C, H, W) -> (B,)."""
     total = torch.zeros_like(noisy, dtype=torch.float64)
     for level in levels:  # one at a time: 256 copies of a batch would not fit
@@ -95,15 +99,18 @@ def log_noise_mass(noisy: Tensor, levels: Tensor, config: TrainingConfig) -> Ten
     return total.log().mean(dim=(1, 2, 3))
 
 
-def log_density(flow: TarFlow, images: Tensor, labels: Tensor | None) -> Tensor:
-    """Log density per dimension of images under a flow, in nats: (B, C, H, W) -> (B,), in float64 on the CPU."""
-    latents, logdet, variance = (x.cpu().double() for x in (*flow.encode(images, labels), flow.var))
-    squares = latents.square() / variance + variance.log() + math.log(2 * math.pi)
+def log_density(flow: CausalFlow, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Log density per dimension of data under a flow, in nats: (B, ...) -> (B,), in float64 on the CPU."""
+    latents, logdet = flow.encode(images, labels)
+    origin = flow.scale_latents(torch.zeros_like(latents[:1]))
+    scale = flow.scale_latents(torch.ones_like(latents[:1])) - origin
+    latents, logdet, origin, scale = (x.cpu().double() for x in (latents, logdet, origin, scale))
+    squares = ((latents - origin) / scale).square() + 2 * scale.log() + math.log(2 * math.pi)
     return logdet - 0.5 * squares.mean(dim=(1, 2))
 
 
 @torch.no_grad()
-def bits_per_dim(flow: TarFlow, images: Images, levels: Tensor, config: TrainingConfig, batch_size: int = 100) -> float:
+def bits_per_dim(flow: CausalFlow, images: Images, levels: Tensor, config: Dequantised, batch_size: int = 100) -> float:
     """The bound above, in bits per dimension, averaged over images, each with one draw of noise by the config's seed.
 
     Args:
@@ -114,12 +121,12 @@ def bits_per_dim(flow: TarFlow, images: Images, levels: Tensor, config: Training
         batch_size: changes the memory taken, not the noise.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    total = 0.0
+    device, total = flow.scale_latents(flow.sample_latents(1)).device, 0.0
     for start in range(0, len(images), batch_size):
         clean = images.scaled(slice(start, start + batch_size))
         noisy = clean + draw_noise(clean.shape, config, generator)
         labels = images.labels[start : start + batch_size] if flow.num_classes and images.labels is not None else None
-        density = log_density(flow, noisy.to(flow.var.device), labels)
+        density = log_density(flow, noisy.to(device), labels)
         nats = log_noise_mass(noisy, levels, config) - density
         total += float(nats.sum())
     return total / len(images) / math.log(2)

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from harness.flows.tarflow import TarFlow
 from harness.flows.training.config import TrainingConfig
 from harness.flows.training.data import SAMPLES, seeded
-from harness.flows.training.folder import replacing
+from harness.flows.training.folder import BITS, replacing
 from harness.flows.training.likelihood import Splits
 from harness.images import save_grid
 
@@ -102,7 +102,7 @@ class Release:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / f"{name}.safetensors") as partial:
-            partial.write_bytes(_sorted(save(state, metadata)))
+            partial.write_bytes(in_order(save(state, metadata)))
 
     def _card(self, flow: TarFlow, device: str, curve: list[dict[str, str]], held_out: float, train: float) -> str:
         config, splits = self.config, self.splits
@@ -141,7 +141,7 @@ class Release:
             "",
             "| step | training loss, mean since the row above | held-out bits/dim |",
             "|---|---|---|",
-            *_curve_lines(curve),
+            *curve_lines(curve, BITS),
             "",
             *self._snapshot_lines(),
             f"![samples]({self.name}.png)",
@@ -173,18 +173,18 @@ class Release:
         return ["Snapshots of the training, beside the weights:", "", *lines, ""] if lines else []
 
 
-def _curve_lines(curve: list[dict[str, str]]) -> list[str]:
-    """A line of the card for every evaluation."""
+def curve_lines(curve: list[dict[str, str]], measure: str) -> list[str]:
+    """A line of the card for every evaluation: the step, the mean loss since the last one, the measure."""
     lines, losses = [], []
     for row in curve:
         losses.append(float(row["loss"]))
-        if row["held_out_bits_per_dim"]:
-            lines.append(f"| {row['step']} | {fmean(losses):.4f} | {float(row['held_out_bits_per_dim']):.4f} |")
+        if row[measure]:
+            lines.append(f"| {row['step']} | {fmean(losses):.4f} | {float(row[measure]):.4f} |")
             losses = []
     return lines
 
 
-def _sorted(file: bytes) -> bytes:
+def in_order(file: bytes) -> bytes:
     """A safetensors file with its metadata in order: the library writes them in an order of its own each time, and a
     checkpoint is known by its digest.
     """
