@@ -9,6 +9,7 @@ from torch import Tensor
 
 from harness.contract.case import TOLERANCE, Broken, Case, NotApplicable, clause, distance
 from harness.decoders import Decoder, DecodeResult, Guidance
+from harness.decoders.memory import LiveBytes
 from harness.decoders.sequential import Sequential, solve_sequential
 from harness.errors import HarnessError
 from harness.flows import CausalFlow, CausalLayer
@@ -162,6 +163,33 @@ def condition(case: Case) -> str:
     if not tried:
         raise NotApplicable("the flow has neither classes nor guidance")
     return "; ".join(tried)
+
+
+@clause("memory")
+def memory(case: Case) -> str:
+    """Under a bound on memory the samples are the same, and no more bytes are alive than it allows."""
+    if not case.takes("max_memory"):
+        raise NotApplicable("the decoder has no option max_memory")
+    smallest, worst = 1.0, 0.0
+    for options in [{}, {"scope": "sample"}] if case.takes("scope") else [{}]:
+        with LiveBytes() as live:
+            whole = case.build(**options).decode(case.flow, case.latents, case.labels)
+        for share in (0.9, 0.6, 0.4):
+            bound = int(live.peak * share)
+            try:
+                with LiveBytes() as cut:
+                    result = case.build(**options, max_memory=bound).decode(case.flow, case.latents, case.labels)
+            except HarnessError:
+                continue  # too little for this method, which says so
+            off = distance(result.tokens, whole.tokens)
+            if not off <= TOLERANCE:
+                raise Broken(f"with {share:.0%} of the bytes the samples differ by {off:.1e}, {options}")
+            if cut.peak > bound:
+                raise Broken(f"max_memory={bound:,} was allowed, {cut.peak:,} bytes were alive, {options}")
+            smallest, worst = min(smallest, share), max(worst, off)
+    if smallest == 1.0:
+        raise NotApplicable("this method needs nine tenths of its bytes for this batch, and says so")
+    return f"largest difference {worst:.1e} with {smallest:.0%} of the bytes"
 
 
 @clause("trace")

@@ -10,88 +10,25 @@ import inspect
 import math
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from harness.decoders.memory import SEQUENTIAL, Footprint, Room, parse_bytes
+from harness.decoders.trace import DecodeResult, LayerTrace
 from harness.errors import HarnessError, unknown
 from harness.flows.base import CausalFlow, CausalLayer, Condition, Guidance
+from harness.flows.tap import untapped
 from harness.registry import Registry
+
+__all__ = ["FALLBACKS", "DecodeResult", "Decoder", "LayerTrace", "build_decoder", "decoders"]
 
 decoders: Registry[type[Decoder]] = Registry("decoder", package="harness.decoders", group="harness.decoders")
 """Every decoder by name; see `build_decoder`."""
 
 FALLBACKS = ("sequential", "non-finite", "leave")
-
-
-@dataclass(frozen=True)
-class LayerTrace:
-    """How one layer was inverted.
-
-    Args:
-        layer: place in decoding order, 1 is next to the prior.
-        block: the checkpoint's own index.
-        mode: the method that produced the tokens, such as ``"sequential"`` or ``"jacobi"``.
-        iterations: of that method; the steps L - 1 when it is sequential.
-        converged: the tokens satisfy the stopping rule, or are exact.
-        residuals: the stopping rule's norm of the update, one per iteration; empty when nothing iterates.
-        token_evaluations: tokens pushed through the layer's network, per sample, every pass and attempt counted.
-        depth: network calls that had to follow each other, every attempt counted.
-        flags: what was noticed: ``"non-finite"``, ``"cap"``, ``"growing"``, ``"redecoded"``.
-        wall_s: seconds.
-    """
-
-    layer: int
-    block: int
-    mode: str
-    iterations: int
-    converged: bool
-    residuals: list[float]
-    token_evaluations: float
-    depth: int
-    flags: tuple[str, ...] = ()
-    wall_s: float = math.nan
-
-
-@dataclass(frozen=True)
-class DecodeResult:
-    """What a decode returns.
-
-    Args:
-        tokens: (B, L, D) samples in raster order.
-        images: (B, C, H, W) the same as images, or None when the flow's data are no images.
-        layers: one trace per layer, in decoding order.
-    """
-
-    tokens: Tensor
-    images: Tensor | None
-    layers: list[LayerTrace] = field(default_factory=list)
-
-    @property
-    def converged(self) -> bool:
-        """Whether every layer converged."""
-        return all(trace.converged for trace in self.layers)
-
-    @property
-    def depth(self) -> int:
-        """Network calls that had to follow each other, summed over layers."""
-        return sum(trace.depth for trace in self.layers)
-
-    @property
-    def token_evaluations(self) -> float:
-        """Tokens pushed through the layers' networks, per sample."""
-        return sum(trace.token_evaluations for trace in self.layers)
-
-    @property
-    def fpe(self) -> float:
-        """Forward-pass equivalents: token evaluations over those of one forward pass.
-
-        The last token parametrises nothing, so a forward pass, and a sequential decode, evaluates L - 1 tokens a
-        layer: sequential is 1 by definition and Jacobi with 3 iterations in every layer is 3.
-        """
-        return self.token_evaluations / (len(self.layers) * (self.tokens.shape[1] - 1))
 
 
 @dataclass(kw_only=True)
@@ -105,14 +42,20 @@ class Decoder(ABC):
             ignores it and says so with ``takes_tau = False``.
         fallback: what happens to a layer that did not converge: ``"sequential"`` decodes it again, exactly;
             ``"non-finite"`` does so only when it overflowed; ``"leave"`` never does. The trace tells in any case.
+        max_memory: the most that the tensors of a decode may take, weights apart, in bytes or as ``"2GB"``; None for no
+            bound. The work is cut to stay under it and the results are those of the whole batch, see
+            `harness.decoders.memory`.
     """
 
     takes_tau: ClassVar[bool] = True
 
     tau: float = 0.5
     fallback: str = "sequential"
+    max_memory: Any = None
 
     def __post_init__(self) -> None:
+        if self.max_memory is not None:
+            parse_bytes(self.max_memory)
         if not (self.tau >= 0 and math.isfinite(self.tau)):
             raise HarnessError(f"tau must be 0 or more, not {self.tau}")
         if self.fallback not in FALLBACKS:
@@ -137,6 +80,10 @@ class Decoder(ABC):
         L iterations of L tokens, unless a method promises less; the contract holds it to that.
         """
         return num_tokens**2
+
+    def footprint(self, layer: CausalLayer) -> Footprint:
+        """What `solve` takes in memory; as much as any method, unless a method says that it takes less."""
+        return Footprint(layer.num_tokens - 1)
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
         """The decoder that decodes a batch of this flow: itself, unless it has to know the flow or the batch first.
@@ -167,7 +114,8 @@ class Decoder(ABC):
             guidance: classifier-free guidance, or None.
 
         Raises:
-            HarnessError: latents of the wrong shape, or labels that the flow does not have.
+            HarnessError: latents of the wrong shape, labels that the flow does not have, or a `max_memory` that is too
+                little.
         """
         if latents.ndim != 3 or latents.shape[1:] != (flow.num_tokens, flow.token_dim) or not len(latents):
             raise HarnessError(
@@ -176,32 +124,48 @@ class Decoder(ABC):
             )
         condition = flow.condition(len(latents), labels, guidance)
         decoder = self.bind(flow, len(latents))
+        room = decoder._room(flow, latents, condition)
         with torch.inference_mode():  # a fifth faster than no_grad where the calls are small
-            tokens, layers = decoder._walk(flow, latents, condition)
+            tokens, layers = decoder._walk(flow, latents, condition, room)
         tokens = tokens.clone()  # an ordinary tensor again, which gradients may be taken of
         return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers)
 
-    def _walk(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> tuple[Tensor, list[LayerTrace]]:
+    def _room(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> Room | None:
+        """Whether there is room is known before any work is done; what is asked for that is no part of the decode."""
+        if self.max_memory is None:
+            return None
+        room = Room(parse_bytes(self.max_memory), latents, condition)
+        for layer in untapped(flow).layers:
+            room.plan(layer, self.footprint(layer))
+            if self.fallback != "leave":
+                room.plan(layer, SEQUENTIAL)
+        return room
+
+    def _walk(
+        self, flow: CausalFlow, latents: Tensor, condition: Condition, room: Room | None
+    ) -> tuple[Tensor, list[LayerTrace]]:
         tokens = flow.scale_latents(latents)
         clock = _LayerClock(tokens.device)
         traces = []
         for layer in flow.layers:
             with clock:
-                tokens, trace = self._solve_or_fall_back(layer, layer.arrange(tokens), condition)
+                tokens, trace = self._solve_or_fall_back(layer, layer.arrange(tokens), condition, room)
                 tokens = layer.restore(tokens)
             traces.append(trace)
         return tokens, [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, clock.seconds(), strict=True)]
 
     def _solve_or_fall_back(
-        self, layer: CausalLayer, inputs: Tensor, condition: Condition
+        self, layer: CausalLayer, inputs: Tensor, condition: Condition, room: Room | None
     ) -> tuple[Tensor, LayerTrace]:
-        tokens, trace = self.solve(layer, inputs, condition)
+        solve = self.solve if room is None else room.within(self.solve, self.footprint(layer))
+        tokens, trace = solve(layer, inputs, condition)
         wanted = self.fallback == "sequential" or (self.fallback == "non-finite" and "non-finite" in trace.flags)
         if trace.converged or trace.mode == "sequential" or not wanted:
             return tokens, trace
         from harness.decoders.sequential import solve_sequential
 
-        tokens, exact = solve_sequential(layer, inputs, condition)
+        redecode = solve_sequential if room is None else room.within(solve_sequential, SEQUENTIAL)
+        tokens, exact = redecode(layer, inputs, condition)
         return tokens, replace(
             exact,
             residuals=trace.residuals,

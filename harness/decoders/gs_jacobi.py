@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.decoders.base import Decoder, LayerTrace, decoders
 from harness.decoders.jacobi import FITTED, JacobiDecoder, check_iteration
 from harness.decoders.sequential import solve_sequential
-from harness.decoders.windows import Blocks
+from harness.decoders.windows import Blocks, Schedule
 from harness.errors import HarnessError, unknown
 from harness.flows.base import CausalFlow, CausalLayer, Condition
 
@@ -104,19 +104,18 @@ class GaussSeidelJacobi(JacobiDecoder):
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Solve the layer by its own entries."""
+        schedule, initial = self.schedule(layer), _entry(self._settings.initial, layer)
+        if schedule is None:
+            return solve_sequential(layer, inputs, condition)
+        return self.solve_schedule(layer, inputs, condition, schedule, initial=initial, clamp=self.clamp)
+
+    def schedule(self, layer: CausalLayer) -> Schedule | None:
+        """The layer's blocks."""
         blocks = _entry(self._settings.blocks, layer)
         if not blocks:
-            return solve_sequential(layer, inputs, condition)
-        size = math.ceil(layer.num_tokens / blocks)
-        cap = _entry(self._settings.max_iterations, layer)
-        return self.solve_schedule(
-            layer,
-            inputs,
-            condition,
-            Blocks(size, self.tau, cap, mode="jacobi" if blocks == 1 else "gs-jacobi"),
-            initial=_entry(self._settings.initial, layer),
-            clamp=self.clamp,
-        )
+            return None
+        size, cap = math.ceil(layer.num_tokens / blocks), _entry(self._settings.max_iterations, layer)
+        return Blocks(size, self.tau, cap, mode="jacobi" if blocks == 1 else "gs-jacobi")
 
     @property
     def needs_calibration(self) -> bool:

@@ -15,8 +15,10 @@ from torch import Tensor
 from harness.decoders.base import Decoder, LayerTrace, decoders
 from harness.decoders.fits import Calibration, LayerFit, calibration_of
 from harness.decoders.initial import INITIAL
+from harness.decoders.memory import SEQUENTIAL, Footprint
+from harness.decoders.sequential import solve_sequential
 from harness.decoders.stopping import NORMS, SCOPES
-from harness.decoders.windows import Blocks, Schedule, solve_windows
+from harness.decoders.windows import Blocks, Schedule, footprint, solve_windows
 from harness.errors import HarnessError, unknown
 from harness.flows.base import CausalFlow, CausalLayer, Condition
 
@@ -29,7 +31,7 @@ class JacobiDecoder(Decoder):
 
     Args:
         initial: the first iterate: ``"zeros"``, ``"normal"``, ``"input"``, the layer's own input, or ``"fitted"``, a
-            linear prediction from it.
+            linear prediction from it and the class.
         correction: ``"fitted"`` adds to every update a prediction of the error that it leaves, see
             `harness.decoders.fits`; None for the plain iteration.
         calibration: the file of what was fitted; None for the one that ``harness calibrate`` stored for the checkpoint.
@@ -52,6 +54,22 @@ class JacobiDecoder(Decoder):
             raise unknown("correction", str(self.correction), [FITTED])
         check_iteration(self.initial, self.norm, self.scope, self.max_iterations)
 
+    def schedule(self, layer: CausalLayer) -> Schedule | None:
+        """The windows that a layer is decoded by, all of its tokens at once if not overridden; None is sequential."""
+        return Blocks(layer.num_tokens, self.tau, self.max_iterations)
+
+    def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
+        """Evaluate the windows of the layer's schedule."""
+        schedule = self.schedule(layer)
+        if schedule is None:
+            return solve_sequential(layer, inputs, condition)
+        return self.solve_schedule(layer, inputs, condition, schedule)
+
+    def footprint(self, layer: CausalLayer) -> Footprint:
+        """By the layer's schedule."""
+        schedule = self.schedule(layer)
+        return SEQUENTIAL if schedule is None else footprint(schedule, layer, self.scope)
+
     def solve_jacobi(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Iterate over all tokens at once until the norm of the update falls below tau, or is 0, or at the cap."""
         schedule = Blocks(layer.num_tokens, self.tau, self.max_iterations)
@@ -73,7 +91,7 @@ class JacobiDecoder(Decoder):
             layer,
             inputs,
             condition,
-            self.start(layer, inputs, initial or self.initial),
+            self.start(layer, inputs, condition, initial or self.initial),
             schedule,
             norm=self.norm,
             scope=self.scope,
@@ -82,9 +100,11 @@ class JacobiDecoder(Decoder):
             correction=self.fit(layer).correction if self.correction else None,
         )
 
-    def start(self, layer: CausalLayer, inputs: Tensor, initial: str) -> Tensor:
+    def start(self, layer: CausalLayer, inputs: Tensor, condition: Condition, initial: str) -> Tensor:
         """(B, L, D) the first iterate, a new tensor."""
-        return self.fit(layer).guess(inputs) if initial == FITTED else INITIAL[initial](layer, inputs)
+        if initial == FITTED:
+            return self.fit(layer).guess(inputs, condition.labels)
+        return INITIAL[initial](layer, inputs)
 
     @property
     def needs_calibration(self) -> bool:
@@ -125,7 +145,3 @@ def check_iteration(initial: str, norm: str, scope: str, max_iterations: int | N
 @dataclass(kw_only=True)
 class UniformJacobi(JacobiDecoder):
     """Uniform Jacobi decoding: Jacobi iteration in every layer (SeJD, arXiv 2505.24791, Sec. 3.4)."""
-
-    def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Iterate."""
-        return self.solve_jacobi(layer, inputs, condition)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from harness.decoders.base import LayerTrace, decoders
+from harness.decoders.base import decoders
 from harness.decoders.jacobi import JacobiDecoder
-from harness.decoders.sequential import solve_sequential
+from harness.decoders.windows import Schedule
 from harness.errors import HarnessError
-from harness.flows.base import CausalLayer, Condition
+from harness.flows.base import CausalLayer
 
 
 @decoders.register("sejd")
@@ -32,8 +30,6 @@ class SelectiveJacobi(JacobiDecoder):
                 f"sequential_layers must be places in decoding order from 1, not {list(self.sequential_layers)}"
             )
 
-    def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
+    def schedule(self, layer: CausalLayer) -> Schedule | None:
         """Sequential where the layer was chosen to be, Jacobi elsewhere."""
-        if layer.number in self.sequential_layers:
-            return solve_sequential(layer, inputs, condition)
-        return self.solve_jacobi(layer, inputs, condition)
+        return None if layer.number in self.sequential_layers else super().schedule(layer)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.decoders.base import Decoder, LayerTrace, decoders
+from harness.decoders.memory import SEQUENTIAL, Footprint
 from harness.flows.base import CausalLayer, Condition
 
 
@@ -17,6 +18,10 @@ class Sequential(Decoder):
     """Exact decoding, left to right, window 1, keys and values cached (TarFlow, arXiv 2412.06329, Eq. 8)."""
 
     takes_tau = False
+
+    def footprint(self, layer: CausalLayer) -> Footprint:
+        """One token a call, and no sample depends on another."""
+        return SEQUENTIAL
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Invert one layer in L - 1 steps."""

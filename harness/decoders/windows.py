@@ -21,8 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from harness.decoders.base import LayerTrace
+from harness.decoders.memory import Footprint
 from harness.decoders.stopping import NORMS, Norm
+from harness.decoders.trace import LayerTrace
 from harness.flows.base import CausalLayer, Condition
 
 Window = tuple[int, int]
@@ -47,6 +48,11 @@ class Schedule(Protocol):
     @property
     def tau(self) -> float:
         """Threshold of the norm of an update."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """The most tokens of a window."""
         ...
 
     @property
@@ -100,6 +106,11 @@ class Blocks:
     mode: str = "jacobi"
     per_token = False
 
+    @property
+    def width(self) -> int:
+        """The most tokens of a window."""
+        return self.size
+
     def first(self) -> Window:
         """Tokens 1 .. size - 1."""
         return (0, max(self.size - 1, 1))
@@ -129,6 +140,11 @@ class Frontier:
     tau: float
     mode: str = "frontier"
     adaptive = per_token = True
+
+    @property
+    def width(self) -> int:
+        """The most tokens of a window."""
+        return self.window
 
     def first(self) -> Window:
         """The first tokens."""
@@ -164,6 +180,11 @@ class Slide:
     per_token = True
     adaptive = False
 
+    @property
+    def width(self) -> int:
+        """The most tokens of a window."""
+        return self.window
+
     def first(self) -> Window:
         """One stride."""
         return (0, self.stride)
@@ -188,8 +209,8 @@ def calm(norm: float, tau: float) -> bool:
 class Correction(Protocol):
     """Predicts the error that an update leaves from the change that it made; see `harness.decoders.fitted`."""
 
-    def __call__(self, change: Tensor, visits: list[Visit]) -> Tensor:
-        """(B, W, D) change of the tokens of a window, and how often they had been updated -> (B, W, D) to be added.
+    def __call__(self, change: Tensor, start: int, visits: list[Visit]) -> Tensor:
+        """(B, W, D) change of the tokens from `start`, and how often they had been updated -> (B, W, D) to be added.
 
         It must be strictly causal and map 0 to 0: then tokens that were exact stay exact.
         """
@@ -230,7 +251,7 @@ def solve_windows(
     last = layer.num_tokens - 1
     tokens[:, 0] = inputs[:, 0]
     lanes = [_Lane(*schedule.first()) for _ in range(len(inputs) if scope == "sample" and schedule.adaptive else 1)]
-    whole = isinstance(schedule, Blocks) and lanes[0].end >= last  # every call evaluates the whole layer
+    whole = _whole(schedule, layer)
     batch = _Batch(layer, inputs, condition, tokens, cached=not whole)
     residuals: list[float] = []
     unread: list[Tensor] = []  # (2,) residual of a call of a fixed schedule, and the norm of what it froze
@@ -250,7 +271,8 @@ def solve_windows(
         change = update - old
         norms = _norms(NORMS[norm], change, update, schedule, lanes, start, end)
         if correction is not None:
-            update = update + correction(change, schedule.visits((start, lanes[0].end), end - start, lanes[0].calls))
+            visits = schedule.visits((start, lanes[0].end), end - start, lanes[0].calls)
+            update = update + correction(change, start + 1, visits)
         batch.tokens[:, start + 1 : end + 1] = update if inside is None else torch.where(inside, update, old)
         if schedule.adaptive:
             values = _read(norms)
@@ -280,6 +302,18 @@ def solve_windows(
         depth=len(residuals),
         flags=_flags(residuals, converged, whole),
     )
+
+
+def footprint(schedule: Schedule, layer: CausalLayer, scope: str) -> Footprint:
+    """What `solve_windows` takes in memory; with windows of the samples' own, a call covers all of them."""
+    own = scope == "sample" and schedule.adaptive
+    window = layer.num_tokens - 1 if own else min(schedule.width, layer.num_tokens - 1)
+    return Footprint(window, cached=not _whole(schedule, layer), shared=scope == "batch" and schedule.adaptive)
+
+
+def _whole(schedule: Schedule, layer: CausalLayer) -> bool:
+    """Whether every call evaluates the whole layer, so that nothing has to be kept."""
+    return isinstance(schedule, Blocks) and schedule.first()[1] >= layer.num_tokens - 1
 
 
 @dataclass

@@ -8,6 +8,7 @@ import torch
 
 from harness.decoders import Decoder, DecodeResult, build_decoder
 from harness.decoders.jacobi import UniformJacobi
+from harness.decoders.memory import SEQUENTIAL
 from harness.decoders.sequential import Sequential, solve_sequential
 
 
@@ -143,6 +144,13 @@ class SeesTheTap(UniformJacobi):
         if type(flow).__name__ == "TarFlow" and self.tau:
             return build_decoder("ujd", tau=5.0).decode(flow, latents, labels, guidance)
         return super().decode(flow, latents, labels, guidance)
+
+
+class ClaimsLittle(UniformJacobi):
+    """Says that it takes the memory of the sequential decoder."""
+
+    def footprint(self, layer):
+        return SEQUENTIAL
 
 
 class Raises(Sequential):

@@ -1,0 +1,76 @@
+"""What a decode returns: the samples, and how each layer was inverted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """How one layer was inverted.
+
+    Args:
+        layer: place in decoding order, 1 is next to the prior.
+        block: the checkpoint's own index.
+        mode: the method that produced the tokens, such as ``"sequential"`` or ``"jacobi"``.
+        iterations: of that method; the steps L - 1 when it is sequential.
+        converged: the tokens satisfy the stopping rule, or are exact.
+        residuals: the stopping rule's norm of the update, one per iteration; empty when nothing iterates.
+        token_evaluations: tokens pushed through the layer's network, per sample, every pass and attempt counted.
+        depth: network calls that had to follow each other, every attempt counted.
+        flags: what was noticed: ``"non-finite"``, ``"cap"``, ``"growing"``, ``"redecoded"``.
+        wall_s: seconds.
+    """
+
+    layer: int
+    block: int
+    mode: str
+    iterations: int
+    converged: bool
+    residuals: list[float]
+    token_evaluations: float
+    depth: int
+    flags: tuple[str, ...] = ()
+    wall_s: float = math.nan
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """What a decode returns.
+
+    Args:
+        tokens: (B, L, D) samples in raster order.
+        images: (B, C, H, W) the same as images, or None when the flow's data are no images.
+        layers: one trace per layer, in decoding order.
+    """
+
+    tokens: Tensor
+    images: Tensor | None
+    layers: list[LayerTrace] = field(default_factory=list)
+
+    @property
+    def converged(self) -> bool:
+        """Whether every layer converged."""
+        return all(trace.converged for trace in self.layers)
+
+    @property
+    def depth(self) -> int:
+        """Network calls that had to follow each other, summed over layers."""
+        return sum(trace.depth for trace in self.layers)
+
+    @property
+    def token_evaluations(self) -> float:
+        """Tokens pushed through the layers' networks, per sample."""
+        return sum(trace.token_evaluations for trace in self.layers)
+
+    @property
+    def fpe(self) -> float:
+        """Forward-pass equivalents: token evaluations over those of one forward pass.
+
+        The last token parametrises nothing, so a forward pass, and a sequential decode, evaluates L - 1 tokens a
+        layer: sequential is 1 by definition and Jacobi with 3 iterations in every layer is 3.
+        """
+        return self.token_evaluations / (len(self.layers) * (self.tokens.shape[1] - 1))
