@@ -8,12 +8,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.environment import code_version, environment
 from harness.errors import HarnessError
+from harness.flows.checkpoints import digest
 from harness.locks import device_lock
 from harness.passes.base import Attempt, Bench, Pass, Rows, Unit
 
@@ -72,7 +74,7 @@ class Laboratory:
     An exclusive job holds the lock of its device from the first unit to the end of the process.
 
     Raises:
-        HarnessError: the code here is not the code that the job was planned with.
+        HarnessError: the code or a checkpoint here is not the one that the job was planned with.
     """
 
     def __init__(self, job: Job) -> None:
@@ -81,6 +83,11 @@ class Laboratory:
             torch.set_num_threads(job.threads)
         if job.code != CODE:
             raise HarnessError("a worker has another version of this harness than the driver; install the same there")
+        for path, wanted in {
+            (cell.checkpoint_path, cell.checkpoint_digest) for unit in job.units for cell in unit.cells
+        }:
+            if not Path(path).is_file() or digest(Path(path)) != wanted:
+                raise HarnessError(f"a worker does not find the checkpoint of this run at '{path}'; put it there")
         self._job = job
         self._bench = Bench(uuid.uuid4().hex[:12], dict(job.failed))
         self._surroundings = {
