@@ -160,6 +160,23 @@ TABLES: dict[str, pa.Schema] = {
             "pass": TEXT,
             **_OUTCOME,
         },
+        # One row per flow, decoder and observable. Written by `harness probe observables`.
+        "observables": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "num_layers": INTEGER,
+            "decoder": TEXT,  # with its options, as on a command line
+            "observable": TEXT,
+            "mean": REAL,  # over samples
+            "standard_error": REAL,
+            "difference": REAL,  # to the sequential samples of the same latents and draws, mean over samples
+            "difference_error": REAL,
+            "expected": REAL,  # under the model itself, exact
+            "independent": REAL,  # likewise, if spins ignored each other
+            "num_samples": INTEGER,
+        },
         # One row per probe, its options and flow: what the other tables that probes write join on `cell_id`.
         "probes": {
             **_IDENTITY,
@@ -383,6 +400,7 @@ KEYS: dict[str, list[str]] = {
     "quality": ["cell_id"],
     "memory": ["cell_id", "method"],
     "failures": ["cell_id", "pass"],
+    "observables": ["cell_id", "decoder", "observable"],
     "probes": ["cell_id"],
     "redundancy": ["cell_id", "scope", "reading", "layer", "o"],
     "convergence": ["cell_id", "layer", "initial", "sample", "iteration"],

@@ -61,7 +61,8 @@ class MafRelease:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / f"{self.name}.safetensors") as partial:
-            partial.write_bytes(in_order(save(state, checkpoint_metadata(self.config.activation, **facts))))
+            metadata = checkpoint_metadata(self.config.activation, **facts)
+            partial.write_bytes(in_order(save(state, metadata | {"dataset": self.config.dataset or self.name})))
         pictured = self._samples(stored)
         (self.folder / f"{self.name}.md").write_text(self._card(stored, curve, pictured), encoding="utf-8")
 
