@@ -142,8 +142,16 @@ def _one_version(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFram
             f"These runs were made by {versions} versions of the code. {len(superseded)} cells were measured by "
             "several of them; the page shows those of the run named last."
         )
-    stale = set(superseded["cell_id"])
+    stale = set(superseded["cell_id"]) | _superseded_probes(tables["probes"])
     return {name: _without(frame, stale) for name, frame in tables.items()}, notes
+
+
+def _superseded_probes(probes: pd.DataFrame) -> set[str]:
+    """Cells of probes that were run again with other code, in a later run folder or later in the same one."""
+    if probes.empty:
+        return set()
+    last_run = probes[probes["run"] == probes.groupby("cell_key")["run"].transform("first")]
+    return set(probes["cell_id"]) - set(last_run.drop_duplicates("cell_key", keep="last")["cell_id"])
 
 
 def _without(frame: pd.DataFrame, cells: set[str]) -> pd.DataFrame:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
 from analysis.load import Runs
@@ -12,52 +16,85 @@ from analysis.plot import Plot, highest, lowest, quantity, require
 from analysis.style import figure, finish, layer_colors, legend_below, theme
 
 STRIPS = "redundancy"
-"""Folder of a run whose PNG files are image strips, named for what was left out."""
+"""Folder of a run for image strips, named ``CHECKPOINT_READING_oNN.png``."""
+SHOWN = 6
+"""Images of a strip that are drawn, of its `IN_STRIP`."""
+IN_STRIP = 12
 
 MEASURES = {"cosine": "cosine similarity", "l2": "L2 distance"}
+READINGS = {
+    "attention": "masked in attention",
+    "attention-self": "masked but the query's own",
+    "input": "truly removed",
+}
+"""The readings of `harness probe redundancy`, in the order drawn, in a few words."""
+SCOPES = {"layer": "in this layer alone", "all": "in every layer"}
 MARKERS = "osD^vPX*<>"
 
 
 def data(runs: Runs) -> pd.DataFrame:
-    """The table as the probe wrote it, `flow` naming the dataset, or its checkpoint where it has several."""
+    """The table as the probe wrote it, `flow` naming the dataset, or its checkpoint where it has several.
+
+    Where a point was measured several times, the one that rests on most samples.
+    """
     rows = require(
         runs.tables["redundancy"], "the runs hold no table `redundancy`; `harness probe redundancy` writes it"
     )
-    alone = rows.groupby("dataset")["checkpoint"].transform("nunique") < 2
-    rows = rows.assign(flow=rows["dataset"].where(alone, rows["checkpoint"]))
+    rows = named(rows)
     rows = require(rows.dropna(subset=list(MEASURES), how="all"), "the table `redundancy` holds no number")
-    keep = ["flow", "scope", "reading", "layer", "o", "cosine", "cosine_p10", "cosine_p90", "l2", "l2_p10", "l2_p90"]
-    keep += ["l2_relative", "fid", "fid_features", "num_samples"]
-    return rows[keep].sort_values(["flow", "scope", "reading", "layer", "o"]).reset_index(drop=True)
+    key = ["flow", "scope", "reading", "layer", "o"]
+    rows = rows.sort_values("num_samples", kind="stable").drop_duplicates(key, keep="last")
+    keep = [*key, "cosine", "cosine_p10", "cosine_p90", "l2", "l2_p10", "l2_p90"]
+    keep += ["l2_relative", "leak", "fid", "fid_features", "num_samples"]
+    return rows[keep].sort_values(key).reset_index(drop=True)
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """A probe's rows with `flow`: the dataset, or the checkpoint where a dataset has several."""
+    alone = rows.groupby("dataset")["checkpoint"].transform("nunique") < 2
+    return rows.assign(flow=rows["dataset"].where(alone, rows["checkpoint"]))
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """A row per scope and reading, a column per measure, a line per layer, layer 1 darkest."""
-    kinds = list(frame[["scope", "reading"]].drop_duplicates().itertuples(index=False, name=None))
+    """A row per scope and measure, a column per reading, a line per layer, layer 1 darkest."""
+    scopes = [scope for scope in SCOPES if scope in set(frame["scope"])]
+    readings = [reading for reading in READINGS if reading in set(frame["reading"])]
     layers = sorted(frame["layer"].unique())
     colors = dict(zip(layers, layer_colors(len(layers)), strict=True))
+    rows = [(scope, measure) for scope in scopes for measure in MEASURES]
     with theme():
-        fig = figure(8.4, 2.7 * len(kinds) + 0.6)
-        axes = fig.subplots(len(kinds), 2, squeeze=False)
+        fig = figure(3.2 * len(readings) + 0.4, 2.1 * len(rows) + 0.6)
+        axes = fig.subplots(len(rows), len(readings), squeeze=False, sharex=True, sharey="row")
         handles: dict[str, object] = {}
-        for row, kind in zip(axes, kinds, strict=True):
-            scope, reading = kind
-            panel = frame[(frame["scope"] == scope) & (frame["reading"] == reading)]
-            for ax, (measure, label) in zip(row, MEASURES.items(), strict=True):
-                for place, (layer, rows) in enumerate(panel.groupby("layer")):
-                    (line,) = ax.plot(
-                        rows["o"], rows[measure], color=colors[layer], marker=MARKERS[place % len(MARKERS)], ms=5
+        for place, (scope, measure) in enumerate(rows):
+            for ax, reading in zip(axes[place], readings, strict=True):
+                panel = frame[(frame["scope"] == scope) & (frame["reading"] == reading)]
+                for number, (layer, line) in enumerate(panel.groupby("layer")):
+                    (drawn,) = ax.plot(
+                        line["o"], line[measure], color=colors[layer], marker=MARKERS[number % len(MARKERS)], ms=4
                     )
                     ax.fill_between(
-                        rows["o"], rows[f"{measure}_p10"], rows[f"{measure}_p90"], color=colors[layer], alpha=0.15, lw=0
+                        line["o"], line[f"{measure}_p10"], line[f"{measure}_p90"], color=colors[layer], alpha=0.1, lw=0
                     )
-                    handles.setdefault(f"layer {layer}", line)
-                where = "every layer" if scope == "all" else "this layer"
-                ax.set(xlabel="predecessors left out, o", title=f"{label}: o left out in {where} ({reading})")
-                ax.set_xticks(sorted(panel["o"].unique()))
+                    handles.setdefault(f"layer {layer}", drawn)
+                _scale(ax, sorted(frame["o"].unique()))
+                if place % len(MEASURES) == 0:
+                    ax.set_title(f"{READINGS[reading]},\n{SCOPES[scope]}")
                 finish(ax)
+            axes[place][0].set_ylabel(MEASURES[measure])
+        for ax in axes[-1]:
+            ax.set_xlabel("predecessors left out, o")
         legend_below(fig, list(handles.values()), list(handles))
     return fig
+
+
+def _scale(ax: Axes, counts: list[int]) -> None:
+    """Linear up to 5, the paper's largest o, logarithmic beyond."""
+    ax.set_xscale("symlog", base=2, linthresh=5)
+    shown = [count for count in counts if count not in (3, 4)]  # too near to each other for their numbers
+    ax.xaxis.set_major_locator(FixedLocator(shown))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def finding(frame: pd.DataFrame) -> str:
@@ -83,38 +120,58 @@ def finding(frame: pd.DataFrame) -> str:
             if more
             else ("; layer 1 does not turn more than every other, unlike in the paper")
         )
+    leaks = (
+        frame[frame["o"] > 0].groupby("reading")["leak"].max().dropna() if "leak" in frame else pd.Series(dtype=float)
+    )
+    if len(leaks):
+        told += ". Of the influence of what is left out there remains at most " + ", ".join(
+            f"{quantity(100 * share)} % ({reading})" for reading, share in leaks.items()
+        )
     images = frame.dropna(subset=["fid"])
     if len(images):
         worst = highest(images, "fid")
-        told += f". With o = {int(worst['o'])} left out in every layer FID is {quantity(worst['fid'])}"
+        told += f". With o = {int(worst['o'])} left out in every layer ({worst['reading']}) FID is "
+        told += quantity(worst["fid"])
     return told + "."
 
 
+_STRIP = re.compile(r"(?P<flow>.+)_(?P<reading>[a-z-]+)_o(?P<o>\d+)")
+
+
 def strips(runs: Runs) -> pd.DataFrame:
-    """One row per image strip found in the runs."""
+    """One row per image strip found in the runs; of equal names the last run's."""
     found = [
-        {"strip": file.stem, "_path": str(file)}
+        {**match.groupdict(), "o": int(match["o"]), "_path": str(file)}
         for run in runs.runs
         for file in sorted((run.path / STRIPS).glob("*.png"))
+        if (match := _STRIP.fullmatch(file.stem))
     ]
-    return require(pd.DataFrame(found, columns=["strip", "_path"]), f"the runs hold no image strips (`{STRIPS}/*.png`)")
+    frame = pd.DataFrame(found, columns=["flow", "reading", "o", "_path"])
+    frame = frame.drop_duplicates(["flow", "reading", "o"], keep="last").sort_values(["flow", "reading", "o"])
+    return require(frame.reset_index(drop=True), f"the runs hold no image strips (`{STRIPS}/*.png`)")
 
 
 def draw_strips(frame: pd.DataFrame) -> Figure:
-    """The strips under one another."""
-    images: list[np.ndarray] = []
-    for path in frame["_path"]:
-        with Image.open(path) as file:
-            images.append(np.asarray(file.convert("RGB")))
-    width = 9.0
-    heights = [width * image.shape[0] / image.shape[1] + 0.35 for image in images]
+    """The first images of every strip: a column per reading, a row per o."""
+    readings = [reading for reading in READINGS if reading in set(frame["reading"])]
+    counts = sorted(frame["o"].unique())
+    paths = frame.set_index(["reading", "o"])["_path"].to_dict()
+    width = 3.4
     with theme():
-        fig = figure(width, min(sum(heights), 40.0))
-        axes = fig.subplots(len(images), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for ax, image, name in zip(axes, images, frame["strip"], strict=True):
-            ax.imshow(image, interpolation="none")
-            ax.set_title(name)
-            ax.set_axis_off()
+        fig = figure(width * len(readings) + 0.5, (width / SHOWN + 0.08) * len(counts) + 0.3)
+        axes = fig.subplots(len(counts), len(readings), squeeze=False)
+        for row, o in zip(axes, counts, strict=True):
+            for ax, reading in zip(row, readings, strict=True):
+                if (path := paths.get((reading, o))) is not None:
+                    with Image.open(path) as file:
+                        pixels = np.asarray(file.convert("RGB"))
+                    ax.imshow(pixels[:, : pixels.shape[1] * SHOWN // IN_STRIP], interpolation="none")
+                ax.set_xticks([])
+                ax.set_yticks([])
+                ax.spines[:].set_visible(False)
+            row[0].set_ylabel(f"o = {o}", rotation=0, ha="right", va="center")
+        for ax, reading in zip(axes[0], readings, strict=True):
+            ax.set_title(READINGS[reading])
     return fig
 
 
@@ -123,8 +180,11 @@ PLOTS = [
         name="redundancy",
         title="Redundancy of predecessors",
         reading=(
-            "Each layer is decoded with its o nearest predecessors masked out and compared with its full output: the "
-            "median over samples, the band 10 to 90 %. A cosine similarity near 1 means that they were not needed."
+            "Layer outputs with each token's o nearest predecessors left out, against the full ones: the median over "
+            "samples, the band 10 to 90 %. A cosine similarity near 1 means that they were not needed. Masked in "
+            "attention: no query sees their keys, but token l − 1 still enters through its own hidden state. Masked "
+            "but the query's own: token l − 1 is seen, the o before it are not. Truly removed: zeros in their place. "
+            "In this layer alone: from exact inputs and exact predecessors. In every layer: samples drawn so."
         ),
         data=data,
         draw=draw,
@@ -133,10 +193,9 @@ PLOTS = [
     Plot(
         name="redundancy-strips",
         title="Images without the nearest predecessors",
-        reading="The same latents decoded with o predecessors left out; the name of each strip says where.",
+        reading="The same latents decoded with the o nearest predecessors of each token left out in every layer.",
         data=strips,
         draw=draw_strips,
         finding=lambda frame: f"{len(frame)} strip{'s' if len(frame) > 1 else ''} of images from the same latents.",
-        split=None,
     ),
 ]

@@ -83,6 +83,11 @@ def layer_colors(count: int) -> list[str]:
     return [to_hex(shade) for shade in shades]
 
 
+def palette(count: int) -> list[str]:
+    """(count,) colours that the colour-blind can tell apart, for what has no order."""
+    return seaborn.color_palette("colorblind", count).as_hex()
+
+
 def sequential_map() -> Colormap:
     """The colour map of heat maps: perceptually uniform, the same for the colour-blind."""
     return seaborn.color_palette("cividis", as_cmap=True)

@@ -7,7 +7,7 @@ Jacobian J: its powers vanish after L, which is why iteration ends, and their no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -63,7 +63,9 @@ class Convergence(Probe):
         """Rows of one layer from one guess, or of one layer's Jacobians."""
         if not units:
             return
-        guesses = dict(INITIAL)
+        guesses: dict[str, Callable[[LayerProblem], Tensor]] = {
+            name: partial(_plain, guess) for name, guess in INITIAL.items()
+        }
         if any(unit.key.get("initial") == "fitted" for unit in units):
             calibration = calibration_of(load_flow(subject.path, subject.device))  # fitted in float32, as decoders are
             guesses["fitted"] = partial(fitted, calibration)
@@ -77,14 +79,19 @@ class Convergence(Probe):
                 yield {"jacobians": rows}
                 continue
             place["initial"] = unit.key["initial"]
-            start = guesses[unit.key["initial"]](problem.layer, problem.inputs)
+            start = guesses[unit.key["initial"]](problem)
             steps, ends = iterate(problem, start, self.iterations)
             yield {"convergence": [place | row for row in steps], "fixed_points": [place | row for row in ends]}
 
 
-def fitted(calibration: Calibration, layer: CausalLayer, inputs: Tensor) -> Tensor:
-    """The guess that was fitted to this layer, from (B, L, D) z_in."""
-    return calibration.layers[layer.number].guess(inputs.float()).to(inputs)
+def _plain(guess: Callable[[CausalLayer, Tensor], Tensor], problem: LayerProblem) -> Tensor:
+    return guess(problem.layer, problem.inputs)
+
+
+def fitted(calibration: Calibration, problem: LayerProblem) -> Tensor:
+    """(B, L, D) the guess that was fitted to this layer."""
+    guess = calibration.layers[problem.layer.number].guess
+    return guess(problem.inputs.float(), problem.condition.labels).to(problem.inputs)
 
 
 @torch.no_grad()

@@ -34,7 +34,9 @@ from harness.errors import HarnessError, unknown
 from harness.flows.base import CausalFlow
 from harness.images import save_grid
 from harness.metrics.features import feature_extractor
-from harness.metrics.quality import quality_against
+from harness.metrics.fid import FeatureStatistics, frechet_distance
+from harness.metrics.quality import features_of
+from harness.metrics.reference import reference_features
 from harness.probes.base import Probe, Rows, Subject, Unit, probes
 from harness.probes.problems import LayerProblem, layer_problems
 from harness.probes.restrictions import READINGS, Restriction, restriction
@@ -198,8 +200,11 @@ def _fid_of(subject: Subject) -> Callable[[Tensor], dict[str, Any]]:
         subject.note(f"no FID: {error}")
         return lambda images: {}
 
+    reference = reference_features(real, extractor).statistics
+
     def fid(images: Tensor) -> dict[str, Any]:
-        found = quality_against(real, images, extractor)
-        return {"fid": found["fid"], "fid_features": found["fid_features"]}
+        features = features_of(images, extractor)
+        distance = frechet_distance(reference, FeatureStatistics.of(features)) if len(features) > 2 else None
+        return {"fid": distance, "fid_features": extractor.name}
 
     return fid

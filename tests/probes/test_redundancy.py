@@ -18,15 +18,15 @@ from harness.probes.restrictions import READINGS, restriction
 from harness.probes.running import run_probe
 from harness.progress import LineReporter
 
-L, D = 16, 4
+L, D = 16, 1
 
 
 @pytest.fixture
 def flow():
-    config = TarFlowConfig(image_channels=1, image_size=8, patch=2, channels=64, blocks=2, layers_per_block=3)
+    config = TarFlowConfig(image_channels=1, image_size=4, patch=1, channels=64, blocks=2, layers_per_block=3)
     flow = TarFlow(config).double().requires_grad_(False).eval()
     for block in flow.blocks:
-        block.proj_out.weight.normal_(std=0.05)
+        block.proj_out.weight.normal_(std=0.02)
     return flow
 
 
@@ -58,7 +58,7 @@ def by_lag(jacobian):
     return [float(size.diagonal(-lag).max()) for lag in range(L)]
 
 
-@pytest.mark.parametrize("o", [1, 2, 5])
+@pytest.mark.parametrize("o", [1, 4])
 def test_the_input_reading_removes_the_dependence_exactly(flow, problems, o):
     for problem in problems:
         sizes = by_lag(jacobian(problem, restriction(flow, "input", o)))
@@ -66,7 +66,7 @@ def test_the_input_reading_removes_the_dependence_exactly(flow, problems, o):
         assert min(sizes[o + 1 :]) > 0
 
 
-@pytest.mark.parametrize("o", [1, 2, 5])
+@pytest.mark.parametrize("o", [1, 4])
 def test_the_attention_reading_leaks_the_querys_own_token_and_no_other(flow, problems, o):
     for problem in problems:
         sizes = by_lag(jacobian(problem, restriction(flow, "attention", o)))
@@ -75,7 +75,7 @@ def test_the_attention_reading_leaks_the_querys_own_token_and_no_other(flow, pro
         assert min(sizes[o + 1 :]) > 0
 
 
-@pytest.mark.parametrize("o", [1, 2, 5])
+@pytest.mark.parametrize("o", [1, 4])
 def test_with_the_diagonal_kept_the_o_before_the_querys_own_token_are_gone(flow, problems, o):
     for problem in problems:
         sizes = by_lag(jacobian(problem, restriction(flow, "attention-self", o)))

@@ -1,0 +1,133 @@
+"""What the initial guess is worth: the error of each layer's Jacobi iteration from each guess (SeJD's Figure 6)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.load import Runs
+from analysis.plot import Plot, listing, require
+from analysis.redundancy import named
+from analysis.style import Dashes, figure, finish, grid_of_axes, legend_below, palette, theme
+
+ORDER = ("zeros", "normal", "input", "fitted")
+NAMES = {"zeros": "zeros", "normal": "standard normal", "input": "the layer's input", "fitted": "fitted"}
+DASHES: tuple[Dashes, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1, 1, 1)))
+MARKERS = "os^D"
+GOAL = 0.01
+"""RMS error, in the layer's own units, that iterations are counted to in `finding`."""
+FLOOR = 1e-8
+"""Errors below are not drawn: no stopping rule reaches so far."""
+
+KEYS = ["flow", "layer", "initial"]
+
+
+def samples(runs: Runs) -> pd.DataFrame:
+    """Residual and errors of every flow, layer, guess, sample and iteration.
+
+    A sample that came to its fixed point early stays there while others iterate, so that medians are over all samples.
+    """
+    rows = require(
+        runs.tables["convergence"], "the runs hold no table `convergence`; `harness probe convergence` writes it"
+    )
+    rows = named(rows).assign(initial=lambda frame: frame["initial"].astype(str))
+    last = rows.groupby(KEYS)["iteration"].transform("max")
+    ends = rows[rows["iteration"] == rows.groupby([*KEYS, "cell_id", "sample"])["iteration"].transform("max")]
+    missing = (last[ends.index] - ends["iteration"]).astype(int)
+    held = ends.loc[ends.index.repeat(missing)].copy()
+    held["iteration"] += held.groupby([*KEYS, "cell_id", "sample"]).cumcount() + 1
+    held["residual"] = 0.0
+    columns = [*KEYS, "num_tokens", "cell_id", "sample", "iteration", "residual", "error_inf", "error_rms"]
+    return pd.concat([rows, held])[columns].sort_values([*KEYS, "cell_id", "sample", "iteration"], ignore_index=True)
+
+
+def data(runs: Runs) -> pd.DataFrame:
+    """Median error and its 10-90 % band over samples, per flow, layer, guess and iteration."""
+    grouped = samples(runs).groupby([*KEYS, "iteration"])
+    shares = {"error_p10": 0.1, "error": 0.5, "error_p90": 0.9}
+    found = pd.DataFrame({name: grouped["error_rms"].quantile(share) for name, share in shares.items()})
+    return found.assign(residual=grouped["residual"].median(), samples=grouped.size()).reset_index()
+
+
+def ordered(names: pd.Series) -> list[str]:
+    """The guesses present: the known ones in their order, then others."""
+    present = set(names)
+    return [*(name for name in ORDER if name in present), *sorted(present - set(ORDER))]
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """A panel per layer, a line per guess: error against iteration, residual dotted thin."""
+    layers = sorted(frame["layer"].unique())
+    guesses = ordered(frame["initial"])
+    columns = 3 if len(layers) in (3, 5, 6, 9) else min(4, len(layers))
+    colors = palette(len(guesses))
+    with theme():
+        fig = figure(max(4.8, 2.9 * columns), 2.5 * -(-len(layers) // columns) + 0.6)
+        axes = grid_of_axes(fig, len(layers), columns, share_x=True, share_y=True)
+        handles: dict[str, object] = {}
+        for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
+            ax.set_yscale("log")
+            for number, guess in enumerate(guesses):
+                rows = frame[(frame["layer"] == layer) & (frame["initial"] == guess)]
+                rows = rows[rows["error"] > FLOOR]
+                shown = rows[["error", "error_p10", "error_p90"]].clip(lower=FLOOR)
+                (line,) = ax.plot(
+                    rows["iteration"], shown["error"], color=colors[number], ls=DASHES[number % len(DASHES)],
+                    marker=MARKERS[number % len(MARKERS)], ms=4, markevery=2,
+                )  # fmt: skip
+                ax.fill_between(
+                    rows["iteration"], shown["error_p10"], shown["error_p90"], color=colors[number], alpha=0.12, lw=0
+                )
+                handles.setdefault(NAMES.get(guess, guess), line)
+            ax.set(
+                title=f"layer {layer}",
+                xlabel="iteration" if place + columns >= len(layers) else "",
+                ylabel="error (RMS)" if place % columns == 0 else "",
+            )
+            finish(ax)
+            ax.tick_params(labelbottom=place + columns >= len(layers))
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def iterations_to(frame: pd.DataFrame, goal: float) -> pd.DataFrame:
+    """Iterations after which the median error is at most `goal`, per flow, layer and guess; missing where none are."""
+    below = frame[frame["error"] <= goal].groupby(KEYS)["iteration"].min()
+    every = frame.groupby(KEYS).size().index
+    return below.reindex(every).rename("iterations").reset_index()
+
+
+def finding(frame: pd.DataFrame) -> str:
+    """Iterations that each guess takes to `GOAL`, in layer 1 and in the others."""
+    counts = iterations_to(frame, GOAL).set_index(["layer", "initial"])["iterations"].unstack()
+    counts = counts[ordered(frame["initial"])]
+    told = []
+    for layers, where in ((counts[counts.index == 1], "layer 1"), (counts[counts.index > 1], "the median later layer")):
+        if len(layers):
+            typical = layers.median()
+            parts = [
+                f"{value:g} from {NAMES.get(str(name), name)}" for name, value in typical.items() if value == value
+            ]
+            told.append(f"{where} takes {listing(parts)}" if parts else f"{where} does not come that far")
+    return f"To an RMS error of {GOAL:g}, " + "; ".join(told) + f" (median of {_count(frame)} samples)."
+
+
+def _count(frame: pd.DataFrame) -> int:
+    return int(np.max(frame["samples"]))
+
+
+PLOTS = [
+    Plot(
+        name="initial-guesses",
+        title="Error by initial guess",
+        reading=(
+            "Each layer alone, given its exact input, in float64: the error to its sequential output after each "
+            "Jacobi iteration, the median over samples with the band 10 to 90 %. Iteration 0 is the guess itself. "
+            "Errors below 1e-8 are not drawn, but are in the CSV down to the fixed point."
+        ),
+        data=data,
+        draw=draw,
+        finding=finding,
+    ),
+]

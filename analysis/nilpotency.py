@@ -1,0 +1,120 @@
+"""Why Jacobi iteration ends: norms of the powers of the update's strictly triangular Jacobian (SeJD, Prop. 3.1)."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.load import Runs
+from analysis.plot import Plot, highest, lowest, quantity, require
+from analysis.redundancy import MARKERS, named
+from analysis.style import INK, figure, finish, layer_colors, legend_below, theme
+
+FLOOR = 1e-60
+"""Norms below are not drawn: 0, or on the way there."""
+
+
+def data(runs: Runs) -> pd.DataFrame:
+    """Median, least and largest spectral norm over samples, per flow, layer and power."""
+    rows = named(
+        require(
+            runs.tables["jacobians"],
+            "the runs hold no table `jacobians`; `harness probe convergence` writes it for small flows",
+        )
+    )
+    grouped = rows.groupby(["flow", "layer", "power"])
+    found = grouped["norm_spectral"].agg(norm="median", least="min", most="max", samples="size")
+    return found.assign(
+        norm_frobenius=grouped["norm_frobenius"].median(), num_tokens=grouped["num_tokens"].first()
+    ).reset_index()
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    """Norms against the power, a line per layer: the first powers on the left, all of them on the right."""
+    layers = sorted(frame["layer"].unique())
+    colors = dict(zip(layers, layer_colors(len(layers)), strict=True))
+    length = int(frame["num_tokens"].iloc[0])
+    with theme():
+        fig = figure(8.6, 3.4)
+        left, right = fig.subplots(1, 2)
+        handles: dict[str, object] = {}
+        for place, (layer, rows) in enumerate(frame.groupby("layer")):
+            rows = rows[rows["norm"] > FLOOR]
+            for ax, shown in ((left, rows[rows["power"] <= 12]), (right, rows)):
+                (line,) = ax.plot(
+                    shown["power"], shown["norm"], color=colors[layer], marker=MARKERS[place % len(MARKERS)], ms=4,
+                    markevery=1 if ax is left else 8,
+                )  # fmt: skip
+                ax.fill_between(
+                    shown["power"],
+                    shown["least"].clip(lower=FLOOR),
+                    shown["most"],
+                    color=colors[layer],
+                    alpha=0.12,
+                    lw=0,
+                )
+            handles.setdefault(f"layer {layer}", line)
+        left.axhline(1, color=INK, lw=0.8, alpha=0.5)
+        right.axvline(length, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6)
+        right.annotate(
+            f"0 at L = {length} ", (length, 0.95), xycoords=("data", "axes fraction"), ha="right", fontsize=8
+        )  # fmt: skip
+        for ax, title in ((left, "the first powers"), (right, "all powers")):
+            ax.set(yscale="log", xlabel="power t", ylabel="spectral norm of Jᵗ", title=title)
+            finish(ax)
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def contraction(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per flow and layer: the norm of J, the largest of any power, and the first power with a norm below 1."""
+    rows = []
+    for (flow, layer), powers in frame.sort_values("power").groupby(["flow", "layer"]):
+        below = powers[powers["norm"] < 1]
+        vanished = powers[powers["most"] == 0]
+        rows.append(
+            {
+                "flow": flow,
+                "layer": layer,
+                "norm": powers["norm"].iloc[0],
+                "largest": powers["norm"].max(),
+                "first_below_one": int(below["power"].iloc[0]) if len(below) else None,
+                "vanishes_at": int(vanished["power"].iloc[0]) if len(vanished) else None,
+                "num_tokens": int(powers["num_tokens"].iloc[0]),
+                "samples": int(powers["samples"].iloc[0]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def finding(frame: pd.DataFrame) -> str:
+    """The norms of J, from which power on they contract, and where they vanish."""
+    told = contraction(frame)
+    low, high = lowest(told, "norm"), highest(told, "norm")
+    sentence = (
+        f"The spectral norm of J runs from {quantity(low['norm'])} (layer {low['layer']}) to {quantity(high['norm'])} "
+        f"(layer {high['layer']})"
+    )
+    late = highest(told, "first_below_one")
+    if late["first_below_one"] > 1:
+        sentence += f"; that of J^t falls below 1 at t = {int(late['first_below_one'])} at the latest"
+    vanishing = told["vanishes_at"].dropna()
+    if len(vanishing):
+        sentence += f", and J^t is exactly 0 from t = {int(vanishing.max())} on"
+    return sentence + "."
+
+
+PLOTS = [
+    Plot(
+        name="jacobian-powers",
+        title="Powers of the Jacobian",
+        reading=(
+            "J is the Jacobian of one Jacobi iteration at the fixed point, strictly lower triangular. To first order "
+            "the error after t iterations is J^t times the first error, so the norm of J^t bounds what is left: the "
+            "median over samples, the band from least to largest. J^L = 0, whatever the norms before."
+        ),
+        data=data,
+        draw=draw,
+        finding=finding,
+    ),
+]
