@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
 
@@ -33,7 +34,11 @@ def device_lock(device: str) -> Iterator[None]:
         with suppress(PermissionError):  # of another user, who has done it
             folder.chmod(0o777)
         lock = FileLock(folder / f"{_name(device)}.lock", mode=0o666, poll_interval=WAKE_EVERY_S)
-        lock.acquire()
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"another process times something on this {device.upper()}; waiting for it", file=sys.stderr)
+            lock.acquire()
     except OSError as error:
         raise HarnessError(f"cannot lock the device through '{folder}': {error.strerror or error}") from error
     try:
