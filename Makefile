@@ -8,7 +8,7 @@ PROFILE ?= fast
 STUDIES ?= runs/studies
 BASE ?= results/baselines/asv.json
 
-.PHONY: demo test test-slow lint report figures studies format bench bench-compare clean
+.PHONY: demo test test-slow fuzz test-faults lint report figures studies format bench bench-compare clean
 
 demo: $(READY)  ## measure the shipped digits flow, print the table, render the report
 	$(BIN)/harness run quickstart --out $(RUN) --resume
@@ -19,6 +19,13 @@ test: $(READY)  ## the default suite: no GPU, under ten minutes on two cores
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+fuzz: $(READY)  ## ten minutes of hostile input to everything that reads; prints its seed, SEED= repeats one
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[fuzz]"
+	$(BIN)/python tests/fuzz/fuzz_run.py --seconds 600 $(if $(SEED),--seed $(SEED))
+
+test-faults: $(READY)  ## a hundred kills at random moments; HARNESS_SEED= and HARNESS_KILLS= are taken from outside
+	$(BIN)/python -m pytest tests/faults -m slow -s
 
 lint: $(READY)
 	$(BIN)/ruff check .

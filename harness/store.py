@@ -219,6 +219,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise StoreError(f"'{file}' cannot be read as JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"'{file}' is no manifest of this harness's format {FORMAT}")
+    for name in ("matrix", "environment", "sessions", "checkpoints"):
+        if not isinstance(manifest.get(name, {}), dict):
+            raise StoreError(f"'{file}' was not written by this harness: its '{name}' is no table of values")
     return manifest
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from harness.breaks import break_conditions, warnings
 from harness.drift import doubts
+from harness.errors import StoreError
 from harness.statistics import layer_costs, paired_speedups, valid_cells
 from harness.store import Run
 
@@ -41,8 +42,11 @@ def summarise(run: Run) -> pd.DataFrame:
 
 def tolerance(run: Run) -> dict[str, float]:
     """How much a cell's quality may differ from sequential's, as the run's matrix states it."""
-    quality = run.manifest["matrix"]["quality"]
-    return {name: quality[name] for name in ("max_deviation", "max_fid_increase")}
+    names = ("max_deviation", "max_fid_increase")
+    try:
+        return {name: float(run.manifest["matrix"]["quality"][name]) for name in names}
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"the manifest of '{run.path}' does not state what its matrix tolerates: {error!r}") from error
 
 
 def print_summary(run: Run, console: Console) -> None:

@@ -21,6 +21,8 @@ from harness.errors import DatasetError
 
 SITE = "https://www.cs.toronto.edu/~kriz"
 PIXELS = 3 * 32 * 32
+MOST_BYTES = 1 << 28
+"""Of an archive's content; the official ones hold less than 200 MB, and a small file may unpack to any size."""
 
 
 class CifarArchive(Dataset):
@@ -117,13 +119,19 @@ def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
         with gzip.open(path) as stream:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
+                    _require_small(stream.tell() + member.size)
                     file = archive.extractfile(member) if member.name.removeprefix("./") in names else None
                     if file is not None:
                         contents[member.name.removeprefix("./")] = file.read()
             while stream.read(1 << 20):  # to the end, where gzip's checksum is
-                pass
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+                _require_small(stream.tell())
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise DatasetError(f"'{path}' cannot be read to its end: {error}; it is cut short or corrupt") from error
     if missing := [name for name in names if name not in contents]:
         raise DatasetError(f"'{path}' holds no '{missing[0]}'; expected the binary version of the official archive")
     return {f"{path}/{name}": contents[name] for name in names}
+
+
+def _require_small(size: int) -> None:
+    if size > MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")

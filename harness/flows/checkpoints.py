@@ -106,7 +106,10 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with _open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _refuse_packed(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"'{path}' cannot be read as a plain state dict (weights only): {reason}") from error
@@ -134,12 +137,23 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"'{path}' cannot be read as safetensors: {error}") from error
 
 
+def _refuse_packed(path: Path) -> None:
+    """Refuse an archive whose members are larger than their share of the file: torch packs nothing."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ValueError("its members are compressed, which torch never does, and may unpack to any size")
+
+
 def _plain_state(path: Path, state: Any) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise CheckpointError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"'{path}' holds {name!r}: {type(tensor).__name__}, expected only tensors by name")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise CheckpointError(f"'{path}': '{name}' is no plain tensor of numbers")
+    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > path.stat().st_size:
+        raise CheckpointError(f"'{path}' claims tensors that are larger than the file")
     return state
 
 

@@ -218,7 +218,7 @@ class ZukoFlow(nn.Module):
         except ImportError as error:
             raise CheckpointError("reading it needs zuko: pip install 'nf-decoding-harness[zuko]'") from error
         found = [match for match in map(_TRANSFORM.fullmatch, state) if match]
-        linears = sorted({int(match[2]) for match in found})
+        linears = sorted({int(match[2]) for match in found if match[1] == "0"})
         shapes = [tuple(state[f"transform.transforms.0.hyper.{i}.weight"].shape) for i in linears]
         if any(len(shape) != 2 for shape in shapes) or shapes[-1][0] != 2 * shapes[0][1]:
             raise CheckpointError("its networks do not end in two numbers a feature, so they are no affine transforms")
