@@ -27,6 +27,7 @@ _DESCRIPTION = {
     "tau": REAL,  # null for a decoder that takes none
     "options": TEXT,  # JSON, sorted keys, tau left out
     "guidance": TEXT,  # JSON, or null
+    "denoise": REAL,  # noise that the denoising step after decoding takes out, in image units; null for no such step
     "batch_size": INTEGER,
     "seed": INTEGER,
     "num_tokens": INTEGER,  # L
@@ -73,6 +74,8 @@ TABLES: dict[str, pa.Schema] = {
             "images_per_s": REAL,
             "encode_s": REAL,  # one forward pass of the same batch in the same round
             "forward_ratio": REAL,  # wall_s / encode_s
+            "denoise_s": REAL,  # of the denoising step, no part of wall_s; null where none was asked for
+            "nonfinite_retries": INTEGER,  # layers decoded again, exactly, since they were not finite; part of wall_s
             **_ATTEMPTS,
             **_OUTCOME,
         },
@@ -137,10 +140,16 @@ TABLES: dict[str, pa.Schema] = {
             "kid_std": REAL,
             "num_samples": INTEGER,
             "num_reference": INTEGER,
+            "reference": TEXT,  # "train": the images; "shipped-test": features of the test split shipped for a dataset
             "deviation_rmse": REAL,  # to the sequential samples of the same latents, in image units ([-1, 1])
             "deviation_max": REAL,
             "reconstruction_mse": REAL,
+            "clip_iqa": REAL,  # mean over the samples
+            "brisque": REAL,
+            "perceptual_error": TEXT,  # why one of these two is null
             "nonfinite_samples": INTEGER,
+            "nonfinite_retries": INTEGER,  # layers of batches decoded again, exactly, since they were not finite
+            "skipped_images": INTEGER,  # corrupt real images left out
             **_ATTEMPTS,
             **_OUTCOME,
         },
@@ -193,6 +202,27 @@ TABLES: dict[str, pa.Schema] = {
             "device": TEXT,
             "threads": INTEGER,
             "code_version": TEXT,  # of flows and decoders, and of the probe
+        },
+        # One row per flow and layer: GS-Jacobi's metrics (arXiv 2505.12849), see harness.decoders.crm, and the
+        # iterations that they are to predict. Written by `harness probe crm`.
+        "crm": {
+            **_IDENTITY,
+            "dataset": TEXT,
+            "checkpoint": TEXT,
+            "num_tokens": INTEGER,
+            "num_layers": INTEGER,
+            "layer": INTEGER,
+            "block": INTEGER,
+            "data": TEXT,  # of the forward pass: "images" or "samples"
+            "crm": REAL,
+            "crm_share": REAL,  # of the flow's sum
+            "tough": FLAG,
+            "igm_input": REAL,
+            "igm_zeros": REAL,
+            "guess": TEXT,  # that of the lower IGM
+            "tau": REAL,
+            "iterations_input": INTEGER,  # of UJD at tau from this guess
+            "iterations_zeros": INTEGER,
         },
         # One row per flow, scope, reading, layer and o: the output of a layer with its o nearest predecessors left out
         # against its output with all of them (arXiv 2505.24791, Eq. 6). Written by `harness probe redundancy`.
@@ -402,6 +432,7 @@ KEYS: dict[str, list[str]] = {
     "failures": ["cell_id", "pass"],
     "observables": ["cell_id", "decoder", "observable"],
     "probes": ["cell_id"],
+    "crm": ["cell_id", "layer"],
     "redundancy": ["cell_id", "scope", "reading", "layer", "o"],
     "convergence": ["cell_id", "layer", "initial", "sample", "iteration"],
     "fixed_points": ["cell_id", "layer", "initial", "sample"],

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from harness.decoders.base import Decoder, LayerTrace, decoders
+from harness.decoders.crm import SIMPLE, TOUGH, LayerMetrics, metrics_of
 from harness.decoders.jacobi import FITTED, JacobiDecoder, check_iteration
 from harness.decoders.sequential import solve_sequential
 from harness.decoders.windows import Blocks, Schedule
 from harness.errors import HarnessError, unknown
 from harness.flows.base import CausalFlow, CausalLayer, Condition
+from harness.flows.tap import untapped
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,17 @@ Their stopping rule is ``norm="frobenius"``, ``tau=1e-8``, ``clamp=3.0``, and th
 """
 
 
+AUTO = "auto"
+
+
+def automatic(metrics: Sequence[LayerMetrics]) -> Strategy:
+    """The paper's choice from its metrics: blocks for the layers whose CRM dominates, and each layer's better guess."""
+    settings = [TOUGH if of.tough else SIMPLE for of in metrics]
+    return Strategy(
+        tuple(blocks for blocks, _ in settings), tuple(cap for _, cap in settings), tuple(of.guess for of in metrics)
+    )
+
+
 @decoders.register("gs-jacobi")
 @dataclass(kw_only=True)
 class GaussSeidelJacobi(JacobiDecoder):
@@ -61,7 +75,8 @@ class GaussSeidelJacobi(JacobiDecoder):
         blocks: G, the blocks of a layer: 0 decodes it sequentially, 1 is plain Jacobi.
         max_iterations: J, the cap on the iterations of a block; None for as many as make it exact.
         initial: as for any Jacobi decoder.
-        strategy: a published setting of all three, by a name in `STRATEGIES`, in place of them.
+        strategy: a published setting of all three, by a name in `STRATEGIES`, in place of them; ``"auto"`` chooses them
+            from the paper's metrics, see `automatic`.
         clamp: bound on the magnitude of iterates, against overflow; the paper's code uses 3. A clamped decode is not
             exact where the exact sample goes beyond.
     """
@@ -74,8 +89,8 @@ class GaussSeidelJacobi(JacobiDecoder):
 
     def __post_init__(self) -> None:
         Decoder.__post_init__(self)
-        if self.strategy is not None and self.strategy not in STRATEGIES:
-            raise unknown("strategy", str(self.strategy), STRATEGIES)
+        if self.strategy not in (None, AUTO, *STRATEGIES):
+            raise unknown("strategy", str(self.strategy), [AUTO, *STRATEGIES])
         if self.clamp is not None and not self.clamp > 0:
             raise HarnessError(f"clamp must be above 0, not {self.clamp}")
         for name in ("blocks", "max_iterations", "initial"):
@@ -88,11 +103,14 @@ class GaussSeidelJacobi(JacobiDecoder):
                 raise HarnessError(f"blocks must be a number from 0, not {blocks!r}")
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
-        """As it is, once every list has an entry for every layer.
+        """As it is, once every list has an entry for every layer; with the strategy ``"auto"``, with its lists.
 
         Raises:
-            HarnessError: a list, or a published strategy, that is not as long as the flow has layers.
+            HarnessError: the metrics cannot be measured on this flow; or a list, or a published strategy, that is not
+                as long as the flow has layers.
         """
+        if self.strategy == AUTO:
+            return replace(self, strategy=None, **vars(automatic(metrics_of(untapped(flow))))).bind(flow, batch)
         for name in ("blocks", "max_iterations", "initial"):
             value = getattr(self._settings, name)
             if isinstance(value, tuple) and len(value) != flow.num_layers:
@@ -124,6 +142,8 @@ class GaussSeidelJacobi(JacobiDecoder):
 
     @property
     def _settings(self) -> GaussSeidelJacobi | Strategy:
+        if self.strategy == AUTO:
+            raise HarnessError("what the strategy is, is known only once the decoder is bound to a flow")
         return STRATEGIES[self.strategy] if self.strategy else self
 
 

@@ -198,6 +198,14 @@ class TarFlowLayer(nn.Module):
         self.proj_out = nn.Linear(config.channels, self.token_dim * (1 if config.volume_preserving else 2))
         nn.init.zeros_(self.proj_out.weight)
 
+    @property
+    def output_weights(self) -> tuple[Tensor, Tensor]:
+        """(D, C) each: the last linear map, to log_scale and to shift; the first is 0 where volume is preserved."""
+        weight = self.proj_out.weight
+        if self.volume_preserving:
+            return torch.zeros_like(weight), weight
+        return weight[: self.token_dim], weight[self.token_dim :]
+
     def arrange(self, tokens: Tensor) -> Tensor:
         """(B, L, D) tokens in this block's order: raster for even blocks, reversed for odd ones."""
         return tokens.flip(1) if self.reverse else tokens
