@@ -11,6 +11,7 @@ from analysis.plot import quantity
 from analysis.published import published
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic
+from analysis.studies.tau import BATCH
 from analysis.style import INK, decoder_style, figure, finish, legend_below, theme
 
 
@@ -20,7 +21,7 @@ def findings(runs: Runs) -> Findings:
     paper = paper[paper["quantity"] == "reconstruction_mse"][["name", "value", "source"]]
     cells = deterministic(runs).dropna(subset=["reconstruction_mse"])
     columns = ["flow", "batch_size", "decoder", "series", "tau", "reconstruction_mse", "iterations"]
-    frame = cells[columns].reset_index(drop=True)
+    frame = cells.loc[cells["batch_size"] == BATCH, columns].reset_index(drop=True)
     exact = frame.loc[frame["decoder"] == "sequential", "reconstruction_mse"]
     claims = []
     for row in frame[(frame["decoder"] == "sejd") & (frame["tau"] == PAPER_TAU)].to_dict("records"):

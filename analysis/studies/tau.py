@@ -21,8 +21,10 @@ BATCH = 16
 FEW_ITERATIONS = 6
 """The most that the paper's Table A3 has in a layer after the second, rounded down."""
 HALF = 0.5
-LONG = "afhq-cat"
-"""The flow with the longest sequences, which stands for the paper's AFHQ."""
+LONG = "afhq"
+"""The dataset, or what its variants begin with, on which the paper finds that UJD loses."""
+LONG_TOKENS = 1024
+"""The length of its sequences in the paper."""
 
 
 def findings(runs: Runs) -> Findings:
@@ -71,7 +73,7 @@ def _within(cells: pd.DataFrame) -> pd.DataFrame:
 def _quality(cells: pd.DataFrame) -> Iterator[Finding]:
     for flow, rows in cells[cells["decoder"] == "sejd"].groupby("flow", sort=False):
         rows = rows.dropna(subset=["fid_rise"]).sort_values("tau")
-        if rows.empty:
+        if rows["tau"].nunique() < 2:
             continue
         rises = ", ".join(f"{row.fid_rise:+.1%} at {row.tau:g}" for row in rows.itertuples())
         below = rows.loc[rows["tau"] < 1, "fid_rise"].max()
@@ -160,13 +162,18 @@ def _speed(times: pd.DataFrame) -> Iterator[Finding]:
                 criterion=f"at least {HALF:.0%} of one traced decode at tau = {PAPER_TAU:g}",
                 timed=True,
             )
-            if flow == LONG:
+            if ujd["dataset"].startswith(LONG):
+                long = ujd["num_tokens"] >= LONG_TOKENS
                 yield Finding(
                     claim="ujd-loses",
-                    flow=f"{where}, L = {ujd['num_tokens']}",
-                    measured=told(ujd),
-                    agrees=slower(ujd),
-                    criterion="slower than sequential with all of the interval, on the flow with the longest sequences",
+                    flow=where,
+                    measured=f"{told(ujd)} at L = {ujd['num_tokens']}",
+                    agrees=slower(ujd) if long else None,
+                    criterion=(
+                        "slower than sequential with all of the interval"
+                        if long
+                        else f"not comparable: the claim is of L = {LONG_TOKENS}, and no trained flow here is so long"
+                    ),
                     timed=True,
                 )
 
@@ -176,11 +183,11 @@ def draw(cells: pd.DataFrame) -> Figure:
     flows = list(dict.fromkeys(cells["flow"]))
     measures = {
         "fid_rise": "FID above sequential's",
-        "deviation_rmse": "deviation (RMSE, image units)",
-        "depth": "depth (network calls)",
+        "deviation_rmse": "deviation (RMSE)",
+        "depth": "depth (calls)",
     }
     with theme():
-        fig = figure(9.0, 2.3 * len(flows) + 0.4)
+        fig = figure(9.6, 2.3 * len(flows) + 0.4)
         axes = fig.subplots(len(flows), len(measures), squeeze=False, sharex=True)
         handles: dict[str, object] = {}
         for line, flow in zip(axes, flows, strict=True):
@@ -192,12 +199,14 @@ def draw(cells: pd.DataFrame) -> Figure:
                     ax.axhline(MAX_FID_INCREASE, color=INK, lw=1, ls=":", alpha=0.7)
                     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
                 elif column == "deviation_rmse":
-                    ax.set_ylim(bottom=0)
+                    ax.set_ylim(0, 1.08 * rows[column].max())
                 else:
                     exact = rows.loc[rows["decoder"] == "sequential", "depth"]
                     ax.axhline(exact.iloc[0], color=INK, lw=1, alpha=0.5)
                     ax.set_yscale("log")
+                    ax.set_ylim(bottom=10 ** np.floor(np.log10(rows["depth"].min())))
                     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                    ax.yaxis.set_minor_formatter(NullFormatter())
         for ax in axes[-1]:
             ax.set_xlabel("tau")
         legend_below(fig, list(handles.values()), list(handles))

@@ -1,0 +1,174 @@
+"""Texts of studies: numbers come from tables and verdicts from numbers, and no claim is without one."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic import cells, deviation, write_run
+
+from analysis.load import load
+from analysis.studies import breaks, partial, reconstruction, tau
+from analysis.studies.base import Finding
+from analysis.studies.claims import checked, claims, read_findings, rows, write_findings
+from analysis.studies.render import claim_table, differences, render_study
+from harness.errors import HarnessError
+from harness.studies import studies
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ROOT / "analysis" / "studies"
+RESULTS = ROOT / "results" / "studies"
+
+REFERENCE = re.compile(
+    r"(Eqs?\.|Eq|Props?\.|Figs?\.|Figures?|Tables?|Secs?\.|Section|Appendix|arXiv)\s+[A-Z]?\d[\d.]*|\bE\.\d"
+    r"|\b95 % (confidence )?interval|[A-Za-z] = \d[\d.]*"
+)
+"""Places in the paper, the level of every interval, and settings such as T = 3.0."""
+
+MEASURED = re.compile(
+    r"\d\s?%|\d\s?×|\d\s?x\b(?!\s\d)|\d\.\d+(?! [A-Z])|\d (s|ms|seconds|[kMG]i?B|bytes|iterations|times)\b"
+)
+"""What a measurement looks like: shares, factors, decimals but those of formulas (4.75 L D), numbers with a unit."""
+
+
+def literal(template: str) -> str:
+    """What a template says by itself: without its expressions, statements, comments and code spans."""
+    text = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", " ", template, flags=re.DOTALL)
+    return re.sub(r"`[^`]*`|\]\([^)]*\)", " ", text)
+
+
+def typed(template: str) -> list[str]:
+    """Lines with what looks like a measurement and stands in the template itself."""
+    lines = REFERENCE.sub(" ", literal(template)).splitlines()
+    return [line for line in lines if MEASURED.search(line)]
+
+
+@pytest.mark.parametrize("path", sorted(TEXTS.glob("*.md.j2")), ids=lambda path: path.name)
+def test_no_measurement_is_typed_in_a_text(path):
+    assert typed(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("claim", ["3.6x faster", "5 % worse", "0.042 RMSE", "it takes 7 iterations", "12 s", "2×"])
+def test_a_typed_measurement_would_be_found(claim):
+    assert typed(f"The result: {claim}.") and not typed(
+        "{{ x }} in layer 2 of 8 x 8 sites at T = 3.0, see Fig. 5, `7 s`"
+    )
+
+
+def test_every_study_has_a_text_and_every_text_a_study():
+    texts = {path.name.removesuffix(".md.j2") for path in TEXTS.glob("*.md.j2")} - {"README"}
+    assert texts == set(studies())
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Two flows at five taus, their deviation in proportion to tau and FID 10 (1 + deviation)."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder / "digits", list(cells(decoders=("sequential", "ujd", "sejd"), batches=(1, 16))))
+    write_run(folder / "cats", list(cells(decoders=("sequential", "ujd", "sejd"), dataset="afhq-cat", batches=(16,))))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(sweep):
+    return {module.__name__.rpartition(".")[2]: module.findings(load([sweep])) for module in (tau, breaks)}
+
+
+def by_claim(findings, claim):
+    return {one.flow: one for one in findings.claims if one.claim == claim}
+
+
+def test_tau_tells_what_the_run_is_made_of(found):
+    table = found["tau"].tables["sensitivity"].set_index(["flow", "series", "tau"])
+    for series, value in (("sejd", 0.5), ("ujd", 2.0)):
+        expected = deviation({"decoder": series, "tau": value})
+        row = table.loc[("digits", series, value)]
+        assert row["fid_rise"] == pytest.approx(expected)
+        assert row["deviation_rmse"] == pytest.approx(expected)
+    exponents = found["tau"].values["exponents"]
+    assert exponents["exponent"].tolist() == pytest.approx([1.0] * 4)
+    largest = found["tau"].values["within"].set_index(["flow", "series"])["largest_tau"]
+    # 5 % are reached by ujd's 0.16 tau at 0.31, by sejd's 0.08 tau at 0.62.
+    assert (largest["digits", "ujd"], largest["digits", "sejd"]) == (0.3, 0.5)
+
+
+def test_verdicts_follow_from_the_numbers(found):
+    quality = by_claim(found["tau"], "quality-kept")["digits"]
+    assert quality.agrees and "+4.0%" in quality.measured and not quality.timed
+    speed = by_claim(found["tau"], "speedup-sejd")["digits, batch 16"]
+    assert speed.agrees and speed.timed
+    assert by_claim(found["tau"], "few-iterations")["digits"].agrees, "4 and round(0.6) more in the later layers"
+    slower = by_claim(found["tau"], "speedup-ujd")["digits, batch 1"]
+    assert slower.agrees and slower.timed, "2.5 times as fast as sequential, SeJD 4 times"
+    assert by_claim(found["tau"], "ujd-loses")["afhq-cat, batch 16"].agrees is None, "L = 64 says nothing of L = 1024"
+    held = by_claim(found["breaks"], "break-fid")["digits"]
+    assert not held.agrees and held.measured.startswith("broken in 2 of 12 cells"), "ujd at 0.5, at both batch sizes"
+    assert by_claim(found["breaks"], "break-residuals")["digits"].agrees
+
+
+@pytest.mark.parametrize(("scale", "agrees"), [(0.01, True), (0.1, False)])
+def test_reconstruction_is_compared_with_the_papers_largest(sweep, scale, agrees):
+    runs = load([sweep])
+    taus = runs.cells.set_index("cell_id")["tau"].fillna(0)
+    runs.tables["quality"]["reconstruction_mse"] = scale * runs.tables["quality"]["cell_id"].map(taus) ** 2
+    result = reconstruction.findings(runs)  # 0.25 times the scale at tau = 0.5, and the paper has 0.00636 at most
+    assert {one.flow: one.agrees for one in result.claims} == {"digits": agrees, "afhq-cat": agrees}
+    assert f"{0.25 * scale:.3g} at 0.5" in result.claims[0].measured
+    assert result.tables["reconstruction"]["tau"].nunique() == 5
+
+
+def test_snapshots_are_ordered_by_their_share_of_the_training():
+    names = ["cifar10-jpeg", "cifar10-jpeg-5pct", "cifar10-jpeg-25pct", "cifar10-jpeg-1pct"]
+    assert sorted(map(partial.trained, names)) == [0.01, 0.05, 0.25, 1.0]
+
+
+def test_a_text_is_written_from_its_tables(sweep, tmp_path):
+    results = tmp_path / "results"
+    assert render_study("tau", "A title", "fast", [sweep], tmp_path / "new", results) == []
+    text = (results / "tau.md").read_text(encoding="utf-8")
+    assert "# A title" in text
+    for row in pd.read_csv(results / "tau" / "sensitivity.csv").itertuples():
+        assert f"| {row.flow} | {row.series} |" in text
+    assert "FID stays within 5 % of sequential's up to tau = 0.3" in text
+    for link in re.findall(r"\]\(([^)]+\.png)\)", text):
+        assert (results / link).stat().st_size > 0
+    again = tmp_path / "again"
+    assert render_study("tau", "A title", "fast", [sweep], again, results, check=True) == []
+    assert differences(again / "tau", results / "tau") == []
+
+
+FINDING = Finding("finite", "digits", "it is exact", True, "the error is 0")
+
+
+def test_findings_survive_their_files(tmp_path):
+    timed = Finding("finite", "cats", "it | is", None, "no clock", timed=True)
+    (tmp_path / "convergence").mkdir()
+    write_findings([FINDING, timed], tmp_path / "convergence")
+    assert [one for _, one in read_findings(tmp_path)] == [timed, FINDING]
+    table = claim_table(tmp_path)
+    assert "**agree**" in table and "it \\| is" in table
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "word"),
+    [([True, True], "agree"), ([False], "disagree"), ([True, False], "mixed"), ([None], "not measurable here"),
+     ([True, None], "agree"), ([], "not run")],
+)  # fmt: skip
+def test_a_verdict_sums_up_the_flows(verdicts, word):
+    found = [("s", Finding("finite", "digits", "m", verdict, "c")) for verdict in verdicts]
+    assert {row.claim.id: row.verdict for row in rows(found)}["finite"] == word
+
+
+def test_a_finding_of_no_claim_or_without_words_is_refused():
+    with pytest.raises(HarnessError, match="did you mean 'finite'"):
+        checked([Finding("finit", "digits", "m", True, "c")])
+    with pytest.raises(HarnessError, match="'finite' leaves criterion empty"):
+        checked([Finding("finite", "digits", "m", True, "")])
+
+
+@pytest.mark.skipif(not (RESULTS / "README.md").is_file(), reason="no claim table is stored yet")
+def test_the_stored_claim_table_is_complete_and_made_from_the_stored_findings():
+    stored = (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert stored == claim_table(RESULTS)
+    assert {row.claim.id for row in rows(read_findings(RESULTS)) if row.verdict == "not run"} == set()
+    assert len(claims()) == stored.count("\n| claim |") + stored.count("\n| limitation |") + stored.count("\n| open ")
