@@ -17,6 +17,7 @@ from harness.decoders.sequential import solve_sequential
 from harness.decoders.windows import Blocks, Schedule
 from harness.errors import HarnessError, unknown
 from harness.flows.base import CausalFlow, CausalLayer, Condition
+from harness.flows.precision import half_dtype
 from harness.flows.tap import untapped
 
 
@@ -89,6 +90,8 @@ class GaussSeidelJacobi(JacobiDecoder):
 
     def __post_init__(self) -> None:
         Decoder.__post_init__(self)
+        if self.network_dtype is not None:
+            half_dtype(self.network_dtype)
         if self.strategy not in (None, AUTO, *STRATEGIES):
             raise unknown("strategy", str(self.strategy), [AUTO, *STRATEGIES])
         if self.clamp is not None and not self.clamp > 0:

@@ -21,6 +21,7 @@ from harness.decoders.stopping import NORMS, SCOPES
 from harness.decoders.windows import Blocks, Schedule, footprint, solve_windows
 from harness.errors import HarnessError, unknown
 from harness.flows.base import CausalFlow, CausalLayer, Condition
+from harness.flows.precision import half_dtype, in_dtype
 
 FITTED = "fitted"
 
@@ -39,6 +40,9 @@ class JacobiDecoder(Decoder):
         scope: ``"batch"`` stops when every sample has converged; with ``"sample"`` each sample stops by itself, so that
             no sample changes another's result.
         max_iterations: cap on the iterations of a layer; None for L - 1, at which every sample is exact.
+        network_dtype: ``"bfloat16"`` or ``"float16"`` for the networks of layers that are iterated, on a copy of their
+            weights; iterates, updates and residuals keep the latents' dtype. With tau 0, which asks for the exact
+            sample, and in layers decoded sequentially the networks stay as they are. None for the flow's own.
     """
 
     initial: str = "zeros"
@@ -47,9 +51,12 @@ class JacobiDecoder(Decoder):
     norm: str = "inf"
     scope: str = "batch"
     max_iterations: int | None = None
+    network_dtype: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.network_dtype is not None:
+            half_dtype(self.network_dtype)
         if self.correction not in (None, FITTED):
             raise unknown("correction", str(self.correction), [FITTED])
         check_iteration(self.initial, self.norm, self.scope, self.max_iterations)
@@ -88,7 +95,7 @@ class JacobiDecoder(Decoder):
     ) -> tuple[Tensor, LayerTrace]:
         """Solve a layer by the windows of a schedule, with this decoder's start, corrections and stopping rule."""
         return solve_windows(
-            layer,
+            in_dtype(layer, half_dtype(self.network_dtype)) if self.network_dtype and self.tau else layer,
             inputs,
             condition,
             self.start(layer, inputs, condition, initial or self.initial),

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from harness.decoders.trace import LayerTrace
 from harness.errors import HarnessError
 from harness.flows.base import CausalLayer, Condition
+from harness.flows.precision import in_dtype
 
 WALK, SOLVER, UPDATE = 3, 2, 8
 """(B, L, D) tensors that the walk holds, and a solver besides; tensors of a window's size that an update takes."""
@@ -168,6 +169,10 @@ class PartedLayer:
         self.number, self.block = layer.number, layer.block
         self.num_tokens, self.token_dim = layer.num_tokens, layer.token_dim
         self.arrange, self.restore = layer.arrange, layer.restore
+
+    def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
+        """The same parts of the layer in another dtype."""
+        return PartedLayer(in_dtype(self._layer, dtype), self._size, self._device)
 
     def new_cache(self, batch: int, condition: Condition) -> _PartedCache:
         """A cache for every part."""

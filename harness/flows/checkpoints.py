@@ -21,6 +21,7 @@ from torch import Tensor
 
 from harness.errors import CheckpointError, unknown
 from harness.flows.base import CausalFlow, flows
+from harness.flows.precision import to_dtype
 from harness.flows.published import SUFFIXES, find_checkpoint, not_there, published, sigma_in_name
 from harness.flows.synthetic import synthetic_checkpoint
 
@@ -71,7 +72,7 @@ def load_flow(
         name_or_path: such as ``"digits"``, ``"tarflow-afhq-256"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or
             ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights.
         device: where the flow runs.
-        dtype: of its parameters; tokens keep their own.
+        dtype: of its networks; latents and tokens are float32 where it is narrower.
 
     Raises:
         CheckpointError: the file is missing, unreadable, or no flow that this harness knows.
@@ -86,7 +87,7 @@ def load_flow(
     for _, family in flows.items():
         if family.recognises(state):
             try:
-                flow = family.from_state(state, metadata).to(device=device, dtype=dtype)
+                flow = to_dtype(family.from_state(state, metadata), device, dtype)
             except CheckpointError as error:
                 raise CheckpointError(f"'{path}' is not a checkpoint this harness can read: {error}") from error
             flow.source = path  # whatever is fitted or tuned for a checkpoint is found through it

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness.flows.base import Cache, CausalFlow, CausalLayer, Condition, Guidance
+from harness.flows.precision import in_dtype
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,9 @@ class _TappedLayer:
     def restore(self, tokens: Tensor) -> Tensor:
         self._observer.layer_ends(self._layer, tokens)
         return self._layer.restore(tokens)
+
+    def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
+        return _TappedLayer(in_dtype(self._layer, dtype), self._observer)
 
     def new_cache(self, batch: int, condition: Condition) -> Cache:
         cache = self._layer.new_cache(batch, condition)
