@@ -12,6 +12,8 @@ from analysis.style import INK, figure, finish, layer_colors, legend_below, them
 
 FLOOR = 1e-60
 """Norms below are not drawn: 0, or on the way there."""
+FEW = 4
+"""Powers over which a factor is taken."""
 
 
 def data(runs: Runs) -> pd.DataFrame:
@@ -67,17 +69,24 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def contraction(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per flow and layer: the norm of J, the largest of any power, and the first power with a norm below 1."""
+    """One row per flow and layer: the norm of J, the largest of any power, and the first power with a norm below 1.
+
+    Besides, the factors from one power's norm to the next: the mean over the first and over the last `FEW` before the
+    powers vanish.
+    """
     rows = []
     for (flow, layer), powers in frame.sort_values("power").groupby(["flow", "layer"]):
         below = powers[powers["norm"] < 1]
         vanished = powers[powers["most"] == 0]
+        left = powers.loc[powers["norm"] > 0, "norm"].to_numpy()
         rows.append(
             {
                 "flow": flow,
                 "layer": layer,
                 "norm": powers["norm"].iloc[0],
                 "largest": powers["norm"].max(),
+                "factor_first": (left[FEW] / left[0]) ** (1 / FEW) if len(left) > FEW else None,
+                "factor_last": (left[-1] / left[-1 - FEW]) ** (1 / FEW) if len(left) > FEW else None,
                 "first_below_one": int(below["power"].iloc[0]) if len(below) else None,
                 "vanishes_at": int(vanished["power"].iloc[0]) if len(vanished) else None,
                 "num_tokens": int(powers["num_tokens"].iloc[0]),

@@ -1,0 +1,321 @@
+"""How Jacobi iteration of each layer converges, from which guess, and why (Prop. 3.1, 3.2, Fig. 4 and 6)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import guesses, nilpotency
+from analysis.fits import CONFIDENCE, order_of_convergence
+from analysis.load import PAPER_TAU, Runs
+from analysis.plot import Omitted, quantity
+from analysis.redundancy import MARKERS, named
+from analysis.studies.base import Finding, Findings
+from analysis.style import INK, figure, finish, layer_colors, legend_below, palette, theme
+
+GOALS = (0.1, 0.01, 0.001)
+"""RMS errors, in the layer's own units, that iterations are counted to."""
+TAUS = (0.1, 0.3, 0.5, 1.0, 2.0)
+PAPER_GUESSES = ("zeros", "normal", "input")
+"""Those of the paper's Figure 6."""
+LITTLE = 1
+"""Iterations that make "little difference"."""
+FROM = "zeros"
+"""The paper's own guess (Algorithm 1)."""
+
+
+def findings(runs: Runs) -> Findings:
+    """Errors and residuals by guess, orders, exact ends, and norms of the Jacobian's powers."""
+    curves, samples = guesses.data(runs), guesses.samples(runs)
+    flows = list(dict.fromkeys(curves["flow"]))
+    iterations, stops = _iterations(curves), _stops(samples)
+    orders, ends, bounds = _orders(samples), _ends(runs), _bounds(samples)
+    figures = {f"guesses-{flow}": guesses.draw(curves[curves["flow"] == flow]) for flow in flows}
+    figures |= {"orders": _draw_orders(orders), "residuals": _draw_bounds(bounds)}
+    claims = [claim for flow in flows for claim in _claims(flow, iterations, orders, ends)]
+    tables = {"iterations": iterations, "stops": stops, "orders": orders, "ends": ends, "bounds": bounds}
+    tables["taus"] = _taus(stops)
+    try:
+        powers = nilpotency.data(runs)
+    except Omitted:
+        pass
+    else:
+        tables |= {"powers": nilpotency.contraction(powers), "norms": powers}
+        figures |= {f"powers-{flow}": nilpotency.draw(rows) for flow, rows in powers.groupby("flow")}
+        claims += _nilpotent(tables["powers"])
+    return Findings(
+        tables=tables,
+        figures=figures,
+        values={
+            "flows": flows,
+            "guesses": guesses.NAMES,
+            "tau": PAPER_TAU,
+            "spread": _spread(iterations),
+            "powers": [name for name in figures if name.startswith("powers-")],
+            "contraction": "powers" in tables,
+            "stopped": stops[(stops["tau"] == PAPER_TAU) & (stops["initial"] == FROM)],
+        },
+        claims=tuple(claims),
+    )
+
+
+def _iterations(curves: pd.DataFrame) -> pd.DataFrame:
+    """Per flow, goal and layer: iterations from each guess until the median error is at most the goal."""
+    frames = [guesses.iterations_to(curves, goal).assign(goal=goal) for goal in GOALS]
+    wide = pd.concat(frames).pivot(index=["flow", "goal", "layer"], columns="initial", values="iterations")
+    wide = wide[guesses.ordered(pd.Series(wide.columns))].astype("Int64")
+    known = [name for name in PAPER_GUESSES if name in wide]
+    return wide.assign(spread=wide[known].max(axis=1) - wide[known].min(axis=1)).reset_index().rename_axis(columns=None)
+
+
+def _spread(iterations: pd.DataFrame) -> pd.DataFrame:
+    """Per flow and goal: the largest difference that the paper's guesses make in a layer, and in all together."""
+    known = [name for name in PAPER_GUESSES if name in iterations]
+    rows = []
+    for (flow, goal), group in iterations.groupby(["flow", "goal"]):
+        totals = group[known].sum()
+        row = {
+            "flow": flow,
+            "goal": goal,
+            "largest": int(group["spread"].max()),
+            "median": float(group["spread"].median()),
+        }
+        row |= {"best": str(totals.idxmin()), "best_total": int(totals.min())}
+        row |= {"worst": str(totals.idxmax()), "worst_total": int(totals.max())}
+        if "fitted" in iterations:
+            row["fitted_total"] = int(group["fitted"].sum())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _stops(samples: pd.DataFrame) -> pd.DataFrame:
+    """Per flow, layer, guess and tau: when a sample's residual first falls below tau, and its error then."""
+    rows = []
+    for tau in TAUS:
+        below = samples[samples["residual"] < tau]
+        first = below.drop_duplicates([*guesses.KEYS, "cell_id", "sample"])  # rows are in the order of iterations
+        grouped = first.assign(over=first["error_inf"] / tau).groupby(guesses.KEYS)
+        found = grouped.agg(
+            iterations=("iteration", "median"),
+            error_rms=("error_rms", "median"),
+            error_inf=("error_inf", "median"),
+            over_tau=("over", "median"),
+            over_tau_max=("over", "max"),
+            samples=("over", "size"),
+        )
+        rows.append(
+            found.assign(above=grouped["over"].agg(lambda over: float((over > 1).mean())), tau=tau).reset_index()
+        )
+    return pd.concat(rows).sort_values(["flow", "initial", "layer", "tau"], ignore_index=True)
+
+
+def _taus(stops: pd.DataFrame) -> pd.DataFrame:
+    """Per flow and tau, from zeros: iterations and error of layer 1, and of the others, their median and most."""
+    rows = []
+    for (flow, tau), group in stops[stops["initial"] == FROM].groupby(["flow", "tau"]):
+        first, others = group[group["layer"] == 1], group[group["layer"] > 1]
+        rows.append(
+            {
+                "flow": flow,
+                "tau": tau,
+                "iterations_layer_1": first["iterations"].iloc[0],
+                "error_layer_1": first["error_rms"].iloc[0],
+                "iterations_others": others["iterations"].median(),
+                "iterations_slowest": others["iterations"].max(),
+                "error_others": others["error_rms"].median(),
+                "above": float((group["above"] * group["samples"]).sum() / group["samples"].sum()),
+                "worst": group["over_tau_max"].max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _bounds(samples: pd.DataFrame) -> pd.DataFrame:
+    """Per flow, layer and iteration from zeros: the error over the residual, each the largest of any number."""
+    rows = samples[(samples["initial"] == FROM) & (samples["residual"] > 1e-8) & (samples["iteration"] > 0)]
+    ratio = (rows["error_inf"] / rows["residual"]).groupby([rows["flow"], rows["layer"], rows["iteration"]])
+    found = pd.DataFrame({"median": ratio.median(), "largest": ratio.max(), "samples": ratio.size()})
+    return found.reset_index()
+
+
+def _orders(samples: pd.DataFrame) -> pd.DataFrame:
+    """Per flow, layer and guess: the order of convergence of each sample, its mean and Student's interval over them.
+
+    Beside it the mean factor by which an iteration shrinks the error, in the first three iterations and in the last
+    three above a millionth of the first error.
+    """
+    from scipy.stats import t
+
+    rows = []
+    for key, group in samples.groupby(guesses.KEYS):
+        fits, early, late = [], [], []
+        for _, curve in group.groupby(["cell_id", "sample"]):
+            errors = curve["error_rms"].to_numpy()
+            errors = errors[errors > 1e-6 * errors.max()]
+            fits.append(order_of_convergence([errors]).value)
+            if len(errors) > 6:
+                early.append((errors[3] / errors[0]) ** (1 / 3))
+                late.append((errors[-1] / errors[-4]) ** (1 / 3))
+        known = np.array([fit for fit in fits if np.isfinite(fit)])
+        half = (
+            t.ppf((1 + CONFIDENCE) / 2, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
+            if len(known) > 1
+            else np.nan
+        )
+        mean = known.mean() if len(known) else np.nan
+        rows.append(
+            dict(zip(guesses.KEYS, key, strict=True))
+            | {"order": mean, "order_low": mean - half, "order_high": mean + half, "samples": len(known)}
+            | {
+                "factor_early": np.median(early) if early else np.nan,
+                "factor_late": np.median(late) if late else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _ends(runs: Runs) -> pd.DataFrame:
+    """Per flow and layer, over all guesses and samples: when the last bit changed, against L - 1."""
+    rows = named(runs.tables["fixed_points"])
+    grouped = rows.groupby(["flow", "layer"])
+    return pd.DataFrame(
+        {
+            "iterations_median": grouped["iterations"].median(),
+            "iterations_most": grouped["iterations"].max(),
+            "most_possible": grouped["num_tokens"].first() - 1,
+            "latest_token": grouped["latest_token"].max(),
+            "error_inf": grouped["error_inf"].max(),
+            "decodes": grouped.size(),
+        }
+    ).reset_index()
+
+
+def _draw_orders(orders: pd.DataFrame) -> Figure:
+    """A panel per flow: the fitted order of each layer from each guess, with its interval."""
+    flows = list(dict.fromkeys(orders["flow"]))
+    names = guesses.ordered(orders["initial"])
+    colors = palette(len(names))
+    with theme():
+        fig = figure(max(5.6, 3.1 * len(flows) + 0.4), 3.2)
+        handles: dict[str, object] = {}
+        for ax, flow in zip(fig.subplots(1, len(flows), squeeze=False, sharey=True)[0], flows, strict=True):
+            for place, name in enumerate(names):
+                rows = orders[(orders["flow"] == flow) & (orders["initial"] == name)]
+                half = np.nan_to_num((rows["order_high"] - rows["order"]).to_numpy())
+                bars = ax.errorbar(
+                    rows["layer"] + 0.14 * (place - (len(names) - 1) / 2), rows["order"], yerr=half,
+                    fmt=guesses.MARKERS[place % len(guesses.MARKERS)], color=colors[place], ms=4, elinewidth=1,
+                )  # fmt: skip
+                handles.setdefault(guesses.NAMES.get(name, name), bars)
+            ax.axhline(1, color=INK, lw=0.8, alpha=0.5)
+            ax.set(title=flow, xlabel="layer", xticks=sorted(orders["layer"].unique()))
+            finish(ax)
+        fig.axes[0].set_ylabel("order of convergence")
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def _draw_bounds(bounds: pd.DataFrame) -> Figure:
+    """A panel per flow: error over residual against iteration, a line per layer, from zeros."""
+    flows = list(dict.fromkeys(bounds["flow"]))
+    layers = sorted(bounds["layer"].unique())
+    colors = dict(zip(layers, layer_colors(len(layers)), strict=True))
+    with theme():
+        fig = figure(max(5.6, 3.1 * len(flows) + 0.4), 3.2)
+        handles: dict[str, object] = {}
+        for ax, flow in zip(fig.subplots(1, len(flows), squeeze=False, sharey=True)[0], flows, strict=True):
+            for place, (layer, rows) in enumerate(bounds[bounds["flow"] == flow].groupby("layer")):
+                (line,) = ax.plot(
+                    rows["iteration"], rows["median"], color=colors[layer], marker=MARKERS[place % len(MARKERS)], ms=3.5
+                )
+                ax.fill_between(
+                    rows["iteration"], rows["median"], rows["largest"], color=colors[layer], alpha=0.1, lw=0
+                )
+                handles.setdefault(f"layer {layer}", line)
+            ax.axhline(1, color=INK, lw=0.8, alpha=0.5)
+            ax.set(title=flow, xlabel="iteration", xscale="log", yscale="log")
+            finish(ax)
+        fig.axes[0].set_ylabel("error / residual (max norms)")
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def _claims(flow: str, iterations: pd.DataFrame, orders: pd.DataFrame, ends: pd.DataFrame) -> list[Finding]:
+    own = orders[orders["flow"] == flow].dropna(subset=["order_low"])
+    above = int((own["order_low"] > 1).sum())
+    shrinks = int((own["factor_late"] < own["factor_early"]).sum())
+    end = ends[ends["flow"] == flow]
+    steps = iterations[(iterations["flow"] == flow) & (iterations["goal"] == GOALS[1])]
+    known = [name for name in PAPER_GUESSES if name in steps]
+    totals = steps[known].sum()
+    first, others = steps[steps["layer"] == 1][FROM], steps[steps["layer"] > 1][FROM]
+    return [
+        Finding(
+            claim="superlinear",
+            flow=flow,
+            measured=(
+                f"the fitted order runs from {quantity(own['order'].min())} to {quantity(own['order'].max())} over "
+                f"layers and guesses, its 95 % interval above 1 in {above} of {len(own)}; an iteration's factor on the "
+                f"error is smaller at the end than at the start in {shrinks} of {len(own)}"
+            ),
+            agrees=bool(shrinks == len(own)) if len(own) else None,
+            criterion=(
+                "superlinear means that an iteration's factor on the error falls towards 0: it is smaller over the last "
+                "three iterations above a millionth of the first error than over the first three, from every guess in "
+                "every layer; no order above 1 is claimed"
+            ),
+        ),
+        Finding(
+            claim="finite",
+            flow=flow,
+            measured=(
+                f"in float64 no bit changes after {int(end['iterations_most'].max())} iterations at the latest "
+                f"(L − 1 = {int(end['most_possible'].iloc[0])}) in {int(end['decodes'].sum())} decodes of single "
+                "layers, and no token settles later than Prop. 3.2 says; the fixed point is within "
+                f"{quantity(end['error_inf'].max())} of the sequential output"
+            ),
+            agrees=bool((end["iterations_most"] <= end["most_possible"]).all() and (end["latest_token"] <= 0).all()),
+            criterion="bitwise: the iterate stops changing within L − 1 iterations, token l within l, from every guess",
+        ),
+        Finding(
+            claim="initial-guess",
+            flow=flow,
+            measured=(
+                f"to an RMS error of {GOALS[1]:g} the guesses differ by up to {int(steps['spread'].max())} iterations "
+                "in a layer; in all layers together it takes "
+                + ", ".join(f"{int(totals[name])} from {guesses.NAMES[name]}" for name in known)
+                + (f", {int(steps['fitted'].sum())} from the fitted guess" if "fitted" in steps else "")
+            ),
+            agrees=bool((steps["spread"] <= LITTLE).all()),
+            criterion=f"zeros, normal and the layer's input differ by at most {LITTLE} iteration in every layer",
+        ),
+        Finding(
+            claim="first-layer-iterations",
+            flow=flow,
+            measured=(
+                f"from zeros to an RMS error of {GOALS[1]:g} layer 1 takes {int(first.iloc[0])} iterations, the "
+                f"slowest other layer {int(others.max())}"
+            ),
+            agrees=bool(first.iloc[0] > others.max()),
+            criterion="layer 1 takes more iterations than every other",
+        ),
+    ]
+
+
+def _nilpotent(powers: pd.DataFrame) -> list[Finding]:
+    return [
+        Finding(
+            claim="nilpotent",
+            flow=str(flow),
+            measured=(
+                f"the spectral norm of J lies between {quantity(rows['norm'].min())} and "
+                f"{quantity(rows['norm'].max())}, so one iteration need not contract; that of J^t falls below 1 by t = "
+                f"{int(rows['first_below_one'].max())} and is exactly 0 at t = {int(rows['vanishes_at'].max())} "
+                f"(L = {int(rows['num_tokens'].iloc[0])})"
+            ),
+            agrees=bool((rows["vanishes_at"] <= rows["num_tokens"]).all()),
+            criterion="the L-th power of the Jacobian, by autograd in float64, is exactly 0 in every layer and sample",
+        )
+        for flow, rows in powers.groupby("flow")
+    ]
