@@ -1,0 +1,107 @@
+"""What Jacobi decoding gains, predicted: from three measured numbers, and those of cost from the shape alone.
+
+With K layers, S the seconds of one decoded sequentially, c those of one Jacobi iteration over S, and t_k the iterations
+of layer k, in decoding order::
+
+    speed-up of UJD  = K / (c * (t_1 + ... + t_K))
+    speed-up of SeJD = K / (1 + c * (t_2 + ... + t_K))
+
+The three numbers are c, t_1, and the mean of the other t. UJD turns slower than sequential where the mean number of
+iterations exceeds 1 / c. Nothing is fitted so far; c itself is predicted from shape and batch by a sum of costs, whose
+coefficients, one set for an iteration and one for sequential decoding, are fitted to some flows and tested on others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+SHAPE = ["num_tokens", "token_dim", "channels", "transformer_layers", "batch_size"]
+
+
+def predicted_speedup(layers: Any, c: Any, first: Any, rest: Any, decoder: str) -> Any:
+    """Speed-up over sequential decoding.
+
+    Args:
+        layers: K.
+        c: one Jacobi iteration over one layer decoded sequentially.
+        first: iterations in layer 1.
+        rest: mean iterations of the others.
+        decoder: ``"ujd"`` or ``"sejd"``.
+
+    Example:
+        >>> predicted_speedup(6, 0.05, 10, 4, "ujd"), predicted_speedup(6, 0.05, 10, 4, "sejd")
+        (4.0, 3.0)
+    """
+    others = c * rest * (layers - 1)
+    return layers / (others + (c * first if decoder == "ujd" else 1))
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of one Jacobi iteration and of a layer decoded sequentially, as sums of costs none of which is negative.
+
+    Args:
+        iteration: (terms,) coefficients of `_terms` with one call of L tokens.
+        sequential: (terms,) the same with L - 1 calls of one token.
+    """
+
+    iteration: np.ndarray
+    sequential: np.ndarray
+
+    @classmethod
+    def fit(cls, costs: pd.DataFrame) -> CostModel:
+        """Non-negative least squares of relative errors; `costs` is one of `median_costs`."""
+        from scipy.optimize import nnls
+
+        def coefficients(column: str, stepwise: bool) -> np.ndarray:
+            relative = _terms(costs, stepwise) / costs[column].to_numpy()[:, None]
+            return nnls(relative, np.ones(len(costs)))[0]
+
+        return cls(coefficients("iteration_s", False), coefficients("sequential_s", True))
+
+    def iteration_s(self, shapes: pd.DataFrame) -> np.ndarray:
+        """(rows,) seconds of one Jacobi iteration."""
+        return _terms(shapes, stepwise=False) @ self.iteration
+
+    def sequential_s(self, shapes: pd.DataFrame) -> np.ndarray:
+        """(rows,) seconds of a layer decoded sequentially."""
+        return _terms(shapes, stepwise=True) @ self.sequential
+
+    def c(self, shapes: pd.DataFrame) -> np.ndarray:
+        """(rows,) one over the other."""
+        return self.iteration_s(shapes) / self.sequential_s(shapes)
+
+
+def median_costs(costs: pd.DataFrame) -> pd.DataFrame:
+    """One row per flow and batch of the table `costs`: medians, c the median of the rounds' ratios, and its spread."""
+    rounds = costs.assign(c=costs["iteration_s"] / costs["sequential_s"])
+    by = ["checkpoint", "image_size", "patch", *SHAPE]
+    found = rounds.groupby(by, as_index=False).agg(
+        iteration_s=("iteration_s", "median"),
+        sequential_s=("sequential_s", "median"),
+        c=("c", "median"),
+        c_low=("c", lambda values: values.quantile(0.25)),
+        c_high=("c", lambda values: values.quantile(0.75)),
+        rounds=("c", "size"),
+    )
+    return found.assign(steps_per_iteration=found["c"] * (found["num_tokens"] - 1))
+
+
+def relative_errors(predicted: np.ndarray | pd.Series, measured: np.ndarray | pd.Series) -> np.ndarray:
+    """(rows,) how many times too large or small, less 1: the same for a factor of 2 either way."""
+    return np.exp(np.abs(np.log(np.asarray(predicted, float) / np.asarray(measured, float)))) - 1
+
+
+def _terms(shapes: pd.DataFrame, stepwise: bool) -> np.ndarray:
+    """(rows, 5): calls, weights read by each, multiplications by weights, those of attention, and numbers moved."""
+    length, width = shapes["num_tokens"].to_numpy(float), shapes["channels"].to_numpy(float)
+    depth, batch = shapes["transformer_layers"].to_numpy(float), shapes["batch_size"].to_numpy(float)
+    calls = length - 1 if stepwise else np.ones_like(length)
+    work = np.stack(
+        [calls, calls * width**2, batch * length * width**2, batch * length**2 * width, batch * length * width], axis=1
+    )
+    return work * depth[:, None]

@@ -1,0 +1,320 @@
+"""Why Jacobi decoding of every layer loses on large images: cost of an iteration, their number, and a model of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from analysis.cost_model import SHAPE, CostModel, median_costs, predicted_speedup, relative_errors
+from analysis.load import Runs
+from analysis.plot import listing
+from analysis.published_model import implied
+from analysis.studies.base import Finding, Findings
+from analysis.studies.cells import slower, speed, told
+from analysis.style import INK, decoder_style, figure, finish, layer_colors, legend_below, theme
+
+RANDOM = "random-"
+"""What the names of flows with random weights begin with: the model is fitted to them and tested on the others."""
+BASE = {"token_dim": 48, "channels": 128, "transformer_layers": 2}
+"""The network whose frontier is drawn: that of the trained flows."""
+LENGTHS = [64, 144, 256, 576, 1024, 2304, 4096]
+PAPER_LOSES = "AFHQ"
+SHARE_MARGIN = 0.1
+
+
+def findings(runs: Runs) -> Findings:
+    """Iterations, what the paper's numbers imply, costs, the model's test, and the frontier."""
+    counts = iterations(runs.tables["couplings"])
+    trained = counts[~counts["checkpoint"].str.startswith(RANDOM)].reset_index(drop=True)
+    random = counts[counts["checkpoint"].str.startswith(RANDOM)].reset_index(drop=True)
+    paper, strength = implied(), dependency(runs)
+    costs = median_costs(runs.tables["costs"])
+    costs = costs.assign(trained=~costs["checkpoint"].str.startswith(RANDOM))
+    model = CostModel.fit(costs[~costs["trained"]])
+    tested = tested_costs(costs, model)
+    cells = predictions(speed(runs), runs, costs, model)
+    border = frontier(model, sorted(costs["batch_size"].unique()))
+    return Findings(
+        tables={"iterations": trained, "random-iterations": random, "paper": paper, "dependency": strength},
+        timed={
+            "costs": tested,
+            "cost-errors": cost_errors(tested),
+            "speedups": cells,
+            "speedup-errors": speedup_errors(cells),
+            "frontier": border,
+        },
+        figures={
+            "iterations": draw_iterations(random, trained),
+            "speedup-timed": draw_speedups(cells),
+            "frontier-timed": draw_frontier(border, tested, trained),
+        },
+        values={
+            "afhq": paper[paper["name"] == PAPER_LOSES].to_dict("records")[0],
+            "others": paper[paper["name"] != PAPER_LOSES].to_dict("records"),
+            "strength": correlation(strength),
+            "losing": cells[(cells["decoder"] == "ujd") & (cells["high"] < 1)],
+        },
+        claims=_claims(cells, paper, trained),
+    )
+
+
+def iterations(couplings: pd.DataFrame) -> pd.DataFrame:
+    """One row per flow, gain and batch: iterations of layer 1, the mean of the others', and of all."""
+    by = ["checkpoint", "image_size", "patch", "num_tokens", "token_dim", "num_layers", "gain", "tau", "batch_size"]
+    rows = couplings.assign(
+        first=couplings["iterations"].where(couplings["layer"] == 1),
+        rest=couplings["iterations"].where(couplings["layer"] > 1),
+    )
+    found = rows.groupby(by, as_index=False).agg(
+        first=("first", "max"), rest=("rest", "mean"), mean=("iterations", "mean"), converged=("converged", "all")
+    )
+    return found.assign(share=found["mean"] / (found["num_tokens"] - 1))
+
+
+def dependency(runs: Runs) -> pd.DataFrame:
+    """Layer by layer, what leaving the nearest predecessor out does to the output, beside its iterations."""
+    probed, counted = runs.tables["redundancy"], runs.tables["couplings"]
+    probed = probed[(probed["scope"] == "layer") & (probed["reading"] == "input") & (probed["o"] == 1)]
+    counted = counted[counted["gain"] == 1]
+    counted = counted[counted["batch_size"] == counted["batch_size"].max()]
+    columns = ["checkpoint", "layer", "batch_size", "iterations"]
+    return probed[["checkpoint", "layer", "cosine", "l2_relative"]].merge(
+        counted[columns].drop_duplicates(["checkpoint", "layer"]), on=["checkpoint", "layer"]
+    )
+
+
+def correlation(strength: pd.DataFrame) -> dict[str, float] | None:
+    """Spearman's rank correlation of iterations with the relative change, over all layers; None without any."""
+    from scipy.stats import spearmanr
+
+    if len(strength) < 3:
+        return None
+    found = spearmanr(strength["l2_relative"], strength["iterations"])
+    return {"value": float(found.statistic), "p": float(found.pvalue), "layers": len(strength)}
+
+
+def tested_costs(costs: pd.DataFrame, model: CostModel) -> pd.DataFrame:
+    """Every flow and batch, predicted by a model that was not fitted to that flow: a random one is left out in turn."""
+    parts = []
+    for checkpoint, part in costs.groupby("checkpoint", sort=False):
+        trained = bool(part["trained"].iloc[0])
+        fitted = model if trained else CostModel.fit(costs[~costs["trained"] & (costs["checkpoint"] != checkpoint)])
+        parts.append(part.assign(predicted_c=fitted.c(part)))
+    found = pd.concat(parts, ignore_index=True)
+    return found.assign(error=relative_errors(found["predicted_c"], found["c"]), break_even=1 / found["c"])
+
+
+def cost_errors(tested: pd.DataFrame) -> pd.DataFrame:
+    """Median and largest error of c: on flows left out of the fit, random ones in turn and trained ones always."""
+    kinds = tested.assign(flows=np.where(tested["trained"], "trained", "random weights, each left out in turn"))
+    return kinds.groupby("flows", as_index=False).agg(
+        cases=("error", "size"), median=("error", "median"), largest=("error", "max")
+    )
+
+
+def predictions(times: pd.DataFrame, runs: Runs, costs: pd.DataFrame, model: CostModel) -> pd.DataFrame:
+    """Every timed cell of UJD and SeJD: measured speed-up, and three predictions of it.
+
+    `by_cost` from the three measured numbers, c of the same flow and batch among them; `by_shape` with c from the model
+    fitted to flows of random weights; `by_depth` from the ratio of network calls, as if all cost the same.
+    """
+    shape = costs[costs["trained"]][["checkpoint", *SHAPE, "c"]].rename(columns={"c": "measured_c"})
+    layers = runs.joined("layers")
+    own = layers[layers["decoder"] == "ujd"].merge(runs.cells[["cell_id", "checkpoint"]], on="cell_id")
+    keys = ["checkpoint", "tau", "batch_size"]
+    first = own[own["layer"] == 1].groupby(keys)["iterations"].mean().rename("first")
+    rest = own[own["layer"] > 1].groupby(keys)["iterations"].mean().rename("rest")
+    cells = times[times["decoder"].isin(["ujd", "sejd"])].merge(
+        shape.drop(columns="num_tokens"), on=["checkpoint", "batch_size"]
+    )
+    cells = cells.merge(pd.concat([first, rest], axis=1).reset_index(), on=keys)
+    cells = cells.assign(fitted_c=model.c(cells), one_call=1 / (cells["num_tokens"] - 1))
+    for name, c in (("by_cost", "measured_c"), ("by_shape", "fitted_c"), ("by_depth", "one_call")):
+        cells[name] = [
+            predicted_speedup(row["num_layers"], row[c], row["first"], row["rest"], row["decoder"])
+            for row in cells.to_dict("records")
+        ]
+        cells[f"{name}_error"] = relative_errors(cells[name], cells["speedup"])
+    columns = ["flow", "checkpoint", "decoder", "tau", "batch_size", "num_tokens", "num_layers", "first", "rest"]
+    made = [f"{name}{end}" for name in ("by_cost", "by_shape", "by_depth") for end in ("", "_error")]
+    return cells[[*columns, "measured_c", "fitted_c", "speedup", "low", "high", "rounds", *made]]
+
+
+def speedup_errors(cells: pd.DataFrame) -> pd.DataFrame:
+    """Median and largest error of each prediction, by decoder."""
+    rows: list[dict[str, Any]] = []
+    for decoder, part in cells.groupby("decoder"):
+        for name, what in (
+            ("by_cost", "three measured numbers"),
+            ("by_shape", "c from the model of cost"),
+            ("by_depth", "network calls alone"),
+        ):
+            errors = part[f"{name}_error"]
+            right = ((part[name] > 1) == (part["speedup"] > 1)).mean()
+            rows.append(
+                {"decoder": decoder, "prediction": what, "cells": len(part), "median": errors.median(),
+                 "largest": errors.max(), "right_side": right}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def frontier(model: CostModel, batches: list[int]) -> pd.DataFrame:
+    """Mean iterations per layer above which UJD is slower than sequential, by the model, over L and batch."""
+    shapes = pd.DataFrame(
+        [BASE | {"num_tokens": length, "batch_size": batch} for batch in batches for length in LENGTHS]
+    )
+    c = model.c(shapes)
+    return shapes.assign(c=c, break_even=1 / c, steps_per_iteration=c * (shapes["num_tokens"] - 1))
+
+
+def _claims(cells: pd.DataFrame, paper: pd.DataFrame, trained: pd.DataFrame) -> tuple[Finding, ...]:
+    found = []
+    ujd = cells[(cells["decoder"] == "ujd") & (cells["tau"] == 0.5)]
+    for flow, part in ujd.groupby("flow", sort=False):
+        rows = part.sort_values("batch_size").to_dict("records")
+        verdicts = [slower(row) for row in rows]
+        found.append(
+            Finding(
+                claim="ujd-loses",
+                flow=f"{flow}, L = {rows[0]['num_tokens']}",
+                measured=listing([f"{told(row)} at batch {row['batch_size']}" for row in rows]),
+                agrees=None if all(verdict is None for verdict in verdicts) else any(v is True for v in verdicts),
+                criterion="at tau = 0.5 UJD is slower than sequential at some batch, with all of the interval",
+                timed=True,
+            )
+        )
+    afhq = paper[paper["name"] == PAPER_LOSES].iloc[0]
+    rest = paper[paper["name"] != PAPER_LOSES].to_dict("records")
+    others = [f"{row['steps_per_iteration']:.1f} on {row['name']}" for row in rest]
+    found.append(
+        Finding(
+            claim="open-ujd",
+            flow="the paper's own numbers, by the model",
+            measured=(
+                f"its times imply that an iteration costs {afhq['steps_per_iteration']:.0f} sequential steps on "
+                f"{PAPER_LOSES} ({listing(others)}), and that layer 1 takes {afhq['implied_first']:.0f} of its "
+                f"{afhq['tokens'] - 1:.0f} iterations where {afhq['break_even_first']:.0f} would be even: cost per "
+                "iteration times one slow layer, not the others"
+            ),
+            agrees=bool((paper["predicted_share"] - paper["first_share"]).abs().max() < SHARE_MARGIN),
+            criterion=f"the model puts layer 1's share of SeJD's time within {SHARE_MARGIN:g} of the published one",
+        )
+    )
+    return tuple(found)
+
+
+def draw_iterations(random: pd.DataFrame, trained: pd.DataFrame) -> Figure:
+    """Left: flows with random weights, mean iterations against L, a line per gain, marks by patch. Right: trained."""
+    with theme():
+        fig = figure(8.8, 3.9)
+        left, right = fig.subplots(1, 2)
+        handles: dict[str, object] = {}
+        gains = sorted(random["gain"].unique())
+        marks = dict(zip(sorted(random["patch"].unique()), "osD^", strict=False))
+        for color, gain in zip(layer_colors(len(gains)), gains, strict=True):
+            rows = random[(random["gain"] == gain) & random["converged"]].sort_values("num_tokens")
+            means = rows.groupby("num_tokens")["mean"].mean()
+            (handles[f"random, gain {gain:g}"],) = left.plot(means.index, means, color=color, lw=1)
+            for patch, part in rows.groupby("patch"):
+                left.plot(part["num_tokens"], part["mean"], color=color, ls="none", marker=marks[patch])
+        for patch, mark in marks.items():
+            (handles[f"patch {patch}"],) = left.plot([], [], color=INK, ls="none", marker=mark)
+        _log2(left, sorted(random["num_tokens"].unique()))
+        left.set(xlabel="sequence length L", ylabel="iterations per layer, mean", title="random weights, batch 16")
+        largest = trained[trained["batch_size"] == trained["batch_size"].max()]
+        whole = largest[largest.groupby("checkpoint")["gain"].transform("nunique") > 1]
+        names = list(whole["checkpoint"].unique())
+        for name, mark in zip(names, "sD^ov", strict=False):
+            rows = whole[whole["checkpoint"] == name].sort_values("gain")
+            (handles[name],) = right.plot(rows["gain"], rows["first"], color=INK, marker=mark, lw=1.2)
+            right.plot(rows["gain"], rows["rest"], color=INK, marker=mark, mfc="none", lw=1, ls=":")
+        right.set(
+            xlabel="strength of dependency (gain)",
+            ylabel="iterations",
+            title=f"trained, batch {trained['batch_size'].max()}: layer 1 (full), others (open)",
+        )
+        finish(left)
+        finish(right)
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def draw_speedups(cells: pd.DataFrame) -> Figure:
+    """Predicted against measured: from the three numbers, from shape alone, and from the number of calls."""
+    panels = {"by_cost": "three measured numbers", "by_shape": "c from the model of cost", "by_depth": "calls alone"}
+    made = [*panels, "speedup"]
+    low, high = cells[made].min().min() / 1.2, cells[made].max().max() * 1.2
+    with theme():
+        fig = figure(10.2, 3.9)
+        handles: dict[str, object] = {}
+        for ax, (name, title) in zip(fig.subplots(1, 3, sharey=True), panels.items(), strict=True):
+            ax.plot([low, high], [low, high], color=INK, lw=0.8)
+            ax.axhline(1, color=INK, lw=0.6, ls=":")
+            ax.axvline(1, color=INK, lw=0.6, ls=":")
+            for decoder, rows in cells.groupby("decoder"):
+                style = decoder_style(str(decoder))
+                for batch, part in rows.groupby("batch_size"):
+                    size = 3.5 + np.log2(batch)
+                    (handle,) = ax.plot(
+                        part[name],
+                        part["speedup"],
+                        color=style.color,
+                        marker=style.marker,
+                        ls="none",
+                        ms=size,
+                        alpha=0.8,
+                    )
+                    handles.setdefault(f"{decoder}, batch {batch}", handle)
+            ax.set_xscale("log", base=2)
+            ax.set_yscale("log", base=2)
+            ax.set(xlabel="predicted speed-up", title=title, xlim=(low, high), ylim=(low, high))
+            for scale in (ax.xaxis, ax.yaxis):
+                scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                scale.set_minor_formatter(NullFormatter())
+            finish(ax)
+        fig.axes[0].set_ylabel("measured speed-up")
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def draw_frontier(border: pd.DataFrame, tested: pd.DataFrame, trained: pd.DataFrame) -> Figure:
+    """Break-even iterations against L, a line per batch; measured ones as dots; where the trained flows stand."""
+    with theme():
+        fig = figure(6.4, 4.6)
+        ax = fig.subplots()
+        handles: dict[str, object] = {}
+        batches = sorted(border["batch_size"].unique())
+        same = np.logical_and.reduce([tested[name] == value for name, value in BASE.items() if name != "token_dim"])
+        marks = dict(zip(sorted(trained[trained["gain"] == 1]["checkpoint"].unique()), "sD^ovP", strict=False))
+        for color, batch in zip(layer_colors(len(batches)), batches, strict=True):
+            rows = border[border["batch_size"] == batch]
+            (handles[f"break-even, batch {batch}"],) = ax.plot(rows["num_tokens"], rows["break_even"], color=color)
+            dots = tested[same & (tested["batch_size"] == batch)]
+            ax.plot(dots["num_tokens"], dots["break_even"], color=color, marker=".", ls="none")
+            at = trained[(trained["gain"] == 1) & (trained["batch_size"] == batch)]
+            for row in at.to_dict("records"):
+                ax.plot(row["num_tokens"], row["mean"], color=color, marker=marks[row["checkpoint"]], ms=6, mfc="none")
+        for name, mark in marks.items():
+            (handles[name],) = ax.plot([], [], color=INK, marker=mark, ls="none", mfc="none")
+        _log2(ax, sorted(border["num_tokens"].unique()))
+        ax.set(
+            xlabel="sequence length L",
+            ylabel="iterations per layer, mean",
+            title="UJD is slower than sequential above the line of its batch",
+        )
+        finish(ax)
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def _log2(ax: Any, ticks: list[int]) -> None:
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    ax.set_xticks(ticks)
+    for scale in (ax.xaxis, ax.yaxis):
+        scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        scale.set_minor_formatter(NullFormatter())
