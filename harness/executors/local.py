@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -39,6 +40,8 @@ class Local:
     def open(self, job: Job) -> Worker:
         """See `Executor.open`."""
         if job.device == "cpu":
+            if self.workers > 1 and not job.exclusive and job.threads is None:  # they share the cores
+                job = replace(job, threads=max(1, torch.get_num_threads() // self.workers))
             return _LocalWorker(FreshProcess(*PRELOAD), job)
         if self._gpus is None:
             self._gpus = queue.SimpleQueue()
@@ -54,7 +57,11 @@ class Local:
 class _LocalWorker:
     def __init__(self, fresh: FreshProcess, job: Job, held: tuple[queue.SimpleQueue[str], str] | None = None) -> None:
         self._held = held
-        self._process: Conversation = fresh.open(Laboratory, job)
+        try:
+            self._process: Conversation = fresh.open(Laboratory, job)
+        except ProcessDied as error:
+            self._give_back()
+            raise WorkerLost(str(error), begun=False) from error
 
     def measure(self, unit: Unit, inputs: Sequence[bytes]) -> Outcome:
         try:
@@ -64,6 +71,9 @@ class _LocalWorker:
 
     def close(self, now: bool) -> None:
         self._process.close(now)
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._held:
             gpus, gpu = self._held
             self._held = None
