@@ -118,6 +118,11 @@ def main() -> NoReturn:
         code = 2
     except click.ClickException as error:
         code = _fail(error.format_message())
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:  # of a path that the user named: too long, on a full disk, of somebody else
+        code = _fail(f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}")
     except (KeyboardInterrupt, click.Abort):
         print("interrupted; what was measured is stored, and --resume continues", file=sys.stderr)
         code = 130
@@ -294,9 +299,9 @@ def sample_command(out: Path, threads: int | None, on: str, workers: int, **opti
 
 @app.command("calibrate")
 @click.argument("flow", metavar="FLOW")
-@click.option("--samples", type=click.IntRange(min=16), default=512, show_default=True, help="Decoded exactly.")
+@click.option("--samples", type=click.IntRange(min=16), help="Decoded exactly; by default as many as the fit asks for.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def calibrate_command(flow: str, samples: int, seed: int) -> None:
+def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
     """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" and the decoder 'fitted'."""
     from harness.calibration import calibrate_checkpoint
     from harness.flows import load_flow

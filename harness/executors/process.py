@@ -53,12 +53,21 @@ class FreshProcess:
             return process.ask(*arguments)
 
     def open(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> Conversation:
-        """Start a process that answers with what ``make(*arguments)`` returns, a function that is made there once."""
+        """Start a process that answers with what ``make(*arguments)`` returns, a function that is made there once.
+
+        Raises:
+            ProcessDied: it could not be started.
+        """
         ours, theirs = self._context.Pipe()
         payload = pickle.dumps((make, arguments))  # unpickled, and so imported, when the environment is set
         process = self._context.Process(target=_serve, args=(theirs, self._environment, payload))  # type: ignore[attr-defined]
-        process.start()
-        theirs.close()
+        try:
+            process.start()
+        except (EOFError, ConnectionError, FileNotFoundError) as error:  # the server; the next start makes a new one
+            ours.close()
+            raise ProcessDied("the process that starts measuring processes was ended") from error
+        finally:
+            theirs.close()
         return Conversation(process, ours)
 
 

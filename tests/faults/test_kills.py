@@ -41,7 +41,10 @@ batch_sizes = [1]
 rounds = 3
 [quality]
 num_samples = 4
+[memory]
+enabled = false
 """
+"""Without the memory pass: there a process that is killed is a finding, since that is how memory runs out."""
 DEADLINE_S = 300
 """After which a run that neither ends nor is killed counts as hung."""
 

@@ -1,4 +1,4 @@
-"""What every fuzz target shares: mutation of bytes and text, and a guard that turns what must not happen into a failure.
+"""What every fuzz target shares: mutation, and a guard that turns what must not happen into a failure.
 
 The guard watches the process from inside: a write outside the folder it was given, a program started, a connection
 made, memory or time exceeded. An input is written to a file before it is fed, so that a crash of the interpreter

@@ -22,8 +22,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 GRACE_S = 90
 """Imports, and the longest an input may take, beyond a target's share."""
 GUIDED = ("matrix", "decoder", "training", "schedule", "manifest")
-NAMES = ("safetensors", "pth", "calibration", "schedule", "matrix", "decoder", "training", "manifest", "part", "parquet",
-         "image", "archive", "arguments")  # fmt: skip
+NAMES = (
+    "safetensors",
+    "pth",
+    "calibration",
+    "schedule",
+    "matrix",
+    "decoder",
+    "training",
+    "manifest",
+    "part",
+    "parquet",
+    "image",
+    "archive",
+    "arguments",
+)
 
 
 def main() -> int:
@@ -117,8 +130,15 @@ def _guide(name: str, folder: Path, seed: int, seconds: float) -> int:
         if failure := guard.run(target, data, work):
             raise RuntimeError(failure)
 
-    flags = [f"-seed={seed % (1 << 31) or 1}", f"-max_total_time={int(seconds) or 1}", "-rss_limit_mb=6000", "-verbosity=0",
-             f"-artifact_prefix={folder}/{name}-", "-print_final_stats=1", "-max_len=8192"]  # fmt: skip
+    flags = [
+        f"-seed={seed % (1 << 31) or 1}",
+        f"-max_total_time={int(seconds) or 1}",
+        "-rss_limit_mb=6000",
+        "-verbosity=0",
+        f"-artifact_prefix={folder}/{name}-",
+        "-print_final_stats=1",
+        "-max_len=8192",
+    ]
     atheris.Setup([sys.argv[0], *flags, str(corpus)], feed)
     atheris.Fuzz()
     return 0

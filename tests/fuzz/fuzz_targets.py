@@ -9,12 +9,12 @@ import os
 import pickle
 import random
 import re
+import sys
 import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
 
-import click
 import pandas as pd
 import torch
 from fuzz_engine import INTEGERS, TOKENS, Target, Violation, mutate_bytes, mutate_text
@@ -23,7 +23,8 @@ from safetensors.torch import save
 
 from analysis.context import environment, summary
 from analysis.load import load
-from harness.cli import app
+from harness.calibration import calibrate
+from harness.cli import main
 from harness.compare.render import print_comparison
 from harness.datasets import load_dataset
 from harness.decoders.auto import LayerChoice, LayerSchedule
@@ -181,8 +182,9 @@ def _mutate_safetensors(seeds: list[bytes], rng: random.Random) -> bytes:
 
 
 def _calibration() -> bytes:
-    """The smallest that is shipped."""
-    return min((ASSETS / "calibration").glob("*.safetensors"), key=lambda path: path.stat().st_size).read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        calibrate(_tiny(), samples=16).save(Path(folder) / "c.safetensors")
+        return (Path(folder) / "c.safetensors").read_bytes()
 
 
 def _schedule() -> bytes:
@@ -313,15 +315,17 @@ def _run_with_part(data: bytes, folder: Path) -> None:
         assert "z" in set(store.read("layers")["cell_id"]), "a sound row is lost"
 
 
+ODD = ["x", [1], {"a": 1}, 1.5, None, 2**63 - 1, b"\xff", pd.Timestamp(0)]
+
+
 def _mutate_part(seeds: list[bytes], rng: random.Random) -> bytes:
     """Changes anywhere, or a sound file with other columns."""
     if rng.random() < 0.7:
         return mutate_bytes(seeds, rng)
     frame = _rows("layers")
     column = rng.choice([*frame.columns, "other"])
-    values = rng.choice([["x"] * 3, [[1], [], None], [{"a": 1}] * 3, [1.5] * 3, [None] * 3, [2**63 - 1] * 3, [b"\xff"] * 3,
-                         [pd.Timestamp(0)] * 3])  # fmt: skip
-    frame[column] = pd.Series(values)
+    values = rng.choice(ODD)
+    frame[column] = pd.Series([values] * 3)
     if rng.random() < 0.3:
         frame = frame.drop(columns=rng.choice(list(frame.columns)))
     buffer = io.BytesIO()
@@ -375,13 +379,80 @@ def _cifar(data: bytes, folder: Path) -> None:
     load_dataset("cifar10", "train", folder)
 
 
-COMMANDS = ["list", "compare", "bench-compare", "check", "baseline", "run", "train", "report", "sample", "probe", "tune",
-            "calibrate", "train-features", "download"]  # fmt: skip
-WORDS = ["save", "bench", "convergence", "redundancy", "./x.pth", "./x.toml", "./run", "absent", "../../escape", "/", "", "-",
-         "--", "-n", "1", "-1", "1e9", "nan", "--tau", "--out", "./out", "--resume", "--profile", "fast", "--decoder", "ujd",
-         "ujd tau=x", "--data-root", "/proc/self", "--seed", "--labels", "0,x", "--batch-size", "--guidance", "--format", "png",
-         "json", "--tolerance", "--device", "cuda", "--threads", "0", "--help", "--flow", "--budget", "--batch", "\udcff", "é" * 300,
-         "--against", "--replace", "--samples", "16", "decoders", "nowhere:Nothing", "nowhere", "flows"]  # fmt: skip
+COMMANDS = [
+    "list",
+    "compare",
+    "bench-compare",
+    "check",
+    "baseline",
+    "run",
+    "train",
+    "report",
+    "sample",
+    "probe",
+    "tune",
+    "calibrate",
+    "train-features",
+    "download",
+]
+WORDS = [
+    "save",
+    "bench",
+    "convergence",
+    "redundancy",
+    "./x.pth",
+    "./x.toml",
+    "./run",
+    "absent",
+    "../../escape",
+    "/",
+    "",
+    "-",
+    "--",
+    "-n",
+    "1",
+    "-1",
+    "1e9",
+    "nan",
+    "--tau",
+    "--out",
+    "./out",
+    "--resume",
+    "--profile",
+    "fast",
+    "--decoder",
+    "ujd",
+    "ujd tau=x",
+    "--data-root",
+    "/proc/self",
+    "--seed",
+    "--labels",
+    "0,x",
+    "--batch-size",
+    "--guidance",
+    "--format",
+    "png",
+    "json",
+    "--tolerance",
+    "--device",
+    "cuda",
+    "--threads",
+    "0",
+    "--help",
+    "--flow",
+    "--budget",
+    "--batch",
+    "\udcff",
+    "é" * 300,
+    "--against",
+    "--replace",
+    "--samples",
+    "16",
+    "decoders",
+    "nowhere:Nothing",
+    "nowhere",
+    "flows",
+]
 
 
 def _mutate_arguments(seeds: list[bytes], rng: random.Random) -> bytes:
@@ -394,12 +465,14 @@ def _arguments(data: bytes, folder: Path) -> None:
     (folder / "x.pth").write_bytes(b"PK\3\4 broken")
     (folder / "x.toml").write_bytes(b"[[datasets]]\nname = 'absent'\n")
     RunStore.create(folder / "run", json.loads(_manifest())).close()
-    before = os.getcwd()
+    before, said = os.getcwd(), io.StringIO()
     os.chdir(folder)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            app(data.decode(errors="surrogateescape").split("\0"), standalone_mode=False)
-    except (click.ClickException, click.Abort, click.exceptions.Exit):
-        pass
+        sys.argv = ["harness", *data.decode(errors="surrogateescape").split("\0")]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            main()
+    except SystemExit as ended:
+        assert ended.code in (0, 1, 2), ended.code
+        assert ended.code != 2 or said.getvalue().count("error: ") == 1 or len(sys.argv) == 2, said.getvalue()
     finally:
         os.chdir(before)
