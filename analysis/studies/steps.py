@@ -1,0 +1,108 @@
+"""How far a layer is from its exact output after t network calls: Jacobi iteration and sequential decoding (Fig. 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.load import BASELINE, Runs, one_batch
+from analysis.plot import listing, quantity
+from analysis.studies.base import Finding, Findings
+from analysis.style import figure, finish, grid_of_axes, layer_colors, legend_below, theme
+
+ITERATED = "ujd"
+
+
+def findings(runs: Runs) -> Findings:
+    """Errors of both methods, call by call."""
+    cells = one_batch(runs.cells_with_residuals)
+    rows = runs.residuals(cells["cell_id"]).merge(cells, on="cell_id")
+    rows = rows[rows["tau"].isna() | (rows["tau"] == rows.groupby("flow")["tau"].transform("min"))]
+    rows = rows[rows["decoder"].isin([ITERATED, BASELINE])]
+    columns = ["flow", "num_tokens", "layer", "iteration", "decoder", "error_rms"]
+    errors = rows[columns].sort_values(columns[:-1]).reset_index(drop=True)
+    pairs = _pairs(errors)
+    ahead = _ahead(pairs)
+    return Findings(
+        tables={"errors": pairs, "ahead": ahead},
+        figures={"errors": draw(errors)} if len(errors) else {},
+        values={"flows": list(dict.fromkeys(errors["flow"]))},
+        claims=tuple(_claims(ahead)),
+    )
+
+
+def _pairs(errors: pd.DataFrame) -> pd.DataFrame:
+    """One row per flow, layer and call that both methods made: the error of each."""
+    index = ["flow", "num_tokens", "layer", "iteration"]
+    wide = errors.pivot(index=index, columns="decoder", values="error_rms").dropna()
+    return wide.rename(columns={ITERATED: "jacobi", BASELINE: "sequential"})[["jacobi", "sequential"]].reset_index()
+
+
+def _ahead(pairs: pd.DataFrame) -> pd.DataFrame:
+    """One row per flow and layer: in how many of the calls iteration is nearer, and by how much at the last one."""
+    rows = []
+    for (flow, layer), part in pairs.groupby(["flow", "layer"]):
+        last = part.sort_values("iteration").iloc[-1]
+        rows.append(
+            {
+                "flow": flow,
+                "layer": layer,
+                "calls": len(part),
+                "nearer": int((part["jacobi"] < part["sequential"]).sum()),
+                "of_tokens": int(last["num_tokens"]),
+                "jacobi": last["jacobi"],
+                "sequential": last["sequential"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _claims(ahead: pd.DataFrame) -> list[Finding]:
+    found = []
+    for flow, rows in ahead.groupby("flow", sort=False):
+        behind = rows[rows["nearer"] < rows["calls"]]
+        share = rows["nearer"].sum() / rows["calls"].sum()
+        layers = f", behind at times in layer {listing([str(n) for n in behind['layer']])}" if len(behind) else ""
+        found.append(
+            Finding(
+                claim="ahead-of-sequential",
+                flow=str(flow),
+                measured=(
+                    f"nearer after {share:.0%} of all calls{layers}; when a layer has settled, after at most "
+                    f"{rows['calls'].max()} calls of {rows['of_tokens'].max()} tokens, its RMS error is at most "
+                    f"{quantity(rows['jacobi'].max())}, sequential's at least {quantity(rows['sequential'].min())}"
+                ),
+                agrees=behind.empty,
+                criterion="iteration has the smaller RMS error in every layer after every call",
+            )
+        )
+    return found
+
+
+def draw(errors: pd.DataFrame) -> Figure:
+    """A panel per flow: RMS error against network calls, solid for iteration, dashed for sequential decoding."""
+    flows = list(dict.fromkeys(errors["flow"]))
+    with theme():
+        fig = figure(3.2 * len(flows), 3.2)
+        handles: dict[str, Any] = {}
+        for ax, flow in zip(grid_of_axes(fig, len(flows), len(flows)), flows, strict=True):
+            rows = errors[errors["flow"] == flow]
+            for place, color in enumerate(layer_colors(int(rows["layer"].max()))):
+                for decoder, dashes in ((ITERATED, "-"), (BASELINE, (0, (3, 1.5)))):
+                    part = rows[(rows["layer"] == place + 1) & (rows["decoder"] == decoder)]
+                    part = part[part["error_rms"] > 0]  # what is exact has no place on a logarithmic axis
+                    (line,) = ax.plot(part["iteration"], part["error_rms"], color=color, ls=dashes, lw=1.3)
+                    if decoder == ITERATED:
+                        handles[f"layer {place + 1}"] = line
+            ax.set_xscale("log")
+            ax.set_yscale("log")
+            iterated = rows.loc[(rows["decoder"] == ITERATED) & (rows["error_rms"] > 0), "error_rms"]
+            ax.set_ylim(bottom=10 ** np.floor(np.log10(iterated.min())))
+            ax.set(title=flow, xlabel="network calls")
+            finish(ax)
+        fig.axes[0].set_ylabel("RMS error of the layer's output")
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
