@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from analysis.load import Runs
@@ -22,6 +20,7 @@ def findings(runs: Runs) -> Findings:
     """How far outputs turn by layer, reading and o, what leaks, and what becomes of the images."""
     frame = data(runs)
     turns, images = _turns(frame), _images(frame)
+    fits, leaks = _fits(turns, images), _leaks(frame)
     flows = list(dict.fromkeys(frame["flow"]))
     figures = {f"outputs-{flow}": draw(frame[frame["flow"] == flow]) for flow in flows}
     try:
@@ -31,9 +30,17 @@ def findings(runs: Runs) -> Findings:
         pass
     claims = [claim for flow in flows for claim in _claims(flow, frame, turns, images)]
     return Findings(
-        tables={"outputs": frame, "turns": turns, "images": images, "leaks": _leaks(frame)},
+        tables={"outputs": frame, "turns": turns, "images": images, "leaks": leaks, "fits": fits},
         figures=figures,
-        values={"flows": flows, "figures": list(figures), "readings": READINGS, "fits": _fits(turns)},
+        values={
+            "flows": flows,
+            "figures": list(figures),
+            "readings": READINGS,
+            "first_layer": _where(fits, "first_layer"),
+            "images": _where(fits, "images"),
+            "both": _both(fits),
+            "nearest": leaks.loc[leaks["reading"] == "attention", "median_o1"],
+        },
         claims=tuple(claims),
     )
 
@@ -79,20 +86,44 @@ def _leaks(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"least": grouped.min(), "largest": grouped.max(), "median_o1": nearest}).reset_index()
 
 
-def _fits(turns: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """By reading: over flows and the paper's o, how many times as far as any other layer the first turns."""
-    some = turns[turns["o"].isin(PAPER_O)]
+def _fits(turns: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
+    """Per flow and reading: whether it gives what the paper's figures show, at every o of the paper.
+
+    `first_layer`: layer 1 turns at least `FAR` times as far as any other. `images`: FID is nearer to that of
+    unrestricted samples than to the worst that any reading and o makes of them; missing where there is no FID.
+    """
+    rows = []
+    for (flow, reading), group in turns[turns["o"].isin(PAPER_O)].groupby(["flow", "reading"]):
+        row = {"flow": flow, "reading": reading}
+        row |= {"times_least": group["times"].min(), "times_largest": group["times"].max()}
+        row["first_layer"] = "yes" if (group["times"] >= FAR).all() else "no"
+        drawn = images[(images["flow"] == flow)].dropna(subset=["fid"])
+        paper = drawn[(drawn["reading"] == reading) & drawn["o"].isin(PAPER_O)]
+        if len(paper):
+            middle = (drawn["fid_exact"].iloc[0] + drawn["fid"].max()) / 2
+            row |= {"fid_exact": drawn["fid_exact"].iloc[0], "fid_most": paper["fid"].max()}
+            row |= {"images": "yes" if (paper["fid"] < middle).all() else "no"}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _where(fits: pd.DataFrame, figure: str) -> dict[str, dict[str, list[str]]]:
+    """By reading: the flows on which it gives what a figure shows, and those on which it does not."""
+    if figure not in fits:
+        return {}
     return {
-        str(reading): {
-            "least": rows["times"].min(),
-            "largest": rows["times"].max(),
-            "median": rows["times"].median(),
-            "fits": bool((rows["times"] >= FAR).all()),
-            "holds": int((rows["times"] >= FAR).sum()),
-            "of": len(rows),
-        }
-        for reading, rows in some.groupby("reading")
+        str(reading): {answer: list(rows.loc[rows[figure] == answer, "flow"]) for answer in ("yes", "no")}
+        for reading, rows in fits.groupby("reading")
     }
+
+
+def _both(fits: pd.DataFrame) -> dict[str, list[str]]:
+    """By reading: the flows on which it gives both figures; the reading with most of them first."""
+    if "images" not in fits:
+        return {}
+    seen = fits[(fits["first_layer"] == "yes") & (fits["images"] == "yes")]
+    found = {str(reading): list(seen.loc[seen["reading"] == reading, "flow"]) for reading in fits["reading"].unique()}
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def _claims(flow: str, frame: pd.DataFrame, turns: pd.DataFrame, images: pd.DataFrame) -> list[Finding]:
