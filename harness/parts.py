@@ -1,17 +1,21 @@
 """One table of a run folder: Parquet parts that are appended atomically, and merged when small ones are many.
 
 A part is never changed. Its name begins with the time it was written, which never goes back within a table, so that
-parts sort by age. Many small parts are merged into one under the oldest one's time; a process killed between the two
-steps leaves rows twice, which reading undoes.
+parts sort by age, and ends with a digest of its content; its pages carry checksums, which every reader checks. Many
+small parts are merged into one under the oldest one's time; a process killed between the two steps leaves rows twice,
+which reading undoes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
+import re
 import time
-import uuid
 from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +30,7 @@ MANY = 64
 """So many small parts are merged: reading opens few files, and every row is written again a bounded number of times."""
 LARGE = 8 << 20
 """Bytes from which a part is left as it is."""
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 BATCH = 1 << 17
 """Rows that are held at a time while they are checked or filtered."""
 
@@ -125,16 +130,21 @@ class Parts:
         self._small[:] = kept + self._small[len(merged) :]
 
     def _write(self, rows: pa.Table, stamp: int) -> Path:
-        path = self.folder / f"part-{stamp:020d}-{uuid.uuid4().hex[:12]}.parquet"
+        buffer = io.BytesIO()
+        pq.write_table(rows.cast(self.schema), buffer, write_page_checksum=True)
+        path = self.folder / f"part-{stamp:020d}-{_digest(buffer)}.parquet"
         with replacing(path) as partial:
-            pq.write_table(rows.cast(self.schema), partial, write_page_checksum=True)
+            partial.write_bytes(buffer.getbuffer())
         return path
 
     def _sound(self, path: Path) -> bool:
         try:
+            if _DIGEST.fullmatch(stated := path.stem.rpartition("-")[2]):
+                with path.open("rb") as file:
+                    return _digest(file) == stated
             for _ in self._batches(path, self.schema.names):
                 pass
-        except StoreError:
+        except (StoreError, OSError):
             return False
         return True
 
@@ -202,6 +212,11 @@ def _each_once(table: str, rows: pa.Table) -> pa.Table:
     kept = np.ones(len(frame), dtype=bool)
     kept[frame.index[twice]] = False
     return rows.filter(pa.array(kept))
+
+
+def _digest(file: Any) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _stamp(path: Path) -> int:

@@ -47,9 +47,11 @@ def main() -> int:
     parser.add_argument("--target", action="append", choices=NAMES)
     parser.add_argument("--inputs", type=int, default=1 << 62)
     parser.add_argument("--replay", type=Path)
+    parser.add_argument("--folder", type=Path, default=None, help="Where inputs are written; by default a new one.")
     parser.add_argument("--together", action="store_true", help="All targets in this process.")
     parser.add_argument("--guided", action="store_true", help="This one target by atheris, in this process.")
     options = parser.parse_args()
+    options.folder = options.folder or Path(tempfile.mkdtemp(prefix="harness-fuzz-"))
     seed = random.SystemRandom().randrange(1 << 31) if options.seed is None else options.seed
     chosen = options.target or list(NAMES)
     if options.together or options.replay or options.guided:
@@ -59,7 +61,9 @@ def main() -> int:
     plain = options.seconds * (2 / 3 if guided else 1) / len(chosen)
     jobs = [(name, plain, ["--together"]) for name in chosen]
     jobs += [(name, options.seconds / 3 / len(guided), ["--guided"]) for name in guided]
-    return max([_apart(name, seconds, seed, how) for name, seconds, how in jobs])
+    code = max([_apart(name, seconds, seed, [*how, "--folder", str(options.folder)]) for name, seconds, how in jobs])
+    print(f"the inputs that failed are in {options.folder}" if code else "every input was read or refused", flush=True)
+    return code
 
 
 def _apart(name: str, seconds: float, seed: int, how: list[str]) -> int:
@@ -70,12 +74,8 @@ def _apart(name: str, seconds: float, seed: int, how: list[str]) -> int:
         code = 1
         print(f"{name}: an input does not end", flush=True)
     if code:
-        print(f"{name}: failed with code {code}; the input is in {_kept()}", flush=True)
+        print(f"{name}: failed with code {code}", flush=True)
     return int(code != 0)
-
-
-def _kept() -> Path:
-    return Path(tempfile.gettempdir()) / f"harness-fuzz-{os.getuid()}"
 
 
 def _atheris() -> bool:
@@ -85,8 +85,7 @@ def _atheris() -> bool:
 
 
 def _here(options: argparse.Namespace, chosen: list[str], seed: int) -> int:
-    folder = _kept()
-    folder.mkdir(exist_ok=True)
+    folder = options.folder
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # what is fitted or downloaded on demand belongs nowhere else
     if options.guided:
         return _guide(chosen[0], folder, seed, options.seconds)
