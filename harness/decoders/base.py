@@ -20,6 +20,7 @@ from harness.decoders.memory import SEQUENTIAL, Footprint, Room, parse_bytes
 from harness.decoders.trace import DecodeResult, LayerTrace
 from harness.errors import HarnessError, unknown
 from harness.flows.base import CausalFlow, CausalLayer, Condition, Guidance
+from harness.flows.graphs import graphed
 from harness.flows.tap import untapped
 from harness.registry import Registry
 
@@ -45,6 +46,8 @@ class Decoder(ABC):
         max_memory: the most that the tensors of a decode may take, weights apart, in bytes or as ``"2GB"``; None for no
             bound. The work is cut to stay under it and the results are those of the whole batch, see
             `harness.decoders.memory`.
+        cuda_graphs: replay network calls as captured CUDA graphs, see `harness.flows.graphs`: their memory is kept from
+            decode to decode. A decode that is watched from outside is made without.
     """
 
     takes_tau: ClassVar[bool] = True
@@ -52,6 +55,7 @@ class Decoder(ABC):
     tau: float = 0.5
     fallback: str = "sequential"
     max_memory: Any = None
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.max_memory is not None:
@@ -125,6 +129,8 @@ class Decoder(ABC):
         condition = flow.condition(len(latents), labels, guidance)
         decoder = self.bind(flow, len(latents))
         room = decoder._room(flow, latents, condition)
+        if self.cuda_graphs and (latents.device.type != "cuda" or room is not None):
+            raise HarnessError("cuda_graphs needs a CUDA device, and keeps memory that max_memory would have to bound")
         with torch.inference_mode():  # a fifth faster than no_grad where the calls are small
             tokens, layers = decoder._walk(flow, latents, condition, room)
         tokens = tokens.clone()  # an ordinary tensor again, which gradients may be taken of
@@ -149,7 +155,8 @@ class Decoder(ABC):
         traces = []
         for layer in flow.layers:
             with clock:
-                tokens, trace = self._solve_or_fall_back(layer, layer.arrange(tokens), condition, room)
+                solved = graphed(layer) if self.cuda_graphs and untapped(flow) is flow else layer
+                tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, room)
                 tokens = layer.restore(tokens)
             traces.append(trace)
         return tokens, [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, clock.seconds(), strict=True)]

@@ -180,6 +180,8 @@ class TransformerLayer(nn.Module):
 class TarFlowLayer(nn.Module):
     """One block of a TarFlow, as a `CausalLayer`."""
 
+    capturable = True  # see `harness.flows.graphs`
+
     def __init__(self, config: TarFlowConfig, block: int) -> None:
         super().__init__()
         self.block, self.number = block, config.blocks - block

@@ -1,0 +1,147 @@
+"""Network calls of a layer as captured CUDA graphs: one launch for the hundred kernels of a small call.
+
+A graph repeats the same kernels on the same memory. So what a call reads and writes is allocated once per batch size
+and kept: a buffer for its tokens, one for the labels, and the cache; a graph is captured for each (start, W) when it
+is first asked for, and replayed in every later decode of that batch size. Calls whose attention needs a mask that is
+not kept (start above 0 and W above 1) are made as they are.
+
+Sound only for layers that say ``capturable``: their calls have no control flow that depends on tokens, and their
+cache may be filled again from position 0. Outputs are overwritten by later calls, so a caller uses them first, as
+`solve_sequential` and `solve_windows` do.
+
+Written without a GPU at hand: the buffers are tested with a capture that simply runs again; the capture on CUDA never
+ran. It is therefore used only where it is asked for.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from harness.errors import HarnessError
+from harness.flows.base import CausalLayer, Condition
+from harness.flows.precision import in_dtype
+
+Outputs = tuple[Tensor, Tensor]
+Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], Any], Outputs]]
+"""Takes a call; returns how to repeat it, and the tensors that its outputs are in each time."""
+
+
+def cuda_capture(call: Callable[[], Outputs]) -> tuple[Callable[[], Any], Outputs]:
+    """Capture a call as a CUDA graph, after it ran twice on a stream of its own, as PyTorch asks for."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+    return graph.replay, outputs
+
+
+@dataclass
+class _Kept:
+    """What the graphs of one batch size and condition read and write."""
+
+    condition: Condition
+    cache: Any = None
+    tokens: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
+    graphs: dict[tuple[Any, ...], tuple[Callable[[], Any], Outputs]] = field(default_factory=dict)
+
+
+class GraphedLayer:
+    """A layer whose calls are replayed; see the module's docstring.
+
+    Args:
+        layer: says ``capturable``.
+        capture: how a call is captured.
+
+    Raises:
+        HarnessError: the layer does not say so.
+    """
+
+    def __init__(self, layer: CausalLayer, capture: Capture = cuda_capture) -> None:
+        if not getattr(layer, "capturable", False):
+            raise HarnessError(f"calls of {type(layer).__name__} cannot be captured as CUDA graphs")
+        self._ref, self._capture = weakref.ref(layer), capture  # what is kept for a layer must not keep it alive
+        self.number, self.block = layer.number, layer.block
+        self.num_tokens, self.token_dim = layer.num_tokens, layer.token_dim
+        self._kept: dict[tuple[Any, ...], _Kept] = {}
+
+    @property
+    def _layer(self) -> CausalLayer:
+        layer = self._ref()
+        assert layer is not None  # its flow is being decoded
+        return layer
+
+    def arrange(self, tokens: Tensor) -> Tensor:
+        """As the layer's."""
+        return self._layer.arrange(tokens)
+
+    def restore(self, tokens: Tensor) -> Tensor:
+        """As the layer's."""
+        return self._layer.restore(tokens)
+
+    def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
+        """Replayed calls of the layer in another dtype."""
+        return graphed(in_dtype(self._layer, dtype))
+
+    def new_cache(self, batch: int, condition: Condition) -> Any:
+        """The cache that is kept for this batch size, to be filled anew."""
+        kept = self._keep(batch, condition)
+        if kept.cache is None:
+            kept.cache = self._layer.new_cache(batch, replace(condition))  # equal to no condition that is passed later
+        return kept.cache
+
+    def affine(self, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Outputs:
+        """As the layer's, by replaying what was captured for this start and window."""
+        batch, window, _ = tokens.shape
+        kept = self._keep(batch, condition)
+        if (start and window > 1) or (cache is not None and cache is not kept.cache):
+            return self._layer.affine(tokens, cache, start, condition)
+        shape = (window, tokens.dtype)
+        if shape not in kept.tokens:
+            kept.tokens[shape] = torch.empty_like(tokens, memory_format=torch.contiguous_format)
+        given = kept.tokens[shape]
+        given.copy_(tokens)
+        key = (start, *shape, cache is not None)
+        if key not in kept.graphs:
+            kept.graphs[key] = self._capture(lambda: self._layer.affine(given, cache, start, kept.condition))
+        replay, outputs = kept.graphs[key]
+        replay()
+        return outputs
+
+    def _keep(self, batch: int, condition: Condition) -> _Kept:
+        """What is kept for a batch of such a condition, its labels brought up to date."""
+        labels = condition.labels
+        key = (batch, condition.guidance, condition.masked_lags, labels is None)
+        if key not in self._kept:
+            own = None if labels is None else labels.clone()
+            self._kept[key] = _Kept(replace(condition, labels=own))
+        kept = self._kept[key]
+        if labels is not None and kept.condition.labels is not None:
+            kept.condition.labels.copy_(labels)
+        return kept
+
+
+def graphed(layer: CausalLayer) -> CausalLayer:
+    """The layer with its calls captured, the same one each time for as long as the layer lives.
+
+    Raises:
+        HarnessError: its calls cannot be captured.
+    """
+    if layer not in _graphed:
+        _graphed[layer] = GraphedLayer(layer)
+    return _graphed[layer]
+
+
+_graphed: WeakKeyDictionary[Any, GraphedLayer] = WeakKeyDictionary()
+"""Of the layers that are alive."""
