@@ -55,11 +55,17 @@ class GuidanceTable(Table):
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
+Denoise = bool | Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A denoising step after decoding: false for none, true for the noise that the checkpoint was trained with, or a noise
+in image units ([-1, 1])."""
+
+
 class DatasetTable(Table):
     """Real images and the flow that was trained on them.
 
-    `checkpoint` is a shipped flow's name or a file, by default the dataset's name; `size` the side of the images, by
-    default the flow's; `guidance` overrides the grid's.
+    `checkpoint` is a flow's name or a file, by default the dataset's name; `size` the side of the images, by default
+    the flow's; `guidance` and `denoise` override the grid's, and with `published` they are what the publishers
+    evaluated the checkpoint with. With `optional` a checkpoint that is not there costs rows of the status "skipped".
     """
 
     name: str
@@ -67,6 +73,9 @@ class DatasetTable(Table):
     root: str | None = None
     size: Count | None = None
     guidance: Annotated[list[GuidanceTable], Some] | None = None
+    denoise: Annotated[list[Denoise], Some] | None = None
+    published: bool = False
+    optional: bool = False
 
 
 class DecoderTable(Table):
@@ -99,6 +108,7 @@ class Grid(Table):
     batch_sizes: Annotated[list[Count], Some] = [16]
     seeds: Annotated[list[Seed], Some] = [0]
     guidance: Annotated[list[GuidanceTable], Some] = [GuidanceTable(scale=0.0)]
+    denoise: Annotated[list[Denoise], Some] = [False]
 
 
 class Filter(Table):

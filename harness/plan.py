@@ -20,8 +20,8 @@ import torch
 from harness.decoders import Decoder, Guidance, build_decoder, decoders
 from harness.environment import ROOT, code_version, digest_sources
 from harness.errors import HarnessError
-from harness.flows.checkpoints import checkpoint_path, digest
 from harness.matrix import DatasetTable, DecoderTable, Matrix
+from harness.sources import settings_of, source_of
 
 BASELINE = "sequential"
 
@@ -42,6 +42,8 @@ class Cell:
         options: all options but tau, as JSON.
         tau: None for a decoder that takes none.
         guidance: JSON, or None.
+        denoise: noise that a denoising step after decoding takes out, in image units, or None for no such step.
+        absent: why the checkpoint of an optional dataset is not there; such a cell is skipped.
         device: ``"cpu"`` or ``"cuda"``.
     """
 
@@ -65,6 +67,8 @@ class Cell:
     dtype: str
     device: str
     code_version: str
+    denoise: float | None = None
+    absent: str | None = None
 
     def build(self) -> Decoder:
         """The decoder of this cell."""
@@ -104,14 +108,18 @@ class _Variant:
     code_version: str
 
 
-def expand(matrix: Matrix) -> list[Cell]:
-    """All cells of a matrix that its filters leave, each once.
+def expand(matrix: Matrix, data_root: str | None = None) -> list[Cell]:
+    """All cells of a matrix that its filters leave, each once, those to be skipped among them.
 
     Every decoder is built once with every option, so nothing is measured before everything is known to be sound.
 
+    Args:
+        matrix: what to measure.
+        data_root: where checkpoints are looked for besides, see `checkpoint_path`.
+
     Raises:
-        HarnessError: an unknown decoder, an option it does not take, a checkpoint that is not there, two decoders of
-            one label, or filters that leave nothing.
+        HarnessError: an unknown decoder, an option it does not take, a checkpoint that is not there and not optional
+            (or none of the optional ones is), two decoders of one label, or filters that leave nothing.
     """
     device = resolve_device(matrix.device)
     variants = [variant for table in matrix.decoders for variant in _variants(table, matrix)]
@@ -119,11 +127,14 @@ def expand(matrix: Matrix) -> list[Cell]:
     cells = {
         cell.cell_id: cell
         for dataset in matrix.datasets
-        for cell in _cells(dataset, variants, matrix, device)
+        for cell in _cells(dataset, variants, matrix, device, data_root)
         if _wanted(cell, matrix)
     }
     if not cells:
         raise HarnessError(f"the filters of matrix '{matrix.name}' leave no cell")
+    if all(cell.absent for cell in cells.values()):
+        reasons = dict.fromkeys(str(cell.absent) for cell in cells.values())
+        raise HarnessError(f"there is no checkpoint for any dataset of matrix '{matrix.name}': {'; '.join(reasons)}")
     return list(cells.values())
 
 
@@ -181,22 +192,23 @@ def _is_grid(decoder: str, name: str, value: Any) -> bool:
     return True
 
 
-def _cells(dataset: DatasetTable, variants: list[_Variant], matrix: Matrix, device: str) -> Iterator[Cell]:
-    path = checkpoint_path(dataset.checkpoint or dataset.name)
-    checkpoint = path.stem if dataset.checkpoint is None or "/" not in dataset.checkpoint else path.name
-    checkpoint_digest = digest(path)
+def _cells(
+    dataset: DatasetTable, variants: list[_Variant], matrix: Matrix, device: str, data_root: str | None
+) -> Iterator[Cell]:
+    source = source_of(dataset, data_root)
     grid = matrix.grid
-    for guidance, batch_size, seed in product(dataset.guidance or grid.guidance, grid.batch_sizes, grid.seeds):
+    settings = settings_of(dataset, source, grid)
+    for (guidance, denoise), batch_size, seed in product(settings, grid.batch_sizes, grid.seeds):
         shared: dict[str, Any] = {
             "dataset": dataset.name,
             "data_size": dataset.size,
-            "checkpoint_digest": checkpoint_digest,
-            "guidance": _json(asdict(Guidance(**guidance.model_dump())), "guidance") if guidance.scale else None,
+            "checkpoint_digest": source.digest,
+            "guidance": guidance,
             "batch_size": batch_size,
             "seed": seed,
             "dtype": matrix.dtype,
             "device": device,
-        }
+        } | ({} if denoise is None else {"denoise": denoise})  # so that the key of a cell without it is what it was
         for variant in variants:
             for tau in variant.taus:
                 key = shared | {"decoder": variant.name, "given": variant.given, "tau": tau}
@@ -207,9 +219,10 @@ def _cells(dataset: DatasetTable, variants: list[_Variant], matrix: Matrix, devi
                     cell_key=_hash(key),
                     group_id=_hash(shared),
                     label=variant.label,
-                    checkpoint=checkpoint,
-                    checkpoint_path=str(path.resolve()),
+                    checkpoint=source.name,
+                    checkpoint_path="" if source.path is None else str(source.path.resolve()),
                     data_root=dataset.root,
+                    absent=source.absent,
                 )
 
 

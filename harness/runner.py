@@ -22,14 +22,13 @@ from harness.executors.base import Executor
 from harness.executors.local import Local
 from harness.executors.schedule import RETRIES, Finished, Lost, Started, measure
 from harness.files import make_folder, replacing
-from harness.flows import CausalFlow, load_flow
 from harness.jobs import Outcome, jobs_of
 from harness.matrix import Matrix
 from harness.passes import LayersPass, MemoryPass, Pass, QualityPass, ResidualsPass, SamplesPass, TimingPass
 from harness.passes.base import Unit, failed_cells
 from harness.passes.quality import SHARD, SHARDS
-from harness.passes.timing import describe
 from harness.plan import Cell, expand
+from harness.preparation import described, skipped
 from harness.progress import Reporter
 from harness.store import MANIFEST, Run, RunStore
 from harness.tables import TABLES
@@ -44,6 +43,7 @@ def run_matrix(
     threads: int | None = None,
     data_root: str | None = None,
     inception_weights: str | None = None,
+    skip_corrupt: bool = False,
     executor: Executor | None = None,
     retries: int = RETRIES,
 ) -> Run:
@@ -57,6 +57,7 @@ def run_matrix(
         threads: of torch on the CPU; by default as many as torch takes.
         data_root: folder of the real images.
         inception_weights: file of Inception's weights.
+        skip_corrupt: leave corrupt real images out; the quality rows count them.
         executor: where jobs run: in fresh processes of this machine by default.
         retries: times that a job is run again when its worker was lost.
 
@@ -70,26 +71,34 @@ def run_matrix(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    cells = expand(matrix)
-    descriptions = _describe(cells)
+    everything = expand(matrix, data_root)
+    cells = [cell for cell in everything if cell.absent is None]
+    descriptions, doubts = described(everything)
     executor = executor or Local()
-    with _open(out, matrix, cells, resume) as store, reporter, closing(executor):
+    with _open(out, matrix, everything, resume) as store, reporter, closing(executor):
         for path in store.damaged:
             reporter.note(f"a damaged part was moved to '{path}'; its rows are measured again")
-        described = store.cell_ids("cells")
-        store.append("cells", [row for row in descriptions if row["cell_id"] not in described])
+        known = store.cell_ids("cells")
+        store.append("cells", [row for row in descriptions if row["cell_id"] not in known])
+        for sentence in doubts:
+            reporter.note(sentence)
+        new = [cell for cell in everything if cell.absent and cell.cell_id not in known]
+        for table, rows in skipped(new).items():
+            store.append(table, rows)
+        for dataset, reason in dict.fromkeys((cell.dataset, cell.absent) for cell in new):
+            reporter.note(f"{dataset} is skipped: {reason}")
         driver = _Driver(store, reporter, executor, retries, threads)
-        driver.run(_phases(matrix, data_root, inception_weights, driver.shard(cells, matrix)), cells)
+        quality = QualityPass(matrix.quality, data_root, inception_weights, skip_corrupt, driver.shard(cells, matrix))
+        driver.run(_phases(matrix, quality), cells)
         store.compact()
         return store.run
 
 
-def _phases(matrix: Matrix, data_root: str | None, inception_weights: str | None, shard: int) -> list[list[Pass]]:
+def _phases(matrix: Matrix, quality: QualityPass) -> list[list[Pass]]:
     """The passes that the matrix asks for. Those of a phase begin when all of the one before are done.
 
     Timing is first, and alone: what fails there is not tried again, and nothing runs beside it.
     """
-    quality = QualityPass(matrix.quality, data_root, inception_weights, shard)
     traces: list[Pass] = [LayersPass()]
     if matrix.residuals.enabled:
         traces.append(ResidualsPass())
@@ -199,7 +208,8 @@ def _open(out: Path, matrix: Matrix, cells: list[Cell], resume: bool) -> RunStor
         "matrix": matrix.model_dump(mode="json") | {"device": cells[0].device},
         "cells": hashlib.sha256(json.dumps(sorted(cell.cell_id for cell in cells)).encode()).hexdigest(),
         "code_versions": sorted({cell.code_version for cell in cells}),
-        "checkpoints": {cell.checkpoint: cell.checkpoint_digest for cell in cells},
+        "checkpoints": {cell.checkpoint: cell.checkpoint_digest for cell in cells if not cell.absent},
+        "skipped": {cell.dataset: cell.absent for cell in cells if cell.absent},
     }
     if resume and (out / MANIFEST).is_file():
         store = RunStore.resume(out)
@@ -240,26 +250,3 @@ def _first_difference(old: Any, new: Any, path: str = "matrix") -> str:
             if old.get(key) != new.get(key):
                 return _first_difference(old.get(key), new.get(key), f"{path}.{key}")
     return path
-
-
-def _describe(cells: list[Cell]) -> list[dict[str, Any]]:
-    """Rows of the table `cells`; every flow is loaded and every guidance bound once, before any folder is touched.
-
-    Raises:
-        HarnessError: a checkpoint that cannot be read, or guidance that its flow cannot have.
-    """
-    flows: dict[str, CausalFlow] = {}
-    rows = []
-    for cell in cells:
-        if cell.checkpoint_digest not in flows:
-            flows[cell.checkpoint_digest] = load_flow(cell.checkpoint_path)
-        flow = flows[cell.checkpoint_digest]
-        try:
-            flow.condition(1, guidance=cell.build_guidance())
-        except HarnessError as error:
-            raise HarnessError(f"checkpoint '{cell.checkpoint}' with guidance {cell.guidance}: {error}") from error
-        extra = ("checkpoint_digest", "code_version")
-        rows.append(
-            describe(cell, flow) | {"token_dim": flow.token_dim} | {name: getattr(cell, name) for name in extra}
-        )
-    return rows

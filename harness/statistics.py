@@ -28,6 +28,7 @@ DESCRIPTION = [
     "tau",
     "options",
     "guidance",
+    "denoise",
     "batch_size",
     "seed",
     "num_tokens",

@@ -39,6 +39,8 @@ class FeatureExtractor(Protocol):
     """Names the network and its weights: what `fid_features` holds."""
     dim: int
     """Number of features."""
+    image_shape: tuple[int, int, int] | None
+    """(C, H, W) of the images that it was made for, or None where it resizes all alike."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) images in [-1, 1] to (B, dim) float32 on the CPU, as if the images had been saved in 8 bits."""
@@ -106,6 +108,8 @@ class NetworkFeatures:
         self.metadata = metadata
         self.name = f"{path.stem}@{_digest_of_network(state, metadata['config'])}"
         self.dim = self.network.config.dim
+        size = self.network.config.image_size
+        self.image_shape: tuple[int, int, int] | None = (self.network.config.image_channels, size, size)
         self.device = device
 
     @torch.no_grad()
@@ -133,6 +137,7 @@ class InceptionFeatures:
     """
 
     dim = 2048
+    image_shape: tuple[int, int, int] | None = None
 
     def __init__(self, weights: Path, device: str | torch.device = "cpu") -> None:
         declare_missing_operators()

@@ -7,6 +7,7 @@ there is no value but a reason.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,39 +27,102 @@ class Score(NamedTuple):
     reason: str | None = None
 
 
-@torch.no_grad()
-def perceptual_scores(images: Tensor, allow_download: bool = False) -> dict[str, Score]:
-    """Mean CLIP-IQA (arXiv 2207.12396; 0 to 1, higher is better) and BRISQUE (lower is better) of some images.
+@dataclass
+class Total:
+    """The sum of a score over images, or why there is none."""
+
+    sum: float = 0.0
+    count: int = 0
+    reason: str | None = None
+
+    def merge(self, other: Total) -> None:
+        """Take in what other images scored."""
+        self.sum, self.count = self.sum + other.sum, self.count + other.count
+        self.reason = self.reason or other.reason
+
+    @property
+    def score(self) -> Score:
+        """The mean; none where a batch had no score, since a mean over the others would be of other images."""
+        if self.reason is not None or not self.count:
+            return Score(None, self.reason or "there were no images")
+        return Score(self.sum / self.count)
+
+
+class Perceptual:
+    """CLIP-IQA (arXiv 2207.12396; 0 to 1, higher is better) and BRISQUE (lower is better), their networks built once.
 
     Args:
-        images: (N, C, H, W) in [-1, 1], grey or RGB, all finite; measured as they would be saved in 8 bits.
         allow_download: let piq fetch weights that are not there.
-
-    Returns:
-        A score each under ``"clip_iqa"`` and ``"brisque"``.
     """
-    declare_missing_operators()
-    try:
-        import piq
-    except ImportError as error:
-        reason = f"piq is not installed ({error}); install the extra 'iqa'"
-        return {name: Score(None, reason) for name in ("clip_iqa", "brisque")}
+
+    def __init__(self, allow_download: bool = False) -> None:
+        self._metrics = {
+            name: _available(weights, build, allow_download) for name, (weights, build) in _sources().items()
+        }
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Total]:
+        """What (N, C, H, W) images in [-1, 1], grey or RGB, score, as they would be saved in 8 bits.
+
+        Those that are not finite are left out.
+        """
+        if all(isinstance(metric, str) for metric in self._metrics.values()):
+            return {name: Total(reason=str(reason)) for name, reason in self._metrics.items()}
+        finite = images[images.isfinite().flatten(1).all(dim=1)]
+        pixels = to_pixels(finite.cpu()).float().div(255).expand(-1, 3, -1, -1)
+        return {name: _total(metric, pixels) for name, metric in self._metrics.items()}
+
+
+def perceptual_scores(images: Tensor, allow_download: bool = False) -> dict[str, Score]:
+    """The mean scores of some images under ``"clip_iqa"`` and ``"brisque"``; see `Perceptual`."""
+    return {name: total.score for name, total in Perceptual(allow_download)(images).items()}
+
+
+Metric = Callable[[Tensor], Tensor]
+
+
+def _sources() -> dict[str, tuple[list[Path], Callable[[], Metric]]]:
+    """Of each score the weights that it needs, and how it is built."""
     clip, hub = Path("~/.cache/clip").expanduser(), Path(torch.hub.get_dir()) / "checkpoints"
-    metrics: dict[str, tuple[list[Path], Callable[[], Callable[[Tensor], Tensor]]]] = {
-        "clip_iqa": ([clip / "RN50.pt", clip / "clipiqa_tokens.pt"], lambda: piq.CLIPIQA(data_range=1.0)),
-        "brisque": ([hub / "brisque_svm_weights.pt"], lambda: lambda x: piq.brisque(x, reduction="none")),
+
+    def brisque() -> Metric:
+        piq = _piq()
+        return lambda x: piq.brisque(x, reduction="none")
+
+    return {
+        "clip_iqa": ([clip / "RN50.pt", clip / "clipiqa_tokens.pt"], lambda: _piq().CLIPIQA(data_range=1.0)),
+        "brisque": ([hub / "brisque_svm_weights.pt"], brisque),
     }
-    pixels = to_pixels(images.cpu()).float().div(255).expand(-1, 3, -1, -1)
-    return {name: _score(pixels, *metric, allow_download) for name, metric in metrics.items()}
 
 
-def _score(pixels: Tensor, weights: list[Path], build: Callable[[], Any], allow_download: bool) -> Score:
+def _piq() -> Any:
+    declare_missing_operators()
+    import piq
+
+    return piq
+
+
+def _available(weights: list[Path], build: Callable[[], Metric], allow_download: bool) -> Metric | str:
+    """The score, or why there is none."""
+    try:
+        _piq()
+    except ImportError as error:
+        return f"piq is not installed ({error}); install the extra 'iqa'"
     missing = [path for path in weights if not path.is_file()]
     if missing and not allow_download:
-        return Score(None, f"the weights '{missing[0]}' are not there and a download was not allowed")
+        shown = str(missing[0]).replace(str(Path.home()), "~", 1)  # it is stored: not with a user's name in it
+        return f"the weights '{shown}' are not there and a download was not allowed"
     try:
-        metric = build()
-        total = sum(metric(batch).double().sum().item() for batch in pixels.split(BATCH))
-    except (OSError, RuntimeError, AssertionError) as error:  # no network; broken weights; images without texture
-        return Score(None, " ".join(str(error).split()) or type(error).__name__)
-    return Score(total / len(pixels))
+        return build()
+    except (OSError, RuntimeError) as error:  # no network; broken weights
+        return " ".join(str(error).split()) or type(error).__name__
+
+
+def _total(metric: Metric | str, pixels: Tensor) -> Total:
+    if isinstance(metric, str):
+        return Total(reason=metric)
+    try:
+        sums = [metric(batch).double().sum().item() for batch in pixels.split(BATCH) if len(batch)]
+    except (OSError, RuntimeError, AssertionError) as error:  # broken weights; images without texture
+        return Total(reason=" ".join(str(error).split()) or type(error).__name__)
+    return Total(sum(sums), len(pixels))

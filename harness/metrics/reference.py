@@ -101,9 +101,14 @@ def reference_features(images: Images, extractor: FeatureExtractor, cache: Path 
     return kept
 
 
-def shipped_reference(dataset: str, extractor: FeatureExtractor) -> ReferenceFeatures | None:
+def shipped_reference(
+    dataset: str, extractor: FeatureExtractor, image_shape: tuple[int, int, int] | None = None
+) -> ReferenceFeatures | None:
     """Features of a dataset's test split that come with its shipped network, for where its images are not at hand.
 
-    None when nothing is shipped for the dataset, or when the features are of another network.
+    None when nothing is shipped for the dataset, when the features are of another network, or of images of another
+    shape than `image_shape`, where that is given: resampled images have other features.
     """
+    if image_shape is not None and extractor.image_shape != image_shape:
+        return None
     return ReferenceFeatures.load(ASSETS / f"reference-{dataset}.safetensors", extractor)

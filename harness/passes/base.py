@@ -196,6 +196,17 @@ def require_finite(result: DecodeResult) -> None:
         raise NonFiniteError(f"{bad} of {len(result.tokens)} samples are not finite")
 
 
+def nonfinite_retries(result: DecodeResult) -> int:
+    """Layers that were decoded again, exactly, because what a decoder made of them was not finite."""
+    return sum("non-finite" in trace.flags and "redecoded" in trace.flags for trace in result.layers)
+
+
+def denoise(flow: CausalFlow, result: DecodeResult, batch: Batch, sigma: float) -> Tensor:
+    """(B, C, H, W) samples after a denoising step that takes out noise of standard deviation `sigma`."""
+    assert result.images is not None  # a flow that denoises has images
+    return flow.denoise(result.images, sigma, batch.labels)  # type: ignore[attr-defined]
+
+
 def release_memory() -> None:
     """Give back what failed or finished work held."""
     gc.collect()

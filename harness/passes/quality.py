@@ -20,9 +20,10 @@ from harness.errors import HarnessError
 from harness.images import image_grid
 from harness.matrix import Quality
 from harness.metrics.features import FeatureExtractor, feature_extractor
+from harness.metrics.perceptual import Perceptual
 from harness.metrics.quality import distances
 from harness.metrics.reconstruction import reconstruction
-from harness.metrics.reference import ReferenceFeatures, reference_features
+from harness.metrics.reference import ReferenceFeatures, reference_features, shipped_reference
 from harness.passes.base import Attempt, Bench, Rows, Unit, failed_cells, sample_file
 from harness.passes.sums import REFERENCE_BATCH, Sums, batches, exact_samples, measure_samples
 from harness.plan import Cell
@@ -37,11 +38,19 @@ RECONSTRUCTED = 32
 
 
 class Real(NamedTuple):
-    """Real images at the flow's size, and their features."""
+    """What samples are compared with.
 
-    images: Images
+    Args:
+        images: at the flow's size, or None where they are not at hand and shipped features stand in.
+        extractor: of the features.
+        reference: their features: of the train split, or those shipped of the test split.
+        reason: why the images are not at hand.
+    """
+
+    images: Images | None
     extractor: FeatureExtractor
     reference: ReferenceFeatures
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class QualityPass:
         settings: the matrix's.
         data_root: folder of the real images where the matrix names none.
         inception_weights: for Inception features.
+        skip_corrupt: leave corrupt real images out and count them.
         shard: samples from which on a cell is split. Shards are whole batches, since a batch is the scope of most
             stopping rules: a sample is the same, and so is every figure, however a cell is split.
     """
@@ -59,6 +69,7 @@ class QualityPass:
     settings: Quality
     data_root: str | None = None
     inception_weights: str | None = None
+    skip_corrupt: bool = False
     shard: int = SHARD
 
     name: ClassVar[str] = "quality"
@@ -72,7 +83,7 @@ class QualityPass:
         here, failed = Bench(""), failed_cells(store)
         units = []
         for cell in cells:
-            if cell.cell_id not in done or (cell.cell_id in incomplete and self._real(cell, here).ok):
+            if cell.cell_id not in done or (cell.cell_id in incomplete and self._images_are_there(cell, here)):
                 shards = [] if cell.cell_id in failed else list(self.shards(cell))
                 split = len(shards) > 1
                 cost = self._count(cell) * (0 if split else 1 / cell.batch_size + 1 / 16) + 1
@@ -102,8 +113,9 @@ class QualityPass:
     def sums(self, cell: Cell, indices: range, bench: Bench) -> Sums:
         """What a run of a cell's samples comes to."""
         real = self._real(cell, bench).value
-        exact = self._exact(cell, indices, bench)
-        return measure_samples(cell, bench.flow(cell), bench.decoder(cell), indices, exact, real and real.extractor)
+        exact, flow, decoder = self._exact(cell, indices, bench), bench.flow(cell), bench.decoder(cell)
+        perceptual = bench.keep("perceptual", None, Perceptual) if flow.image_shape else None
+        return measure_samples(cell, flow, decoder, indices, exact, real and real.extractor, perceptual)
 
     def _measure(self, cell: Cell, bench: Bench) -> dict[str, Any]:
         if not bench.inputs:
@@ -120,13 +132,21 @@ class QualityPass:
             scale = max(1, 32 // flow.image_shape[-1])
             image_grid(torch.cat(sums.shown), columns=8, scale=scale).save(png := io.BytesIO(), "PNG", optimize=True)
             bench.files[sample_file(cell)] = png.getvalue()
-        row: dict[str, Any] = {"num_samples": count, "error": real.error}
+        row: dict[str, Any] = {
+            "num_samples": count,
+            "error": real.value.reason if real.value else real.error,
+            "nonfinite_retries": sums.nonfinite_retries,
+            **_perceptual(sums),
+        }
         if real.value:
             row |= distances(np.concatenate(sums.features), real.value.reference)
+            row["reference"] = "train" if real.value.images else "shipped-test"
             if count < self.settings.num_samples:  # FID is biased by the number of samples: one number per matrix
                 row["fid"] = None
-        if real.value and cell.guidance is None:
-            row["reconstruction_mse"] = self._reconstruction(cell, real.value.images, bench)
+        if real.value and real.value.images:
+            row["skipped_images"] = real.value.images.skipped
+            if cell.guidance is None and cell.denoise is None:
+                row["reconstruction_mse"] = self._reconstruction(cell, real.value.images, bench)
         row |= sums.deviation.result()
         if bad := sums.deviation.nonfinite:
             row |= {"status": "non-finite", "error": f"{bad} of {count} samples are not finite"}
@@ -152,6 +172,10 @@ class QualityPass:
         skipped = indices.start - starts.start
         return torch.cat([chunks[start] for start in starts])[skipped : skipped + len(indices)]
 
+    def _images_are_there(self, cell: Cell, bench: Bench) -> bool:
+        real = self._real(cell, bench).value
+        return real is not None and real.images is not None
+
     def _real(self, cell: Cell, bench: Bench) -> Attempt[Real]:
         """Real images of a cell's dataset, or why there are none."""
         return bench.keep("real", (cell.dataset, cell.data_root, cell.data_size), lambda: self._load(cell, bench))
@@ -161,17 +185,32 @@ class QualityPass:
         if shape is None:
             return Attempt("skipped", "the flow's data are no images, so they have no FID")
         try:
-            size = cell.data_size or shape[-1]
-            images = load_dataset(cell.dataset, "train", root=cell.data_root or self.data_root, size=size)
-            if tuple(images.pixels.shape[1:]) != shape:
-                raise HarnessError(
-                    f"'{cell.dataset}' holds images of shape {tuple(images.pixels.shape[1:])}, the flow's are {shape}"
-                )
             extractor = feature_extractor(cell.dataset, self.inception_weights, device=cell.device)
         except HarnessError as error:
             return Attempt("skipped", f"no comparison with real images: {error}")
-        reference = reference_features(images, extractor)
-        return Attempt("ok", value=Real(images, extractor, reference))
+        try:
+            images = self._images(cell, shape)
+        except HarnessError as error:
+            shipped = shipped_reference(cell.dataset, extractor, shape)
+            if shipped is None:
+                return Attempt("skipped", f"no comparison with real images: {error}")
+            reason = f"compared with the features of the test split that are shipped, since {error}"
+            return Attempt("ok", value=Real(None, extractor, shipped, reason))
+        return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
+
+    def _images(self, cell: Cell, shape: tuple[int, int, int]) -> Images:
+        """The train split at the flow's size.
+
+        Raises:
+            HarnessError: it is not there, or its images are of another shape.
+        """
+        size, root = cell.data_size or shape[-1], cell.data_root or self.data_root
+        images = load_dataset(cell.dataset, "train", root=root, size=size, skip_corrupt=self.skip_corrupt)
+        if tuple(images.pixels.shape[1:]) != shape:
+            raise HarnessError(
+                f"'{cell.dataset}' holds images of shape {tuple(images.pixels.shape[1:])}, the flow's are {shape}"
+            )
+        return images
 
 
 @dataclass(frozen=True)
@@ -223,12 +262,19 @@ def shard_file(cell: Cell, indices: range) -> str:
 
 def shared_samples(cell: Cell) -> Hashable:
     """Cells with equal keys are compared with the same sequential samples."""
-    return cell.checkpoint_digest, cell.guidance, cell.seed, cell.dtype, cell.device
+    return cell.checkpoint_digest, cell.guidance, cell.denoise, cell.seed, cell.dtype, cell.device
 
 
 def quality_row(cell: Cell, attempt: Attempt[dict[str, Any]]) -> dict[str, Any]:
     """A row of `quality`; a measured one brings a sentence of its own where there was nothing to compare with."""
     return {**cell.identity, **attempt.outcome, **(attempt.value or {})}
+
+
+def _perceptual(sums: Sums) -> dict[str, Any]:
+    """The scores without a reference, and why one of them is missing."""
+    scores = {name: total.score for name, total in sums.perceptual.items()}
+    missing = "; ".join(f"{name}: {score.reason}" for name, score in scores.items() if score.reason)
+    return {name: score.value for name, score in scores.items()} | {"perceptual_error": missing or None}
 
 
 def _whole_batches(at_least: int, size: int) -> int:

@@ -21,8 +21,9 @@ from harness.decoders import Decoder, DecodeResult, build_decoder
 from harness.flows import CausalFlow
 from harness.metrics.deviation import Deviation
 from harness.metrics.features import FeatureExtractor
+from harness.metrics.perceptual import Perceptual, Total
 from harness.metrics.quality import features_of
-from harness.passes.base import batch_of, decode
+from harness.passes.base import batch_of, decode, denoise, nonfinite_retries
 from harness.plan import BASELINE, Cell
 
 REFERENCE_BATCH = 64
@@ -39,21 +40,33 @@ class Sums:
         deviation: from the sequential samples of the same latents.
         features: (n, D) float32 arrays of the finite samples, in order; none where there is nothing to compare with.
         shown: those among the first `GRID` samples of the cell, for its picture.
+        perceptual: what the samples score without a reference, by name.
+        nonfinite_retries: layers of batches that were decoded again since they were not finite.
     """
 
     deviation: Deviation = field(default_factory=Deviation)
     features: list[NDArray[np.float32]] = field(default_factory=list)
     shown: list[Tensor] = field(default_factory=list)
+    perceptual: dict[str, Total] = field(default_factory=dict)
+    nonfinite_retries: int = 0
 
     def merge(self, later: Sums) -> None:
         """Take in the samples that follow these."""
         self.deviation.merge(later.deviation)
         self.features += later.features
         self.shown += later.shown
+        for name, total in later.perceptual.items():
+            self.perceptual.setdefault(name, Total()).merge(total)
+        self.nonfinite_retries += later.nonfinite_retries
 
     def to_bytes(self) -> bytes:
         """These sums as a safetensors file."""
-        tensors = {"deviation": torch.tensor(list(json.dumps(asdict(self.deviation)).encode()), dtype=torch.uint8)}
+        facts = {
+            "deviation": asdict(self.deviation),
+            "perceptual": {name: asdict(total) for name, total in self.perceptual.items()},
+            "nonfinite_retries": self.nonfinite_retries,
+        }
+        tensors = {"facts": torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)}
         if self.features:
             tensors["features"] = torch.from_numpy(np.concatenate(self.features))
         if self.shown:
@@ -64,9 +77,14 @@ class Sums:
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` wrote."""
         tensors = load(data)
-        deviation = Deviation(**json.loads(bytes(tensors["deviation"].tolist())))
-        features = [tensors["features"].numpy()] if "features" in tensors else []
-        return cls(deviation, features, [tensors["shown"]] if "shown" in tensors else [])
+        facts = json.loads(bytes(tensors["facts"].tolist()))
+        return cls(
+            Deviation(**facts["deviation"]),
+            [tensors["features"].numpy()] if "features" in tensors else [],
+            [tensors["shown"]] if "shown" in tensors else [],
+            {name: Total(**total) for name, total in facts["perceptual"].items()},
+            facts["nonfinite_retries"],
+        )
 
 
 def measure_samples(
@@ -76,6 +94,7 @@ def measure_samples(
     indices: range,
     exact: Tensor,
     extractor: FeatureExtractor | None = None,
+    perceptual: Perceptual | None = None,
 ) -> Sums:
     """Decode the samples of a cell with these global indices, in its batches, and sum them up.
 
@@ -87,28 +106,43 @@ def measure_samples(
             rules, so that a sample is the same however a cell is split.
         exact: (n, ...) their sequential samples, see `exact_samples`.
         extractor: of the features, or None for none.
+        perceptual: scores without a reference, or None for none.
     """
     sums = Sums()
     for rows in batches(indices, cell.batch_size):
-        samples = values(decode(decoder, flow, batch_of(cell, flow, rows)))
+        samples, result = draw(cell, flow, decoder, rows)
+        sums.nonfinite_retries += nonfinite_retries(result)
         sums.deviation.add(samples, exact[rows.start - indices.start : rows.stop - indices.start])
         if extractor is not None:
             sums.features.append(features_of(samples, extractor))
+        if perceptual is not None:
+            sums.merge(Sums(perceptual=perceptual(samples)))
         if rows.start < GRID:
             sums.shown.append(samples[: GRID - rows.start])
     return sums
 
 
 def exact_samples(cell: Cell, flow: CausalFlow, indices: range) -> Tensor:
-    """(n, ...) sequential samples with these global indices, which all cells of one flow, guidance and seed share."""
+    """(n, ...) sequential samples with these global indices, shared by all cells whose samples differ by decoder alone.
+
+    They are denoised where the cell's are.
+    """
     decoder = build_decoder(BASELINE)
-    runs = batches(indices, REFERENCE_BATCH)
-    return torch.cat([values(decode(decoder, flow, batch_of(cell, flow, rows))) for rows in runs])
+    return torch.cat([draw(cell, flow, decoder, rows)[0] for rows in batches(indices, REFERENCE_BATCH)])
 
 
-def values(result: DecodeResult) -> Tensor:
-    """(B, ...) samples on the CPU in float32: images, or tokens where the data are no images."""
-    return (result.tokens if result.images is None else result.images).float().cpu()
+def draw(cell: Cell, flow: CausalFlow, decoder: Decoder, rows: range) -> tuple[Tensor, DecodeResult]:
+    """(B, ...) samples on the CPU in float32, denoised where the cell asks for it, and what the decode returned.
+
+    They are images, or tokens where the data are no images.
+    """
+    batch = batch_of(cell, flow, rows)
+    result = decode(decoder, flow, batch)
+    if cell.denoise is not None:
+        samples = denoise(flow, result, batch, cell.denoise)
+    else:
+        samples = result.tokens if result.images is None else result.images
+    return samples.float().cpu(), result
 
 
 def batches(indices: range, size: int) -> Iterator[range]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,17 @@ from harness.conditions import watch
 from harness.decoders import build_decoder
 from harness.flows import CausalFlow
 from harness.metrics.timing import timed
-from harness.passes.base import Attempt, Batch, Bench, Rows, Unit, decode, require_finite
+from harness.passes.base import (
+    Attempt,
+    Batch,
+    Bench,
+    Rows,
+    Unit,
+    decode,
+    denoise,
+    nonfinite_retries,
+    require_finite,
+)
 from harness.plan import BASELINE, Cell, groups
 from harness.store import RunStore
 
@@ -22,6 +32,14 @@ SENTINELS = 3
 """Decodes whose median is a sentinel, at most."""
 SENTINEL_S = 1.0
 """Seconds after which a sentinel is not repeated."""
+
+
+class Turn(NamedTuple):
+    """Seconds of a decode, or of an encode; of the denoising step after it; and what the decode had to do again."""
+
+    wall_s: float
+    denoise_s: float | None = None
+    nonfinite_retries: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,42 +123,38 @@ class TimingPass:
         first = unit.cells[0]
         order = np.random.default_rng([int(first.group_id, 16), unit.round]).permutation(len(unit.cells) + 1)
         turns = [(*unit.cells, None)[index] for index in order]
-        seconds = self._round(turns, bench, flow, batch)
-        encode_s = seconds[None].value
-        return [
-            describe(cell, flow)
-            | {
-                "session": bench.session,
-                "round": unit.round,
-                "position": turns.index(cell),
-                "wall_s": (wall_s := seconds[cell].value),
-                "images_per_s": wall_s and cell.batch_size / wall_s,
-                "encode_s": encode_s,
-                "forward_ratio": wall_s and encode_s and wall_s / encode_s,
-                **seconds[cell].outcome,
-            }
-            for cell in unit.cells
-        ]
+        taken = self._round(turns, bench, flow, batch)
+        encode_s = encode.wall_s if (encode := taken[None].value) else None
+        rows = []
+        for cell in unit.cells:
+            row = describe(cell, flow) | {"session": bench.session, "round": unit.round, "position": turns.index(cell)}
+            row |= {"encode_s": encode_s, **taken[cell].outcome}
+            if turn := taken[cell].value:
+                row |= turn._asdict() | {"images_per_s": cell.batch_size / turn.wall_s}
+                row["forward_ratio"] = encode_s and turn.wall_s / encode_s
+            rows.append(row)
+        return rows
 
     def _round(
         self, turns: Sequence[Cell | None], bench: Bench, flow: CausalFlow, batch: Batch
-    ) -> dict[Cell | None, Attempt[float]]:
-        """Seconds of each cell's decode, and of one encode where a turn is None."""
+    ) -> dict[Cell | None, Attempt[Turn]]:
+        """What each cell's decode took, and one encode where a turn is None."""
         gc.collect()  # once a round: it takes as long as many a decode, and is held off while the clock runs
         return {
             cell: self._encode(flow, batch) if cell is None else self._decode(cell, bench, flow, batch)
             for cell in turns
         }
 
-    def _decode(self, cell: Cell, bench: Bench, flow: CausalFlow, batch: Batch) -> Attempt[float]:
+    def _decode(self, cell: Cell, bench: Bench, flow: CausalFlow, batch: Batch) -> Attempt[Turn]:
         if cell.cell_id in bench.failed:
             return bench.failed[cell.cell_id]
 
-        def measure() -> float:
-            decoder = bench.decoder(cell)
+        def measure() -> Turn:
+            decoder, sigma = bench.decoder(cell), cell.denoise
             seconds, result = timed(lambda: decode(decoder, flow, batch), cell.device)
             require_finite(result)
-            return seconds
+            apart = None if sigma is None else timed(lambda: denoise(flow, result, batch, sigma), cell.device)[0]
+            return Turn(seconds, apart, nonfinite_retries(result))
 
         attempt = bench.attempt(cell, self.name, measure)
         if not attempt.ok:
@@ -149,17 +163,17 @@ class TimingPass:
 
     @staticmethod
     @torch.no_grad()
-    def _encode(flow: CausalFlow, batch: Batch) -> Attempt[float]:
+    def _encode(flow: CausalFlow, batch: Batch) -> Attempt[Turn]:
         """One forward pass of a batch of this size; what is in the images makes no difference to its cost."""
         tokens = flow.scale_latents(batch.latents)
         images = flow.to_images(tokens)
         data = tokens if images is None else images
         seconds, _ = timed(lambda: flow.encode(data, batch.labels), tokens.device.type)
-        return Attempt("ok", value=seconds)
+        return Attempt("ok", value=Turn(seconds))
 
 
-def describe(cell: Cell, flow: CausalFlow) -> dict[str, Any]:
-    """The columns that describe a cell in `cells` and `timings`."""
+def describe(cell: Cell, flow: CausalFlow | None) -> dict[str, Any]:
+    """The columns that describe a cell in `cells` and `timings`; those of its flow are null where that is absent."""
     return {
         **cell.identity,
         "group_id": cell.group_id,
@@ -170,10 +184,11 @@ def describe(cell: Cell, flow: CausalFlow) -> dict[str, Any]:
         "tau": cell.tau,
         "options": cell.options,
         "guidance": cell.guidance,
+        "denoise": cell.denoise,
         "batch_size": cell.batch_size,
         "seed": cell.seed,
-        "num_tokens": flow.num_tokens,
-        "num_layers": flow.num_layers,
+        "num_tokens": flow and flow.num_tokens,
+        "num_layers": flow and flow.num_layers,
         "device": cell.device,
         "dtype": cell.dtype,
         "threads": torch.get_num_threads(),
