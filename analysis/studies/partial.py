@@ -30,7 +30,7 @@ def findings(runs: Runs) -> Findings:
         tables={"cells": cells, "iterations": layers, "redundancy": redundancy, "summary": summary},
         timed={"speed": times},
         figures={"training": draw(layers, redundancy, cells)} if len(redundancy) else {},
-        values={"paper_tau": PAPER_TAU, "dataset": cells["dataset"].iloc[0], "o": int(redundancy["o"].min())},
+        values={"paper_tau": PAPER_TAU, "dataset": cells["dataset"].iloc[0], "o": redundancy["o"].min()},
         claims=tuple(_claims(summary, times)),
     )
 

@@ -65,15 +65,16 @@ def _claims(ahead: pd.DataFrame) -> list[Finding]:
     for flow, rows in ahead.groupby("flow", sort=False):
         behind = rows[rows["nearer"] < rows["calls"]]
         share = rows["nearer"].sum() / rows["calls"].sum()
-        layers = f", behind at times in layer {listing([str(n) for n in behind['layer']])}" if len(behind) else ""
+        layers = f" (behind at times in layer {listing([str(n) for n in behind['layer']])})" if len(behind) else ""
+        ratios = rows["sequential"] / rows["jacobi"]
         found.append(
             Finding(
                 claim="ahead-of-sequential",
                 flow=str(flow),
                 measured=(
                     f"nearer after {share:.0%} of all calls{layers}; when a layer has settled, after at most "
-                    f"{rows['calls'].max()} calls of {rows['of_tokens'].max()} tokens, its RMS error is at most "
-                    f"{quantity(rows['jacobi'].max())}, sequential's at least {quantity(rows['sequential'].min())}"
+                    f"{rows['calls'].max()} calls of {rows['of_tokens'].max()} tokens, sequential's RMS error is "
+                    f"{quantity(ratios.min())} to {quantity(ratios.max())} times as large"
                 ),
                 agrees=behind.empty,
                 criterion="iteration has the smaller RMS error in every layer after every call",

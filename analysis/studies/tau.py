@@ -64,7 +64,9 @@ def _within(cells: pd.DataFrame) -> pd.DataFrame:
     """The largest tau up to which FID stays within the paper's 5 % at every smaller one too."""
     rows = []
     for (flow, series), part in cells[cells["tau"] > 0].groupby(["flow", "series"], sort=False):
-        part = part.sort_values("tau")
+        part = part.dropna(subset=["fid_rise"]).sort_values("tau")
+        if part.empty:
+            continue
         kept = part["tau"][(part["fid_rise"] <= MAX_FID_INCREASE).cummin()]
         rows.append({"flow": flow, "series": series, "largest_tau": kept.max() if len(kept) else np.nan})
     return pd.DataFrame(rows)
@@ -197,6 +199,8 @@ def draw(cells: pd.DataFrame) -> Figure:
                 ax.set_title(f"{flow}: {label}")
                 if column == "fid_rise":
                     ax.axhline(MAX_FID_INCREASE, color=INK, lw=1, ls=":", alpha=0.7)
+                    ax.set_yscale("symlog", linthresh=2 * MAX_FID_INCREASE)  # both 5 % and 1000 % are to be seen
+                    ax.set_ylim(top=2.5 * max(rows[column].max(), MAX_FID_INCREASE))
                     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
                 elif column == "deviation_rmse":
                     ax.set_ylim(0, 1.08 * rows[column].max())
