@@ -102,6 +102,13 @@ def study(folder, out="runs", **options):
     return run_studies("tau", profile="fast", out=folder / out, results=folder / "results", data_root=None, **chosen)
 
 
+def test_a_study_without_a_text_is_refused_before_it_is_measured(write, tmp_path):
+    write("textless", PLAN)
+    with pytest.raises(HarnessError, match="textless.md.j2 is missing"):
+        run_studies("textless", "fast", tmp_path / "runs", tmp_path / "results", False, False, None)
+    assert not (tmp_path / "runs").exists()
+
+
 def deterministic(folder):
     found = (folder / "results" / "tau").glob("*.csv")
     return {path.name: path.read_bytes() for path in found if not path.name.endswith("-timed.csv")}

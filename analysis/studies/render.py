@@ -44,6 +44,7 @@ def render_study(
         HarnessError: the study has no text, or a finding answers no claim.
         StoreError: a folder that cannot be read or written.
     """
+    require_text(name)
     runs = load(folders)
     try:
         shutil.rmtree(staging, ignore_errors=True)
@@ -56,6 +57,16 @@ def render_study(
     except OSError as error:
         raise StoreError(f"cannot write study '{name}' to '{results}': {error.strerror or error}") from error
     return differing
+
+
+def require_text(name: str) -> None:
+    """Nothing, where the study has a text; told before anything is measured for it.
+
+    Raises:
+        HarnessError: it has none.
+    """
+    if f"{name}.md.j2" not in _environment().list_templates():
+        raise HarnessError(f"study '{name}' has no text: analysis/studies/{name}.md.j2 is missing")
 
 
 def claim_table(results: Path) -> str:
@@ -94,10 +105,7 @@ def _write(name: str, title: str, profile: str, runs: Runs, folder: Path) -> Non
         settle(drawn)
         save(drawn, folder / name / f"{label}.png", label)
     write_findings(found.claims, folder / name)
-    try:
-        template = _environment().get_template(f"{name}.md.j2")
-    except jinja2.TemplateNotFound as error:
-        raise HarnessError(f"study '{name}' has no text: analysis/studies/{name}.md.j2 is missing") from error
+    template = _environment().get_template(f"{name}.md.j2")
     text = template.render(
         name=name,
         title=title,

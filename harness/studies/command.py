@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from analysis.studies.render import render_study
+from analysis.studies.render import render_study, require_text
 from harness.progress import reporter
 from harness.store import MANIFEST
 from harness.studies.execute import execute
@@ -26,7 +26,10 @@ def run_studies(
     """
     folders: dict[str, Path] = {}
     differing = []
-    for plan in plans(name):
+    wanted = plans(name)
+    for plan in wanted:
+        require_text(plan.name)
+    for plan in wanted:
         root = str(data_root) if data_root else None
         folders[plan.name] = execute(plan, profile, out, reporter, resume=resume, data_root=root)
         read = [folders[one] for one in (*plan.reads, plan.name)]
