@@ -1,10 +1,14 @@
 import os
 import signal
+import tempfile
 
+import psutil
 import pytest
+from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
 from harness.executors import FreshProcess, ProcessDied
+from harness.locks import device_lock
 
 SEEN = []
 
@@ -53,3 +57,38 @@ def test_what_a_job_raises_is_raised_here():
 def test_a_process_that_dies_is_a_sentence(job, sentence):
     with pytest.raises(ProcessDied, match=sentence):
         FreshProcess().run(job)
+
+
+def talker():
+    return remember
+
+
+def holder(folder):
+    tempfile.tempdir = folder
+    held = device_lock("cpu")
+    held.__enter__()
+    return lambda: (os.getpid(), held is not None)
+
+
+def test_a_conversation_is_with_one_process():
+    with FreshProcess().open(talker) as process:
+        (one, first), (two, second) = process.ask(1), process.ask(2)
+    assert one == two != os.getpid() and (first, second) == ([1], [1, 2])
+    assert not psutil.pid_exists(one)
+
+
+def test_a_spawned_process_has_its_environment_before_it_imports_anything():
+    assert FreshProcess(environment={"HARNESS_TEST": "here"}).run(os.getenv, "HARNESS_TEST") == "here"
+    assert "HARNESS_TEST" not in os.environ
+
+
+def test_the_lock_of_a_device_is_held_until_its_process_ends_however_it_ends(tmp_path):
+    process = FreshProcess().open(holder, str(tmp_path))
+    pid, _ = process.ask()
+    lock = FileLock(tmp_path / "harness-locks" / "cpu.lock")
+    with pytest.raises(Timeout):
+        lock.acquire(blocking=False)
+    os.kill(pid, signal.SIGKILL)
+    process.close()
+    with lock.acquire(timeout=10):
+        pass

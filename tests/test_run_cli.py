@@ -95,7 +95,7 @@ def test_samples_that_cannot_be_drawn(harness, tmp_path, tiny_checkpoint):
     refused(harness("sample", tiny_checkpoint, "--labels", "3,12"), "label 12 is out of range", "0 to 9")
     refused(harness("sample", tiny_checkpoint, "--labels", "cat"), "--labels takes numbers, not 'cat'")
     refused(harness("sample", tiny_checkpoint, "--labels", "0.5"), "whole numbers")
-    refused(harness("sample", tiny_checkpoint, "--denoise"), "does not tell the noise", "--denoise SIGMA")
+    refused(harness("sample", tiny_checkpoint, "--denoise"), "does not tell the noise", "as a number")
     refused(harness("sample", tiny_checkpoint, "--temperature", "0", "--guidance", "1"), "temperature")
     (tmp_path / "file").write_text("")
     refused(harness("sample", tiny_checkpoint, "-n", "1", "--out", tmp_path / "file" / "x.png"), "cannot be written")
