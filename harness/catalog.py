@@ -15,6 +15,7 @@ from harness.decoders import decoders
 from harness.errors import unknown
 from harness.flows.base import flows
 from harness.flows.checkpoints import ASSETS, read_state, shipped
+from harness.flows.published import find_checkpoint, published
 from harness.matrix import SHIPPED, matrices
 from harness.probes.base import probes
 from harness.registry import first_line
@@ -70,6 +71,11 @@ def _registered(items: Iterable[tuple[str, object]]) -> Iterator[Entry]:
 def _flows() -> Iterator[Entry]:
     for name in shipped():
         yield Entry(name, _about(name), OWN)
+    for known in published().values():
+        here = find_checkpoint(known.name)
+        where = "on this machine" if here else f"not on this machine; from {known.url}"
+        line = f"Published TarFlow {known.shape} of {known.dataset}, {known.image_size}x{known.image_size}, sigma"
+        yield Entry(known.name, f"{line} {known.sigma:g}, {known.classes} classes: {where}", known.publisher)
     for entry in _registered(flows.items()):
         yield Entry(f"({entry.name})", f"family: {entry.line}", entry.origin)
 

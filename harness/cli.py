@@ -142,7 +142,10 @@ def _fail(sentence: str) -> int:
 @click.option("--steps", type=int, help="In place of the configuration's.")
 @click.option("--seed", type=int, help="In place of the configuration's.")
 @click.option("--threads", type=int, help="CPU threads, in place of the configuration's.")
-def train(config: str, out: Path | None, resume: bool, root: Path | None, **overrides: int | None) -> None:
+@click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out; the model card says how many.")
+def train(
+    config: str, out: Path | None, resume: bool, root: Path | None, skip_corrupt: bool, **overrides: int | None
+) -> None:
     """Train a flow: a shipped configuration by name, or a TOML file of your own."""
     from harness.decoders import build_decoder
     from harness.flows.training.config import command_line, read_config
@@ -150,7 +153,8 @@ def train(config: str, out: Path | None, resume: bool, root: Path | None, **over
 
     name, parsed = read_config(config, **overrides)
     command, decode = command_line(config, **overrides), build_decoder("sequential").decode
-    folder = train(name, parsed, out or Path("runs") / name, decode=decode, command=command, root=root, resume=resume)
+    options = {"decode": decode, "command": command, "root": root, "resume": resume, "skip_corrupt": skip_corrupt}
+    folder = train(name, parsed, out or Path("runs") / name, **options)
     click.echo(f"{folder / name}.safetensors, with its model card {name}.md and samples where there are images")
 
 
@@ -216,6 +220,7 @@ def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...]) -
 @click.option("--against", metavar="BASELINE", help="Then compare with a stored baseline or another run.")
 @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
 @click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave unreadable real images out; the quality rows count them.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the matrix's.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
@@ -236,20 +241,21 @@ def run_command(
     workers: int,
     **options: str | int | None,
 ) -> int:
-    """Measure a matrix, by name or from a .toml file: speed, cost, quality and memory of every cell."""
+    """Measure a matrix, by name or .toml file, or a checkpoint: speed, cost, quality and memory of every cell."""
     from rich.console import Console
 
     from harness.baselines import open_run
     from harness.compare.render import print_comparison
     from harness.executors.choose import executor
-    from harness.matrix import load_matrix, parse_decoder
+    from harness.matrix import parse_decoder
     from harness.progress import reporter
     from harness.runner import run_matrix
+    from harness.sources import matrix_of
     from harness.summary import print_summary
 
     stored = open_run(against) if against else None  # a wrong name is told before anything is measured
     overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
-    parsed = load_matrix(matrix, profile, overrides)
+    parsed = matrix_of(matrix, profile, overrides)
     where = executor(on, workers)
     run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), resume=resume, executor=where, **options)  # type: ignore[arg-type]
     console = Console()

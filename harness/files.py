@@ -23,6 +23,15 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("nf-decoding-harness")
 
 
+def shown(path: Path) -> str:
+    """A path as sentences that are stored name it: without the name of the user's folder.
+
+    >>> shown(Path.home() / "checkpoints")
+    '~/checkpoints'
+    """
+    return str(Path("~") / path.relative_to(Path.home())) if path.is_relative_to(Path.home()) else str(path)
+
+
 def file_name(kind: str, name: str) -> str:
     """A name that users give to something which is written under it, when it names a file and nothing else.
 

@@ -118,8 +118,8 @@ def expand(matrix: Matrix, data_root: str | None = None) -> list[Cell]:
         data_root: where checkpoints are looked for besides, see `checkpoint_path`.
 
     Raises:
-        HarnessError: an unknown decoder, an option it does not take, a checkpoint that is not there and not optional
-            (or none of the optional ones is), two decoders of one label, or filters that leave nothing.
+        HarnessError: an unknown decoder, an option it does not take, a checkpoint that is not there and not optional,
+            two decoders of one label, or filters that leave nothing.
     """
     device = resolve_device(matrix.device)
     variants = [variant for table in matrix.decoders for variant in _variants(table, matrix)]
@@ -132,9 +132,6 @@ def expand(matrix: Matrix, data_root: str | None = None) -> list[Cell]:
     }
     if not cells:
         raise HarnessError(f"the filters of matrix '{matrix.name}' leave no cell")
-    if all(cell.absent for cell in cells.values()):
-        reasons = dict.fromkeys(str(cell.absent) for cell in cells.values())
-        raise HarnessError(f"there is no checkpoint for any dataset of matrix '{matrix.name}': {'; '.join(reasons)}")
     return list(cells.values())
 
 

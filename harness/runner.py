@@ -88,6 +88,8 @@ def run_matrix(
         for dataset, reason in dict.fromkeys((cell.dataset, cell.absent) for cell in new):
             reporter.note(f"{dataset} is skipped: {reason}")
         driver = _Driver(store, reporter, executor, retries, threads)
+        if not cells:
+            return store.run
         quality = QualityPass(matrix.quality, data_root, inception_weights, skip_corrupt, driver.shard(cells, matrix))
         driver.run(_phases(matrix, quality), cells)
         store.compact()

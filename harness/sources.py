@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from harness.errors import CheckpointError, HarnessError
+from harness.files import shown
 from harness.flows.base import Guidance
 from harness.flows.checkpoints import checkpoint_path, digest, training_noise
-from harness.flows.published import Published, published, published_as
-from harness.matrix import DatasetTable, Grid
+from harness.flows.published import SUFFIXES, Published, folders, published, published_as
+from harness.matrix import DatasetTable, Grid, Matrix, load_matrix
+
+TABLE_1 = "paper-table1"
+"""The matrix that a checkpoint without one is measured by."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,9 @@ def source_of(dataset: DatasetTable, data_root: str | None = None) -> Source:
     except CheckpointError as error:
         if not dataset.optional:
             raise
-        return Source(asked, None, f"absent:{asked}", known, str(error))
+        *_, last = folders(dataset.root or data_root)
+        mine = f"there is no flow '{asked}'; train one and put it at '{shown(last / asked)}.safetensors'"
+        return Source(asked, None, f"absent:{asked}", known, str(error) if known or "/" in asked else mine)
     name = path.stem if dataset.checkpoint is None or "/" not in dataset.checkpoint else path.name
     return Source(known.name if known else name, path, digest(path), known or published_as(path))
 
@@ -85,3 +93,20 @@ def _noise(value: bool | float, source: Source) -> float | None:
     if source.path is None:
         return source.known.sigma if source.known else None
     return training_noise(source.path)
+
+
+def matrix_of(name: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> Matrix:
+    """A matrix by name or file; for a checkpoint's file or published name, the paper's Table 1 of that flow alone.
+
+    A published checkpoint is sampled as its publishers did.
+
+    Raises:
+        HarnessError: as `load_matrix`.
+    """
+    if Path(name).suffix not in SUFFIXES and name not in published():
+        return load_matrix(name, profile, overrides)
+    known = published().get(name) or published_as(name)
+    stem = Path(name).stem if known is None or name != known.name else name
+    dataset = known.dataset if known else stem.partition("_model_")[0]
+    table = {"name": dataset, "checkpoint": name, "published": known is not None}
+    return load_matrix(TABLE_1, profile, {**(overrides or {}), "name": stem, "datasets": [table]})

@@ -52,8 +52,10 @@ def tolerance(run: Run) -> dict[str, float]:
 def print_summary(run: Run, console: Console) -> None:
     """Print one table per flow, guidance and batch size, and what is needed to read them."""
     frame = summarise(run)
+    absent = frame[frame["status"].eq("skipped") & frame["pass"].eq("timings")]
+    frame = frame.drop(absent.index)
     broken = break_conditions(run.table("cells"), run.table("layers"), run.table("quality"), BASELINE)
-    setting = ["dataset", "checkpoint", "guidance", "batch_size", "seed", "device", "dtype", "threads"]
+    setting = ["dataset", "checkpoint", "guidance", "denoise", "batch_size", "seed", "device", "dtype", "threads"]
     for key, group in frame.groupby(setting, sort=False, dropna=False):
         console.print(_table(dict(zip(setting, key, strict=True)), group), new_line_start=True)
         console.print(_headline(group), highlight=False)
@@ -73,6 +75,12 @@ def print_summary(run: Run, console: Console) -> None:
         console.print(
             f"FID and KID: features of {escape(str(features))}, {counts} samples.", style="dim", highlight=False
         )
+    for dataset, checkpoint, reason in absent[["dataset", "checkpoint", "error"]].drop_duplicates().to_numpy():
+        console.print(
+            f"Skipped: {escape(f'{dataset} ({checkpoint})')}: {escape(reason)}", style="yellow", highlight=False
+        )
+    for sentence in _left_out(run):
+        console.print(escape(sentence), style="yellow", highlight=False)
     for row in frame[frame["status"] != "ok"].to_dict("records"):
         sentence = f"{_name(row)}, batch {row['batch_size']}, {row['pass']}: {escape(str(row['error']))}"
         console.print(sentence, highlight=False)
@@ -80,9 +88,24 @@ def print_summary(run: Run, console: Console) -> None:
         console.print(escape(sentence), style="yellow", highlight=False)
 
 
+def _left_out(run: Run) -> list[str]:
+    """What was done or left out beside the plain decodes and comparisons: never silent."""
+    quality = run.table("quality").merge(run.table("cells")[["cell_id", "dataset"]], on="cell_id")
+    sentences = []
+    for dataset, rows in quality.groupby("dataset"):
+        if retries := rows["nonfinite_retries"].fillna(0).sum():
+            sentences.append(f"{dataset}: {retries:,.0f} layers were decoded again, exactly: they were not finite.")
+        if skipped := rows["skipped_images"].fillna(0).max():
+            sentences.append(f"{dataset}: {skipped:,.0f} corrupt real images were left out.")
+        if rows["reference"].eq("shipped-test").any():
+            sentences.append(f"{dataset}: FID and KID against the shipped features of the test split.")
+    return sentences
+
+
 def _table(setting: dict[str, Any], group: pd.DataFrame) -> Table:
     checkpoint = "" if setting["checkpoint"] == setting["dataset"] else f" ({setting['checkpoint']})"
     guidance = "" if pd.isna(setting["guidance"]) else f", guidance {json.loads(setting['guidance'])['scale']:g}"
+    guidance += "" if pd.isna(setting["denoise"]) else f", denoised by {setting['denoise']:g}"
     title = (
         f"{setting['dataset']}{checkpoint}{guidance}, batch {setting['batch_size']}, seed {setting['seed']}, "
         f"{setting['device']}, {setting['dtype']}, {setting['threads']} threads"

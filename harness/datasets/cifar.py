@@ -24,6 +24,17 @@ PIXELS = 3 * 32 * 32
 MOST_BYTES = 1 << 28
 """Of an archive's content; the official ones hold less than 200 MB, and a small file may unpack to any size."""
 
+FINE_LABELS = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
+can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
+dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion
+lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree
+pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea
+seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
+telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+"""Of CIFAR-100, in the order of its label byte."""
+
 
 class CifarArchive(Dataset):
     """What both have in common: the archive, extracted or not, under the root."""
@@ -103,6 +114,7 @@ class Cifar100(CifarArchive):
     folder = "cifar-100-binary"
     members = {"train": ("train.bin",), "test": ("test.bin",)}
     label_classes = (20, 100)
+    class_names = tuple(FINE_LABELS.split())
 
 
 def _read_file(path: Path) -> bytes:

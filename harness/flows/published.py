@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.datasets.base import ROOT_VARIABLE
 from harness.errors import CheckpointError
-from harness.files import cache_folder
+from harness.files import cache_folder, shown
 from harness.flows.base import CausalFlow, Guidance
 
 FOLDER = "checkpoints"
@@ -131,5 +131,5 @@ def not_there(name: str, root: Path | str | None = None) -> CheckpointError:
     known, (*_, last) = published()[name], folders(root)
     return CheckpointError(
         f"'{name}' ({known.file}, published by {known.publisher}) is not on this machine; get it from {known.url} and "
-        f"put it at '{last / known.file}' or into the data root, or give its path"
+        f"put it at '{shown(last / known.file)}' or into the data root, or give its path"
     )

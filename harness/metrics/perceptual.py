@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.datasets.base import to_pixels
+from harness.files import shown
 from harness.metrics.torchvision_compat import declare_missing_operators
 
 BATCH = 64
@@ -110,8 +111,7 @@ def _available(weights: list[Path], build: Callable[[], Metric], allow_download:
         return f"piq is not installed ({error}); install the extra 'iqa'"
     missing = [path for path in weights if not path.is_file()]
     if missing and not allow_download:
-        shown = str(missing[0]).replace(str(Path.home()), "~", 1)  # it is stored: not with a user's name in it
-        return f"the weights '{shown}' are not there and a download was not allowed"
+        return f"the weights '{shown(missing[0])}' are not there and a download was not allowed"
     try:
         return build()
     except (OSError, RuntimeError) as error:  # no network; broken weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from harness.errors import HarnessError
 from harness.flows.training.config import TrainingConfig
 from harness.flows.training.maf_config import MafConfig
 
@@ -22,6 +23,8 @@ def train(name: str, config: TrainingConfig | MafConfig, folder: Path, **options
         HarnessError: as the family's own loop does.
     """
     if isinstance(config, MafConfig):
+        if options.pop("skip_corrupt", False):
+            raise HarnessError("masked flows are trained on data that come with a package: there is nothing to skip")
         from harness.flows.training.maf import train_maf
 
         return train_maf(name, config, folder, **options)

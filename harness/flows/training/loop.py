@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from harness.datasets import load_dataset
+from harness.datasets.base import SPLITS
 from harness.errors import HarnessError
 from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
 from harness.flows.training.config import TrainingConfig
@@ -25,6 +27,8 @@ from harness.flows.training.running import average, decay_at, limited_threads, p
 
 VAR_RATE = 0.1
 """Of the running mean of z**2, the learned prior of a volume-preserving flow, as in the published training."""
+
+logger = logging.getLogger(__name__)
 
 
 class Objective(nn.Module):
@@ -48,6 +52,7 @@ def train(
     command: str,
     root: Path | None = None,
     resume: bool = False,
+    skip_corrupt: bool = False,
 ) -> Path:
     """Train a flow and release it.
 
@@ -62,6 +67,7 @@ def train(
         command: what the model card names as the command that made the flow.
         root: where the dataset lies, see `load_dataset`.
         resume: continue the run in `folder`; its curve is that of a run that was never interrupted.
+        skip_corrupt: leave unreadable images out; the weights' metadata and the model card say how many.
 
     Returns:
         The folder with the released files.
@@ -74,12 +80,15 @@ def train(
     bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     precision = {"auto": "bf16" if bfloat16 else "no", "float32": "no", "bfloat16": "bf16"}[config.precision]
     with limited_threads(config.threads):
-        splits = Splits.of(
-            load_dataset(config.dataset, "train", root=root, size=config.size),
-            load_dataset(config.dataset, "test", root=root, size=config.size),
-            config,
+        train_split, test_split = (
+            load_dataset(config.dataset, split, root=root, size=config.size, skip_corrupt=skip_corrupt)
+            for split in SPLITS
         )
-        release = Release(name, config, splits, folder / "release", decode, command)
+        skipped = train_split.skipped + test_split.skipped
+        if skipped:
+            logger.warning("%d corrupt images of '%s' are left out", skipped, config.dataset)
+        splits = Splits.of(train_split, test_split, config)
+        release = Release(name, config, splits, folder / "release", decode, command, skipped)
         run = _Run(config, splits, TrainingFolder(folder), release, Accelerator(mixed_precision=precision))
         run.train(resume)
         if run.main:

@@ -38,6 +38,7 @@ class Release:
         folder: where the files are written.
         decode: how samples are drawn, exactly: ``build_decoder("sequential").decode``.
         command: the command that made the flow.
+        skipped: corrupt images that were left out.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Release:
     folder: Path
     decode: Decode
     command: str
+    skipped: int = 0
 
     def write(self, ema: TarFlow, curve: list[dict[str, str]]) -> None:
         """Weights, samples and card at the end of training; the figures are those of the weights as stored."""
@@ -99,7 +101,7 @@ class Release:
             "step": str(step),
             "held_out_bits_per_dim": f"{held_out:.4f}",
             "config": self.config.model_dump_json(exclude={"remark"}),
-        }
+        } | ({"skipped_images": str(self.skipped)} if self.skipped else {})
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / f"{name}.safetensors") as partial:
             partial.write_bytes(in_order(save(state, metadata)))
@@ -126,6 +128,7 @@ class Release:
             "| | |",
             "|---|---|",
             f"| training images | {config.dataset}, {len(splits.train):,}, SHA-256 {splits.train.digest[:16]} |",
+            *([f"| corrupt images left out | {self.skipped:,} |"] if self.skipped else []),
             f"| held-out bits/dim | {held_out:.4f} on {len(splits.held_out):,} images of the test split |",
             f"| of these, the noise's own | {splits.noise_bits_per_dim():.4f}, the least that any flow can reach |",
             f"| training bits/dim | {train:.4f} on as many training images |",
