@@ -1,9 +1,11 @@
 """What is fitted to a flow once, so that decoding it needs fewer iterations: guesses and corrections.
 
-Both are linear maps over a few lags of the token sequence, in the layer's own order, shared by all positions and fitted
-by ridge regression on exactly decoded samples (see `harness.calibration`).
+Both are linear causal maps (see `harness.decoders.maps`), fitted by ridge regression on exactly decoded samples (see
+`harness.calibration`). Long sequences have few lags and weights that all positions share; short ones look at all
+predecessors, with weights for every pair of positions.
 
-*Guess*: ``x[l] ~ bias + sum_k A_k z_in[l - k]``, lags k from 0.
+*Guess*: ``x[l] ~ bias_c[l] + sum_k A_k z_in[l - k]``, lags k from 0, with a bias for every class c and position l; in a
+short sequence A, too, is the class's own.
 
 *Correction*: with F the Jacobi map and r = F(x) - x its residual, the error that F(x) still has is J (I - J)^-1 r to
 first order, and J is strictly causal; so ``e[l] ~ sum_k A_k r[l - k]`` with lags k from 1 and without bias. Where r is
@@ -16,18 +18,19 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import platformdirs
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from harness.decoders.maps import CausalMap, DenseMap, Guess, LaggedMap
 from harness.errors import CheckpointError
 from harness.files import make_folder, replacing
 from harness.flows.base import CausalFlow
@@ -36,43 +39,9 @@ from harness.flows.tap import untapped
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "1"
-
-
-@dataclass(frozen=True)
-class LaggedMap:
-    """A linear map of each token's predecessors, the same for every position; tokens before the first count as 0.
-
-    Args:
-        lags: k >= 0, ascending.
-        weight: (lags * D, D), lag-major.
-        bias: (D,), or None for none.
-    """
-
-    lags: tuple[int, ...]
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """(B, W, D) -> (B, W, D)."""
-        features = lagged(tokens, self.lags)
-        if self.bias is None:
-            return features @ self.weight
-        return torch.addmm(self.bias, features.flatten(0, 1), self.weight).view_as(tokens)
-
-
-def lagged(tokens: Tensor, lags: tuple[int, ...]) -> Tensor:
-    """(B, W, D) -> (B, W, lags * D): for each token those `lags` before it, zeros where there are none."""
-    batch, window, dim = tokens.shape
-    padded = F.pad(tokens, (0, 0, lags[-1], 0))
-    return padded.index_select(1, _places(window, lags, tokens.device)).view(batch, window, len(lags) * dim)
-
-
-@lru_cache(maxsize=256)
-def _places(window: int, lags: tuple[int, ...], device: torch.device) -> Tensor:
-    """(window * lags,) where each token's lags are in a sequence that is padded by the largest lag."""
-    positions = torch.arange(window, device=device)[:, None] + lags[-1]
-    return (positions - torch.tensor(lags, device=device)).flatten()
+FORMAT = "2"
+FEW = 128
+"""Samples fitted on at first use for a flow without a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -80,21 +49,21 @@ class LayerFit:
     """What was fitted to one layer.
 
     Args:
-        guess: of the layer's outputs, from its inputs.
-        corrections: one per iteration, all with the same lags; the last one also stands for the iterations after it.
+        guess: of the layer's outputs, from its inputs and classes.
+        corrections: one per iteration, all of one kind; the last one also stands for the iterations after it.
     """
 
-    guess: LaggedMap
-    corrections: tuple[LaggedMap, ...]
+    guess: Guess
+    corrections: tuple[CausalMap, ...]
 
-    def correction(self, change: Tensor, visits: list[tuple[int, int, int]]) -> Tensor:
+    def correction(
+        self, change: Tensor, labels: Tensor | None, start: int, visits: list[tuple[int, int, int]]
+    ) -> Tensor:
         """A `harness.decoders.windows.Correction`: every token by the map of its own number of updates."""
-        maps = [self.corrections[min(updates, len(self.corrections) - 1)] for _, _, updates in visits]
-        if len(maps) == 1:
-            return maps[0](change)
-        features = lagged(change, maps[0].lags)
-        parts = [features[:, first:end] @ fitted.weight for (first, end, _), fitted in zip(visits, maps, strict=True)]
-        return torch.cat(parts, dim=1)
+        last = len(self.corrections) - 1
+        features = self.corrections[0].features(change)
+        parts = [self.corrections[min(n, last)].span(features, labels, start, first, end) for first, end, n in visits]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 @dataclass(frozen=True)
@@ -111,19 +80,23 @@ class Calibration:
     layers: Mapping[int, LayerFit]
     samples: int
 
-    def to(self, device: torch.device) -> Calibration:
-        """The same on a device."""
-        return Calibration(self.digest, {n: _moved(fit, device) for n, fit in self.layers.items()}, self.samples)
+    def to(self, like: Tensor) -> Calibration:
+        """The same with the device and dtype of a tensor."""
+        layers = {
+            number: LayerFit(_moved(fit.guess, like), tuple(_moved(fitted, like) for fitted in fit.corrections))
+            for number, fit in self.layers.items()
+        }
+        return Calibration(self.digest, layers, self.samples)
 
     def save(self, path: Path) -> None:
-        """Write safetensors: tensors ``layer.N.guess`` and so on, the rest as metadata."""
-        tensors, lags = {}, {}
+        """Write safetensors: tensors ``layer.N.guess.weight`` and so on, the rest as metadata."""
+        tensors: dict[str, Tensor] = {}
+        lags: dict[str, list[int] | None] = {}
         for number, fit in self.layers.items():
             for name, fitted in _named(fit).items():
                 key = f"layer.{number}.{name}"
-                tensors[f"{key}.weight"], lags[key] = fitted.weight.cpu().contiguous(), list(fitted.lags)
-                if fitted.bias is not None:
-                    tensors[f"{key}.bias"] = fitted.bias.cpu().contiguous()
+                parts, lags[key] = _parts(fitted)
+                tensors |= {f"{key}.{part}": tensor.cpu().contiguous() for part, tensor in parts.items()}
         metadata = {"format": FORMAT, "digest": self.digest, "samples": str(self.samples), "lags": json.dumps(lags)}
         make_folder(path.parent)
         with replacing(path) as partial:
@@ -145,7 +118,7 @@ class Calibration:
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"'{path}' is no calibration of format {FORMAT}; run `harness calibrate` again")
         try:
-            maps = {key: _map(tensors, key, tuple(lags)) for key, lags in json.loads(metadata["lags"]).items()}
+            maps = {key: _read(tensors, key, lags) for key, lags in json.loads(metadata["lags"]).items()}
             numbers = sorted({int(key.split(".")[1]) for key in maps})
             layers = {number: _fit(maps, number) for number in numbers}
             return cls(metadata["digest"], layers, int(metadata["samples"]))
@@ -179,7 +152,7 @@ def calibration_of(flow: CausalFlow, given: Calibration | str | Path | None = No
             assert path is not None  # a flow without a checkpoint comes here only with a file
             fitted = _checked(Calibration.load(path), source)
         version = (path, path.stat().st_mtime_ns if path is not None else 0)
-        _kept[flow] = version, fitted.to(flow.sample_latents(1).device)
+        _kept[flow] = version, fitted.to(flow.sample_latents(1))
     return _kept[flow][1]
 
 
@@ -198,7 +171,7 @@ def _fit_now(flow: CausalFlow, source: Path | None) -> Calibration:
 
     logger.warning("nothing is fitted to %s yet; fitting now, as `harness calibrate` does", source or "this flow")
     if source is None:
-        return calibrate(flow, samples=128)
+        return calibrate(flow, samples=FEW)
     return Calibration.load(calibrate_checkpoint(flow, source))
 
 
@@ -224,31 +197,65 @@ def _digest(source: Path, modified_ns: int, size: int) -> str:
     return digest(source)
 
 
-def _named(fit: LayerFit) -> dict[str, LaggedMap]:
+def _named(fit: LayerFit) -> dict[str, Guess | CausalMap]:
     return {"guess": fit.guess} | {f"correction.{i}": fitted for i, fitted in enumerate(fit.corrections)}
 
 
-def _map(tensors: Mapping[str, Tensor], key: str, lags: tuple[int, ...]) -> LaggedMap:
-    weight = tensors[f"{key}.weight"]
-    if weight.ndim != 2 or weight.shape[0] != len(lags) * weight.shape[1] or list(lags) != sorted(set(lags)):
-        raise ValueError(f"'{key}' has shape {tuple(weight.shape)} for lags {list(lags)}")
-    return LaggedMap(lags, weight, tensors.get(f"{key}.bias"))
+def _parts(fitted: Guess | CausalMap) -> tuple[dict[str, Tensor], list[int] | None]:
+    """The tensors of a map, and its lags unless it is dense."""
+    if isinstance(fitted, Guess):
+        parts, lags = _parts(fitted.map)
+        return parts | {"bias": fitted.bias}, lags
+    return {"weight": fitted.weight}, list(fitted.lags) if isinstance(fitted, LaggedMap) else None
 
 
-def _fit(maps: Mapping[str, LaggedMap], number: int) -> LayerFit:
-    corrections: list[LaggedMap] = []
+def _read(tensors: Mapping[str, Tensor], key: str, lags: list[int] | None) -> Guess | CausalMap:
+    """Undo `_parts`.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: shapes that belong to no map.
+    """
+    weight, bias = tensors[f"{key}.weight"], tensors.get(f"{key}.bias")
+    if lags is None:
+        fits = weight.ndim == 5 and weight.shape[1:3] == weight.shape[3:]
+    else:
+        fits = weight.ndim == 2 and weight.shape[0] == len(lags) * weight.shape[1] and lags == sorted(set(lags))
+    if not fits or (bias is not None and (bias.ndim != 3 or bias.shape[2] != weight.shape[-1])):
+        raise ValueError(f"'{key}' has shape {tuple(weight.shape)} for lags {lags}")
+    if lags is not None and not all(isinstance(lag, int) and lag >= 0 for lag in lags):
+        raise ValueError(f"'{key}' has lags {lags}")
+    fitted = DenseMap(weight) if lags is None else LaggedMap(tuple(lags), weight)
+    return fitted if bias is None else Guess(fitted, bias)
+
+
+def _fit(maps: Mapping[str, Guess | CausalMap], number: int) -> LayerFit:
+    guess, corrections = maps[f"layer.{number}.guess"], list[CausalMap]()
     while (key := f"layer.{number}.correction.{len(corrections)}") in maps:
-        if min(maps[key].lags) < 1 or maps[key].bias is not None:
-            raise ValueError(f"'{key}' is not strictly causal")
-        if corrections and maps[key].lags != corrections[0].lags:
-            raise ValueError(f"'{key}' has other lags than the first correction")
-        corrections.append(maps[key])
-    return LayerFit(maps[f"layer.{number}.guess"], tuple(corrections))
+        corrections.append(_correction(key, maps[key]))
+    kinds = {getattr(fitted, "lags", None) for fitted in corrections}
+    if not isinstance(guess, Guess) or len(kinds) != 1:
+        raise ValueError(f"layer {number} has no guess, or no corrections of one kind")
+    return LayerFit(guess, tuple(corrections))
 
 
-def _moved(fit: LayerFit, device: torch.device) -> LayerFit:
-    def moved(fitted: LaggedMap) -> LaggedMap:
-        bias = None if fitted.bias is None else fitted.bias.to(device)
-        return LaggedMap(fitted.lags, fitted.weight.to(device), bias)
+def _correction(key: str, fitted: Guess | CausalMap) -> CausalMap:
+    """A correction, once it is known to be strictly causal."""
+    if isinstance(fitted, LaggedMap) and min(fitted.lags) >= 1:
+        return fitted
+    if isinstance(fitted, DenseMap) and not torch.tril(fitted.weight.abs().amax(dim=(0, 2, 4))).any():
+        return fitted
+    raise ValueError(f"'{key}' is not a strictly causal map")
 
-    return LayerFit(moved(fit.guess), tuple(map(moved, fit.corrections)))
+
+M = TypeVar("M")
+
+
+def _moved(fitted: M, like: Tensor) -> M:
+    """The same map with the device and dtype of a tensor."""
+    values = {field.name: getattr(fitted, field.name) for field in fields(fitted)}  # type: ignore[arg-type]
+    moved = {
+        name: value.to(like) if isinstance(value, Tensor) else _moved(value, like) if is_dataclass(value) else value
+        for name, value in values.items()
+    }
+    return replace(fitted, **moved)  # type: ignore[type-var]

@@ -209,7 +209,7 @@ def calm(norm: float, tau: float) -> bool:
 class Correction(Protocol):
     """Predicts the error that an update leaves from the change that it made; see `harness.decoders.fitted`."""
 
-    def __call__(self, change: Tensor, start: int, visits: list[Visit]) -> Tensor:
+    def __call__(self, change: Tensor, labels: Tensor | None, start: int, visits: list[Visit]) -> Tensor:
         """(B, W, D) change of the tokens from `start`, and how often they had been updated -> (B, W, D) to be added.
 
         It must be strictly causal and map 0 to 0: then tokens that were exact stay exact.
@@ -272,7 +272,7 @@ def solve_windows(
         norms = _norms(NORMS[norm], change, update, schedule, lanes, start, end)
         if correction is not None:
             visits = schedule.visits((start, lanes[0].end), end - start, lanes[0].calls)
-            update = update + correction(change, start + 1, visits)
+            update = update + correction(change, batch.condition.labels, start + 1, visits)
         batch.tokens[:, start + 1 : end + 1] = update if inside is None else torch.where(inside, update, old)
         if schedule.adaptive:
             values = _read(norms)

@@ -45,7 +45,7 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Condition:
-    """What a batch is sampled under. Decoders pass it on; only flows look inside.
+    """What a batch is sampled under. Decoders pass it on; only flows, and guesses fitted to one, look inside.
 
     Args:
         labels: (B,) class labels, negative for an unconditional sample, or None when no sample has one.

@@ -6,13 +6,15 @@ from safetensors.torch import load_file, save_file
 
 from harness.calibration import calibrate, calibrate_checkpoint, neighbours
 from harness.decoders import build_decoder
-from harness.decoders.fits import Calibration, LaggedMap, LayerFit, calibration_of, checkpoint_digest, stored_beside
+from harness.decoders.fits import Calibration, LayerFit, calibration_of, checkpoint_digest, stored_beside
+from harness.decoders.maps import DENSE, DenseMap, Guess, LaggedMap
 from harness.decoders.sequential import solve_sequential
 from harness.decoders.windows import Slide
 from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
 from harness.flows.tap import Tally, tap
+from harness.regression import Samples, fit_correction, fit_guess, group_means
 
 TOLERANCE = 1e-4
 
@@ -24,7 +26,7 @@ def flow():
 
 @pytest.fixture(scope="module")
 def fits(flow):
-    return calibrate(flow, samples=128, corrections=2)
+    return calibrate(flow, samples=128)
 
 
 @pytest.fixture
@@ -37,6 +39,10 @@ def latents_of(flow, n=6):
     return flow.sample_latents(n, torch.Generator().manual_seed(11))
 
 
+def weights(fit):
+    return [correction.weight for correction in fit.corrections]
+
+
 def errors(flow, decoder):
     latents = latents_of(flow, 32)
     exact = build_decoder("sequential").decode(flow, latents).tokens
@@ -44,22 +50,64 @@ def errors(flow, decoder):
 
 
 def test_a_lagged_map_is_the_sum_over_lags():
-    tokens = torch.randn(2, 7, 3)
-    weight, bias = torch.randn(2 * 3, 3), torch.randn(3)
-    expected = bias.expand(2, 7, 3).clone()
+    tokens, weight = torch.randn(2, 7, 3), torch.randn(2 * 3, 3)
+    expected = torch.zeros(2, 7, 3)
     for lag, matrix in zip((1, 4), weight.chunk(2), strict=True):
         expected[:, lag:] += tokens[:, :-lag] @ matrix
-    assert torch.allclose(LaggedMap((1, 4), weight, bias)(tokens), expected, atol=1e-5)
+    assert torch.allclose(LaggedMap((1, 4), weight)(tokens), expected, atol=1e-5)
 
 
-def test_a_linear_layer_is_fitted_exactly():
-    """A layer that is linear in its input leaves nothing to a correction."""
-    from harness.calibration import _ridge
+def test_a_dense_map_of_a_window_is_that_of_the_sequence_with_zeros_around_it():
+    labels, dense = torch.tensor([1, -1, 0]), DenseMap(torch.randn(3, 7, 2, 7, 2))
+    tokens = torch.zeros(3, 7, 2)
+    tokens[:, 2:6] = torch.randn(3, 4, 2)
+    window = dense.span(dense.features(tokens[:, 2:6]), labels, 2, 1, 3)
+    assert torch.allclose(window, dense(tokens, labels)[:, 3:5], atol=1e-5)
+    by_hand = torch.stack(
+        [torch.einsum("md,mdle->le", x, dense.weight[c]) for x, c in zip(tokens, (1, 2, 0), strict=True)]
+    )
+    assert torch.allclose(dense(tokens, labels), by_hand, atol=1e-5)
 
-    sources, matrix = torch.randn(64, 10, 2), torch.randn(4, 2)
-    targets = LaggedMap((0, 1), matrix, torch.ones(2))(sources)
-    fitted = _ridge(sources, targets, (0, 1), bias=True)
-    assert torch.allclose(fitted(sources), targets, atol=1e-3)
+
+@pytest.mark.parametrize("lags", [(1,), None])
+def test_a_layer_that_is_linear_for_each_class_is_fitted_exactly(lags):
+    """It leaves nothing to a correction; a sample without a class starts from the mean over classes."""
+    labels = torch.arange(400) % 2
+    inputs, shift = torch.randn(400, 6, 2), torch.tensor([1.0, -1.0])[labels][:, None, None]
+    outputs = LaggedMap((0, 1), torch.randn(4, 2))(inputs) + shift
+    samples = Samples(labels, 2, lags)
+    guess = fit_guess(inputs, outputs, samples)
+    assert float((guess(inputs, labels) - outputs).abs().mean()) < 0.02
+    unlabelled = guess(inputs, torch.full((400,), -1))
+    assert torch.allclose(unlabelled, guess(inputs))
+    assert 0.5 < float((unlabelled - outputs).abs().mean()) < 1.5
+    assert fit_correction(torch.randn(400, 6, 2), torch.zeros(400, 6, 2), samples).weight.abs().max() < 1e-6
+
+
+def test_dense_maps_of_classes_differ_where_the_layer_does():
+    labels = torch.arange(600) % 2
+    inputs = torch.randn(600, 5, 1)
+    outputs = inputs * torch.tensor([2.0, 0.5])[labels][:, None, None]
+    guess = fit_guess(inputs, outputs, Samples(labels, 2, None))
+    assert torch.allclose(guess(inputs, labels), outputs, atol=0.1)
+
+
+def test_means_of_few_noisy_samples_are_drawn_together():
+    values = torch.randn(40, 5, 3)
+    means = group_means(values, torch.arange(40) % 10, 10)
+    assert means[:10].std() < 0.5 * torch.stack([values[c::10].mean(dim=0) for c in range(10)]).std()
+    apart = values + 10 * (torch.arange(40) % 10)[:, None, None]
+    means = group_means(apart, torch.arange(40) % 10, 10)
+    assert torch.allclose(means[:10].mean(dim=(1, 2)), 10.0 * torch.arange(10), atol=0.5)
+
+
+@pytest.mark.parametrize("samples", [Samples(None, 0, (1, 2)), Samples(None, 0, None)])
+def test_what_overflowed_teaches_nothing(samples):
+    values = torch.randn(16, 4, 2)
+    broken = values.masked_fill(values > 2, float("inf"))
+    broken[0, 0, 0] = float("nan")
+    assert torch.equal(fit_guess(values, broken, samples)(values), values)
+    assert not fit_correction(broken, values, samples).weight.any()
 
 
 def test_each_fitted_part_brings_the_samples_closer(flow, fits):
@@ -99,8 +147,8 @@ def test_tokens_of_a_slide_are_corrected_by_their_age():
     assert slide.visits((8, 20), 12, 0) == [(0, 4, 2), (4, 8, 1), (8, 12, 0)]
     assert slide.visits((8, 20), 6, 0) == [(0, 4, 2), (4, 6, 1)]
     change, maps = torch.randn(2, 8, 3), [LaggedMap((1, 2), torch.randn(6, 3)) for _ in range(2)]
-    fit = LayerFit(LaggedMap((0,), torch.eye(3)), tuple(maps))
-    corrected = fit.correction(change, slide.visits((0, 8), 8, 0))
+    fit = LayerFit(Guess(LaggedMap((0,), torch.eye(3)), torch.zeros(1, 8, 3)), tuple(maps))
+    corrected = fit.correction(change, None, 1, slide.visits((0, 8), 8, 0))
     assert torch.allclose(corrected[:, :4], maps[1](change)[:, :4], atol=1e-6)
     assert torch.allclose(corrected[:, 4:], maps[0](change)[:, 4:], atol=1e-6)
 
@@ -127,8 +175,8 @@ def test_calibration_is_stored_beside_the_checkpoint_and_found_again(checkpoint)
     stored = calibration_of(flow)
     again = calibrate(flow, samples=32, digest=checkpoint_digest(checkpoint))
     for number, fit in again.layers.items():
-        assert torch.equal(fit.guess.weight, stored.layers[number].guess.weight)
-        assert [c.lags for c in fit.corrections] == [c.lags for c in stored.layers[number].corrections]
+        assert torch.equal(fit.guess.map.weight, stored.layers[number].guess.map.weight)
+        assert all(map(torch.equal, weights(fit), weights(stored.layers[number])))
     build_decoder("fitted").decode(flow, latents_of(flow))
 
 
@@ -168,4 +216,6 @@ def test_a_missing_or_foreign_or_damaged_calibration_is_refused(checkpoint, flow
 
 
 def test_neighbours_of_an_image_are_in_the_row_before():
-    assert neighbours(coupled_tarflow()) == (1, 2, 3, 4, 5)
+    flow = coupled_tarflow()
+    assert flow.num_tokens * flow.token_dim <= DENSE
+    assert neighbours(flow) is None  # so short that every predecessor is looked at

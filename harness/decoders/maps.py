@@ -1,0 +1,120 @@
+"""Linear causal maps over a token sequence, in a layer's own order: what guesses and corrections are made of.
+
+Where a sequence is long its maps are *lagged*: a token looks at a few predecessors, with weights that all positions
+share. Where it is short (`DENSE`) they are *dense*: every position looks at all of its predecessors, with weights of
+its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DENSE = 256
+"""Numbers in a sequence, L * D, up to which its maps are dense."""
+
+
+@dataclass(frozen=True)
+class LaggedMap:
+    """``y[l] = sum_k A_k x[l - k]``, the same for every position and class; tokens before the first count as 0.
+
+    Args:
+        lags: k >= 0, ascending.
+        weight: (lags * D, D), lag-major.
+    """
+
+    lags: tuple[int, ...]
+    weight: Tensor
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, W, D) -> (B, W, lags * D), which maps of the same lags share."""
+        return lagged(tokens, self.lags)
+
+    def span(self, features: Tensor, labels: Tensor | None, start: int, first: int, end: int) -> Tensor:
+        """(B, end - first, D): the map's values for the tokens first..end-1 of a window; see `DenseMap.span`."""
+        return features[:, first:end] @ self.weight
+
+    def __call__(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        return self.features(tokens) @ self.weight
+
+
+@dataclass(frozen=True)
+class DenseMap:
+    """``y[l] = sum_m A_clm x[m]``, with a matrix for every class c and pair of positions.
+
+    Args:
+        weight: (C + 1, L, D, L, D), from token m and number to token l and number, 0 where m > l; the last class is
+            none. C is 0 for an unconditional flow.
+    """
+
+    weight: Tensor
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(B, W, D) -> (B, W * D)."""
+        return tokens.flatten(1)
+
+    def span(self, features: Tensor, labels: Tensor | None, start: int, first: int, end: int) -> Tensor:
+        """(B, end - first, D): the map's values for the tokens first..end-1 of a window.
+
+        Args:
+            features: of a window; what is outside of it counts as 0.
+            labels: (B,) classes, negative for none.
+            start: position of the window's first token.
+            first: of the tokens wanted, counted from the window's first.
+            end: behind the last of them.
+        """
+        batch, numbers = features.shape
+        dim = self.weight.shape[2]
+        window = slice(start, start + numbers // dim)
+        weight = self.weight[:, window, :, start + first : start + end].reshape(len(self.weight), numbers, -1)
+        row = entry(labels, len(weight) - 1)
+        values = features @ weight[row] if isinstance(row, int) else torch.bmm(features[:, None], weight[row])
+        return values.view(batch, end - first, dim)
+
+    def __call__(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        return self.span(self.features(tokens), labels, 0, 0, tokens.shape[1])
+
+
+CausalMap = LaggedMap | DenseMap
+
+
+@dataclass(frozen=True)
+class Guess:
+    """``x ~ bias[c] + A z_in`` for a sample of class c.
+
+    Args:
+        map: A.
+        bias: (C + 1, L, D), the last for samples without a class; C is 0 for an unconditional flow.
+    """
+
+    map: CausalMap
+    bias: Tensor
+
+    def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(B, L, D) z_in and (B,) classes, negative for none -> (B, L, D)."""
+        return self.map(inputs, labels) + self.bias[entry(labels, len(self.bias) - 1)]
+
+
+def entry(labels: Tensor | None, none: int) -> Tensor | int:
+    """Which entry each sample goes by: (B,) its class, or `none`; a number when all go by that one."""
+    return none if labels is None or none == 0 else torch.where(labels < 0, none, labels)
+
+
+def lagged(tokens: Tensor, lags: tuple[int, ...]) -> Tensor:
+    """(B, W, D) -> (B, W, lags * D): for each token those `lags` before it, zeros where there are none."""
+    batch, window, dim = tokens.shape
+    padded = F.pad(tokens, (0, 0, lags[-1], 0))
+    return padded.index_select(1, _places(window, lags, tokens.device)).view(batch, window, len(lags) * dim)
+
+
+@lru_cache(maxsize=256)
+def _places(window: int, lags: tuple[int, ...], device: torch.device) -> Tensor:
+    """(window * lags,) where each token's lags are in a sequence that is padded by the largest lag."""
+    positions = torch.arange(window, device=device)[:, None] + lags[-1]
+    return (positions - torch.tensor(lags, device=device)).flatten()
