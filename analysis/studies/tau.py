@@ -34,6 +34,7 @@ def findings(runs: Runs) -> Findings:
     layers = layerwise(runs)
     layers = layers[layers["batch_size"] == BATCH].reset_index(drop=True)
     times = speed(runs)
+    batch = times[times["batch_size"] == BATCH]
     values = {
         "exponents": _exponents(cells),
         "paper_tau": PAPER_TAU,
@@ -44,7 +45,7 @@ def findings(runs: Runs) -> Findings:
     return Findings(
         tables={"sensitivity": cells, "iterations": layers},
         timed={"speed": times},
-        figures={"sensitivity": draw(cells), "speed-timed": draw_speed(times[times["batch_size"] == BATCH])},
+        figures={"sensitivity": draw(cells)} | ({"speed-timed": draw_speed(batch)} if len(batch) else {}),
         values=values,
         claims=(*_quality(cells), *_iterations(cells, layers), *_speed(times)),
     )
