@@ -32,7 +32,7 @@ def findings(runs: Runs) -> Findings:
     curves, samples = guesses.data(runs), guesses.samples(runs)
     flows = list(dict.fromkeys(curves["flow"]))
     iterations, stops = _iterations(curves), _stops(samples)
-    orders, ends, bounds = _orders(samples), _ends(runs), _bounds(samples)
+    orders, ends, bounds = _orders(samples), _ends(runs, samples), _bounds(samples)
     figures = {f"guesses-{flow}": guesses.draw(curves[curves["flow"] == flow]) for flow in flows}
     figures |= {"orders": _draw_orders(orders), "residuals": _draw_bounds(bounds)}
     claims = [claim for flow in flows for claim in _claims(flow, iterations, orders, ends)]
@@ -178,12 +178,15 @@ def _orders(samples: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _ends(runs: Runs) -> pd.DataFrame:
-    """Per flow and layer, over all guesses and samples: when the last bit changed, against L - 1."""
+def _ends(runs: Runs, samples: pd.DataFrame) -> pd.DataFrame:
+    """Per flow and layer, over all guesses and samples: when the error fell to rounding and the last bit changed."""
     rows = named(runs.tables["fixed_points"])
+    near = samples[samples["error_rms"] <= ROUNDING].drop_duplicates([*guesses.KEYS, "cell_id", "sample"])
     grouped = rows.groupby(["flow", "layer"])
     return pd.DataFrame(
         {
+            "to_rounding": near.groupby(["flow", "layer"])["iteration"].median(),
+            "to_rounding_most": near.groupby(["flow", "layer"])["iteration"].max(),
             "iterations_median": grouped["iterations"].median(),
             "iterations_most": grouped["iterations"].max(),
             "most_possible": grouped["num_tokens"].first() - 1,
