@@ -60,6 +60,8 @@ def findings(runs: Runs) -> Findings:
             "typical": float(counted["error"].abs().median()),
             "cases": len(counted),
             "large_mib": LARGE / MIB,
+            "by_length": grown.query("axis == 'num_tokens' and measure == 'live_bytes'"),
+            "by_batch": grown.query("axis == 'batch_size' and measure == 'live_bytes' and attention == 'fused'"),
             "batch": AFHQ_BATCH,
             "equal_depth": equal_depth(),
             "paper": {row["decoder"]: row["value"] for row in published_memory().to_dict("records")},
@@ -193,7 +195,7 @@ def draw(counted: pd.DataFrame) -> Figure:
                 ax.plot(part[axis], part["predicted_bytes"] / MIB, color=style.color, ls=":" if dashed else "-", lw=1.2)
                 (handle,) = ax.plot(
                     part[axis], part["live_bytes"] / MIB, color=style.color, marker=style.marker, ls="none",
-                    mfc="none" if dashed else style.color, label=decoder,
+                    mfc="none" if dashed else style.color, ms=9 if decoder == "sejd" else 5.5,
                 )  # fmt: skip
                 handles.setdefault(f"{decoder}{', scores kept (math)' if dashed else ''}", handle)
             ax.set_xscale("log", base=2)
@@ -204,7 +206,7 @@ def draw(counted: pd.DataFrame) -> Figure:
                 scale.set_minor_formatter(NullFormatter())
             finish(ax)
         left.set(
-            xlabel="sequence length L", ylabel="MiB", title=f"tensors alive, batch {by_length['batch_size'].iloc[0]}"
+            xlabel="sequence length L", ylabel="tensors, MiB", title=f"alive, batch {by_length['batch_size'].iloc[0]}"
         )
         right.set(xlabel="batch size", ylabel="tensors, MiB", title=f"alive, L = {by_batch['num_tokens'].iloc[0]}")
         legend_below(fig, list(handles.values()), list(handles))

@@ -37,6 +37,8 @@ def findings(runs: Runs) -> Findings:
     model = CostModel.fit(costs[~costs["trained"]])
     tested = tested_costs(costs, model)
     cells = predictions(speed(runs), runs, costs, model)
+    losing = cells[(cells["decoder"] == "ujd") & (cells["high"] < 1)]
+    shortest = int(cells["num_tokens"].min())
     border = frontier(model, sorted(costs["batch_size"].unique()))
     return Findings(
         tables={"iterations": trained, "random-iterations": random, "paper": paper, "dependency": strength},
@@ -56,9 +58,13 @@ def findings(runs: Runs) -> Findings:
             "afhq": paper[paper["name"] == PAPER_LOSES].to_dict("records")[0],
             "others": paper[paper["name"] != PAPER_LOSES].to_dict("records"),
             "strength": correlation(strength),
-            "losing": cells[(cells["decoder"] == "ujd") & (cells["high"] < 1)],
+            "losing": losing,
+            "losing_short": shortest if (losing["num_tokens"] == shortest).any() else None,
+            "at_one": random[random["gain"] == 1]["mean"],
+            "lengths": random["num_tokens"],
+            "by_gain": random[random["converged"]].groupby("gain")["mean"].mean(),
         },
-        claims=_claims(cells, paper, trained),
+        claims=_claims(cells, paper),
     )
 
 
@@ -171,7 +177,7 @@ def frontier(model: CostModel, batches: list[int]) -> pd.DataFrame:
     return shapes.assign(c=c, break_even=1 / c, steps_per_iteration=c * (shapes["num_tokens"] - 1))
 
 
-def _claims(cells: pd.DataFrame, paper: pd.DataFrame, trained: pd.DataFrame) -> tuple[Finding, ...]:
+def _claims(cells: pd.DataFrame, paper: pd.DataFrame) -> tuple[Finding, ...]:
     found = []
     ujd = cells[(cells["decoder"] == "ujd") & (cells["tau"] == 0.5)]
     for flow, part in ujd.groupby("flow", sort=False):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from analysis.load import Runs
 from analysis.plot import Omitted, listing
 from analysis.studies.base import Finding, Findings
-from analysis.style import INK, figure, finish, grid_of_axes, legend_below, sequential_map, theme
+from analysis.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, sequential_map, theme
 from harness.statistics import median_interval
 
 PAPER, NONE, AUTO = "1", "none", "auto"
@@ -194,7 +194,7 @@ def _panels(sets: pd.DataFrame, cost: str, label: str, timed: pd.DataFrame | Non
     if not cases:
         raise Omitted("no choice of layers was measured")
     with theme():
-        fig = figure(3.6 * len(cases), 3.9)
+        fig = figure(max(3.4 * len(cases), 4.4), 4.2)
         handles: dict[str, object] = {}
         colors = sequential_map()
         for ax, ((checkpoint, batch), rows) in zip(grid_of_axes(fig, len(cases), 3), cases, strict=True):
@@ -209,15 +209,22 @@ def _panels(sets: pd.DataFrame, cost: str, label: str, timed: pd.DataFrame | Non
             (handles["none better"],) = ax.plot(
                 best[cost], best["deviation_rmse"], color=INK, lw=0.9, drawstyle="steps-post"
             )
-            for name, text in ((PAPER, "SeJD"), (NONE, "UJD")):
-                row = rows[rows["sequential_layers"] == name].iloc[0]
-                ax.annotate(
-                    text, (row[cost], row["deviation_rmse"]), xytext=(6, 6), textcoords="offset points", fontsize=8
+            for name, text in ((PAPER, "sejd"), (NONE, "ujd")):
+                row, style = rows[rows["sequential_layers"] == name].iloc[0], decoder_style(text)
+                (handles[f"{'layer 1' if name == PAPER else 'none'} sequential ({text})"],) = ax.plot(
+                    row[cost], row["deviation_rmse"], ls="none", marker=style.marker, ms=8, color=style.color, zorder=3
                 )
             if timed is not None:
                 clock = timed[(timed["checkpoint"] == checkpoint) & (timed["batch_size"] == batch)]
-                (handles["timed"],) = ax.plot(
-                    clock["wall_s"], clock["deviation_rmse"], ls="none", marker="D", ms=6, mfc="none", color=INK
+                (handles["the choices timed"],) = ax.plot(
+                    clock["wall_s"],
+                    clock["deviation_rmse"],
+                    ls="none",
+                    marker="D",
+                    ms=6,
+                    mfc="none",
+                    color=INK,
+                    zorder=4,
                 )
             ax.set(title=f"{checkpoint}, batch {batch}", xlabel=label, ylabel="deviation, RMSE", ylim=(0, None))
             finish(ax)

@@ -19,9 +19,7 @@ def truth(frame):
 
 
 def shapes(lengths, widths, depths, batches):
-    index = pd.MultiIndex.from_product(
-        [lengths, [48], widths, depths, batches], names=["num_tokens", *SHAPE[1:]]
-    )
+    index = pd.MultiIndex.from_product([lengths, [48], widths, depths, batches], names=["num_tokens", *SHAPE[1:]])
     return index.to_frame(index=False)
 
 
