@@ -71,6 +71,8 @@ class Registry(Generic[T]):
 
     def _import(self, path: str) -> T:
         module_name, _, attribute = path.partition(":")
+        if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+            raise HarnessError(f"{path!r} is no {self.kind}; one of your own is given as package.module:Class")
         try:
             return getattr(importlib.import_module(module_name), attribute)
         except ImportError as error:

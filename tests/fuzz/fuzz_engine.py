@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HANG_S = 20
+"""Of processor time, so that a busy machine is no hang; one that waits for ever is ended by `fuzz_run`."""
 MEMORY_BYTES = 8 << 30
 """Of address space: torch maps some gigabytes of it before anything is read."""
 
@@ -116,14 +117,14 @@ class Guard:
         self.folder, self.armed = str(folder.resolve()), False
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(signal.SIGALRM, self._hang)
+        signal.signal(signal.SIGPROF, self._hang)
         sys.addaudithook(self._audit)
 
     def run(self, target: Target, data: bytes, folder: Path) -> str | None:
         """Feed an input; what went wrong, as a traceback, or None."""
         from harness.errors import HarnessError
 
-        signal.alarm(HANG_S)
+        signal.setitimer(signal.ITIMER_PROF, HANG_S)
         self.armed = True
         try:
             target.feed(data, folder)
@@ -135,7 +136,7 @@ class Guard:
             return traceback.format_exc()
         finally:
             self.armed = False
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         return None
 
     def _hang(self, *_: object) -> None:
@@ -175,6 +176,12 @@ def loop(target: Target, folder: Path, guard: Guard, seed: int, seconds: float, 
     if failure:
         failure = f"target {target.name}, seed {seed}, input {count}: {folder / f'{target.name}.input'}\n{failure}"
     return count, failure
+
+
+def replay(target: Target, folder: Path, guard: Guard, data: bytes) -> str | None:
+    """Feed one input again; what went wrong, or None."""
+    target.feed(target.seeds[0], _empty(folder / "work"))
+    return guard.run(target, data, _empty(folder / "work"))
 
 
 def _empty(folder: Path) -> Path:

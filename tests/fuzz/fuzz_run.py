@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-GRACE_S = 90
+GRACE_S = 300
 """Imports, and the longest an input may take, beyond a target's share."""
 GUIDED = ("matrix", "decoder", "training", "schedule", "manifest")
 NAMES = (
@@ -89,15 +89,14 @@ def _here(options: argparse.Namespace, chosen: list[str], seed: int) -> int:
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # what is fitted or downloaded on demand belongs nowhere else
     if options.guided:
         return _guide(chosen[0], folder, seed, options.seconds)
-    from fuzz_engine import Guard, loop
+    from fuzz_engine import Guard, loop, replay
     from fuzz_targets import targets
 
     known = {target.name: target for target in targets()}
     guard, code = Guard(folder), 0
     for name in chosen:
         if options.replay:
-            (folder / "work").mkdir(exist_ok=True)
-            failure, count = guard.run(known[name], options.replay.read_bytes(), folder / "work"), 1
+            failure = replay(known[name], folder, guard, options.replay.read_bytes())
         else:
             began = time.monotonic()
             count, failure = loop(known[name], folder, guard, seed, options.seconds, options.inputs)

@@ -137,6 +137,12 @@ def test_a_schedule_imports_nothing(tmp_path):
     assert "antigravity" not in sys.modules
 
 
+@pytest.mark.parametrize("path", [":", ":Class", "../x:Class", "..x:Class", "os:", "os:a.b", "a/b:C", "os:../x"])
+def test_what_is_no_module_is_not_imported(path):
+    with pytest.raises(HarnessError, match="package.module:Class"):
+        Registry("decoder", "harness.decoders", "none").get(path)
+
+
 def repacked(content: bytes, compression: int, more: int = 0) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w", compression) as new:
