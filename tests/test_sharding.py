@@ -10,7 +10,16 @@ from harness.runner import run_matrix
 
 def quality(checkpoint, out, workers, batch_sizes, decoders):
     """Rows of a run, by decoder and batch size, and its units."""
-    matrix = Matrix.model_validate(
+    reporter = Quiet()
+    run = run_matrix(matrix_of(checkpoint, batch_sizes, decoders), out, reporter, threads=1, executor=Local(workers))
+    assert not (out / "shards").exists()
+    rows = run.table("quality").merge(run.table("cells")[["cell_id", "label", "batch_size"]], on="cell_id")
+    assert (rows["status"] == "ok").all()
+    return rows.set_index(["label", "batch_size"]).sort_index(), reporter.units
+
+
+def matrix_of(checkpoint, batch_sizes, decoders):
+    return Matrix.model_validate(
         {
             "name": "sharded",
             "device": "cpu",
@@ -23,12 +32,6 @@ def quality(checkpoint, out, workers, batch_sizes, decoders):
             "quality": {"num_samples": 96},
         }
     )
-    reporter = Quiet()
-    run = run_matrix(matrix, out, reporter, threads=1, executor=Local(workers))
-    assert not (out / "shards").exists()
-    rows = run.table("quality").merge(run.table("cells")[["cell_id", "label", "batch_size"]], on="cell_id")
-    assert (rows["status"] == "ok").all()
-    return rows.set_index(["label", "batch_size"]).sort_index(), reporter.units
 
 
 FIGURES = ["fid", "kid", "deviation_rmse", "reconstruction_mse"]
@@ -60,3 +63,15 @@ def test_the_batch_size_changes_no_figure_where_it_is_no_scope_of_a_stopping_rul
     # The batch is the scope of SeJD's stopping rule: other batches give other samples, and so another FID.
     sejd = runs[3][0].loc["sejd"]
     assert sejd["fid"].max() - sejd["fid"].min() > 1e-6
+
+
+def test_shards_that_are_there_are_not_measured_again(tiny_checkpoint, tmp_path):
+    matrix = matrix_of(str(tiny_checkpoint), [8], [("sequential", {})])
+    with pytest.raises(KeyboardInterrupt):
+        run_matrix(matrix, tmp_path / "run", stopped := Quiet(5), threads=1, executor=Local(3))
+    assert [work for work, _ in stopped.units] == ["timing", "layers", "samples", "samples", "samples"]
+    shards = sorted((tmp_path / "run" / "shards").iterdir())
+    assert len(shards) == 3
+    shards[1].unlink()
+    run_matrix(matrix, tmp_path / "run", resumed := Quiet(), threads=1, executor=Local(3), resume=True)
+    assert [work for work, _ in resumed.units] == ["samples", "quality"]
