@@ -10,7 +10,8 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from harness.decoders import Decoder, Guidance, build_decoder, decoders
 from harness.environment import ROOT, code_version, digest_sources
 from harness.errors import HarnessError
+from harness.flows import CausalFlow, load_flow
 from harness.matrix import DatasetTable, DecoderTable, Matrix
 from harness.sources import settings_of, source_of
 
@@ -45,6 +47,7 @@ class Cell:
         denoise: noise that a denoising step after decoding takes out, in image units, or None for no such step.
         absent: why the checkpoint of an optional dataset is not there; such a cell is skipped.
         device: ``"cpu"`` or ``"cuda"``.
+        fitted: digest of the calibration or schedule that the decoder reads, or None.
     """
 
     cell_id: str
@@ -69,6 +72,7 @@ class Cell:
     code_version: str
     denoise: float | None = None
     absent: str | None = None
+    fitted: str | None = None
 
     def build(self) -> Decoder:
         """The decoder of this cell."""
@@ -130,6 +134,7 @@ def expand(matrix: Matrix, data_root: str | None = None) -> list[Cell]:
         for cell in _cells(dataset, variants, matrix, device, data_root)
         if _wanted(cell, matrix)
     }
+    _flow.cache_clear()  # a flow may be large, and is loaded again where it is measured
     if not cells:
         raise HarnessError(f"the filters of matrix '{matrix.name}' leave no cell")
     return list(cells.values())
@@ -195,6 +200,7 @@ def _cells(
     source = source_of(dataset, data_root)
     grid = matrix.grid
     settings = settings_of(dataset, source, grid)
+    path = "" if source.path is None else str(source.path.resolve())
     for (guidance, denoise), batch_size, seed in product(settings, grid.batch_sizes, grid.seeds):
         shared: dict[str, Any] = {
             "dataset": dataset.name,
@@ -210,6 +216,8 @@ def _cells(
             for tau in variant.taus:
                 key = shared | {"decoder": variant.name, "given": variant.given, "tau": tau}
                 precise = key | {"options": variant.options, "code_version": variant.code_version}
+                if fitted := _fitted(variant, tau, source.path, device, matrix.dtype, batch_size):
+                    precise["fitted"] = fitted
                 yield Cell(
                     **precise,
                     cell_id=_hash(precise),
@@ -217,14 +225,29 @@ def _cells(
                     group_id=_hash(shared),
                     label=variant.label,
                     checkpoint=source.name,
-                    checkpoint_path="" if source.path is None else str(source.path.resolve()),
+                    checkpoint_path=path,
                     data_root=dataset.root,
                     absent=source.absent,
                 )
 
 
+def _fitted(
+    variant: _Variant, tau: float | None, path: Path | None, device: str, dtype: str, batch_size: int
+) -> str | None:
+    """Digest of what was fitted to the flow or tuned for it, where the decoder reads it; made now if it is missing."""
+    decoder = build_decoder(variant.name, **({} if tau is None else {"tau": tau}), **json.loads(variant.given))
+    if path is None or not decoder.reads_fits:
+        return None
+    return decoder.fits_digest(_flow(path, device, dtype), batch_size)
+
+
+@lru_cache(maxsize=1)
+def _flow(path: Path, device: str, dtype: str) -> CausalFlow:
+    return load_flow(path, device=device, dtype=getattr(torch, dtype))
+
+
 def _wanted(cell: Cell, matrix: Matrix) -> bool:
-    facts = asdict(cell)
+    facts = vars(cell)
     included = not matrix.include or any(entry.matches(facts) for entry in matrix.include)
     return included and not any(entry.matches(facts) for entry in matrix.exclude)
 

@@ -42,7 +42,7 @@ def described(cells: Sequence[Cell]) -> tuple[Rows, list[str]]:
         flow = flows[cell.checkpoint_digest]
         if flow is not None:
             _require_settings(cell, flow)
-        extra = {"token_dim": flow and flow.token_dim, "code_version": cell.code_version}
+        extra = {"token_dim": flow and flow.token_dim, "fitted": cell.fitted, "code_version": cell.code_version}
         rows.append(describe(cell, flow) | extra | {"checkpoint_digest": flow and cell.checkpoint_digest})
     return rows, doubts
 

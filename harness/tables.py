@@ -59,6 +59,7 @@ TABLES: dict[str, pa.Schema] = {
             **_DESCRIPTION,
             "token_dim": INTEGER,
             "checkpoint_digest": TEXT,  # SHA-256
+            "fitted": TEXT,  # digest of the calibration or schedule that the decoder reads, or null
             "code_version": TEXT,
         },
         # One row per cell and round. Every round of a group decodes each of its cells once, in shuffled order, and

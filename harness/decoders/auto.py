@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -179,6 +180,17 @@ class Auto(Decoder):
         else:
             bound._layers = self._find(flow, batch)
         return bound
+
+    @property
+    def reads_fits(self) -> bool:
+        """Unless it is exact."""
+        return not (self.tau == 0 or self.budget == 0)
+
+    def fits_digest(self, flow: CausalFlow, batch: int) -> str:
+        """Of the schedule, and of the calibration where a layer uses it."""
+        choices = [str(choice) for choice in self._schedule(untapped(flow), batch).layers]
+        fits = {layer.fits_digest(flow, batch) for layer in self._find(flow, batch) if layer.reads_fits}
+        return hashlib.sha256(json.dumps([choices, sorted(fits)]).encode()).hexdigest()[:16]
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Solve the layer in its own way."""

@@ -97,6 +97,15 @@ class Decoder(ABC):
         """
         return self
 
+    @property
+    def reads_fits(self) -> bool:
+        """Whether it decodes by something that was fitted to the flow or tuned for it."""
+        return False
+
+    def fits_digest(self, flow: CausalFlow, batch: int) -> str:
+        """Digest of what it reads; what is not stored yet is made first. Part of a measured cell's identity."""
+        return ""
+
     def options(self) -> dict[str, Any]:
         """The options this decoder was built with, as plain values."""
         return asdict(self) if is_dataclass(self) else dict(vars(self))

@@ -14,6 +14,7 @@ first order, and J is strictly causal; so ``e[l] ~ sum_k A_k r[l - k]`` with lag
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -80,6 +81,16 @@ class Calibration:
     layers: Mapping[int, LayerFit]
     samples: int
 
+    @property
+    def content(self) -> str:
+        """Digest of the fits themselves."""
+        content = hashlib.sha256()
+        for fit in self.layers.values():
+            for fitted in _named(fit).values():
+                for tensor in _parts(fitted)[0].values():
+                    content.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()[:16]
+
     def to(self, like: Tensor) -> Calibration:
         """The same with the device and dtype of a tensor."""
         layers = {
@@ -122,7 +133,7 @@ class Calibration:
             numbers = sorted({int(key.split(".")[1]) for key in maps})
             layers = {number: _fit(maps, number) for number in numbers}
             return cls(metadata["digest"], layers, int(metadata["samples"]))
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the calibration '{path}' is damaged: {error}; run `harness calibrate`") from error
 
 

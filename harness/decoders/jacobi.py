@@ -118,6 +118,15 @@ class JacobiDecoder(Decoder):
         """Whether something fitted is asked for."""
         return FITTED in (self.initial, self.correction)
 
+    @property
+    def reads_fits(self) -> bool:
+        """When something fitted is asked for."""
+        return self.needs_calibration
+
+    def fits_digest(self, flow: CausalFlow, batch: int) -> str:
+        """Of the calibration."""
+        return calibration_of(flow, self.calibration).content
+
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
         """With the flow's calibration, when something fitted is asked for."""
         if not self.needs_calibration:

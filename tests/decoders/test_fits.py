@@ -79,7 +79,7 @@ def test_a_layer_that_is_linear_for_each_class_is_fitted_exactly(lags):
     guess = fit_guess(inputs, outputs, samples)
     assert float((guess(inputs, labels) - outputs).abs().mean()) < 0.02
     unlabelled = guess(inputs, torch.full((400,), -1))
-    assert torch.allclose(unlabelled, guess(inputs))
+    assert torch.allclose(unlabelled, guess(inputs), atol=1e-5)
     assert 0.5 < float((unlabelled - outputs).abs().mean()) < 1.5
     assert fit_correction(torch.randn(400, 6, 2), torch.zeros(400, 6, 2), samples).weight.abs().max() < 1e-6
 
