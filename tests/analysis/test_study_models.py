@@ -1,0 +1,88 @@
+"""What the studies of memory and of layers find in tables whose truth is known."""
+
+import pandas as pd
+import pytest
+
+from analysis.load import load
+from analysis.memory_model import predicted_live_bytes
+from analysis.studies import memory, which_layers
+from harness.store import RunStore
+
+IDENTITY = {"cell_id": "c", "cell_key": "k"}
+DECODERS = ("sequential", "ujd", "sejd", "gs-jacobi")
+
+
+def runs(path, **tables):
+    with RunStore.create(path, {}) as store:
+        for name, rows in tables.items():
+            store.append(name, rows)
+    return load([path])
+
+
+def memory_rows():
+    """Rows in which decoders need exactly what the formula says, and processes a tenth more."""
+    rows = [
+        {
+            **IDENTITY, "cell_id": f"{length}-{depth}", "checkpoint": f"random-4-128-3-{depth}@{int(length**0.5) * 4}",
+            "num_tokens": length, "token_dim": 48, "channels": 128, "heads": 2, "transformer_layers": depth,
+            "classes": 0, "dtype": "float32", "attention": kernel, "decoder": decoder, "label": decoder,
+            "batch_size": batch, "weights_bytes": 1, "method": "rss", "status": "ok",
+            "window": {"sequential": 1, "gs-jacobi": length // 8}.get(decoder, length - 1),
+            "cache_bytes": 0 if decoder == "ujd" else 4 * 2 * depth * length * 128 * batch,
+        }
+        for length, depth in ((64, 2), (256, 2), (1024, 2), (4096, 2), (64, 8))
+        for batch in (4, 16, 64)
+        for kernel in ("fused", "math")
+        for decoder in DECODERS
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    live = predicted_live_bytes(frame).astype(int)
+    return frame.assign(live_bytes=live, peak_bytes=(1.1 * live).astype(int)).to_dict("records")
+
+
+def test_memory_grows_as_the_formula_says_and_its_error_is_told(tmp_path):
+    found = memory.findings(runs(tmp_path / "run", memory_scaling=memory_rows()))
+    assert found.values["worst"] < 1e-3
+    assert found.timed["peaks"]["error"].to_numpy() == pytest.approx(1 / 1.1 - 1, abs=1e-3)
+    claims = {(claim.claim, claim.flow): claim.agrees for claim in found.claims}
+    assert claims["memory-order", "random weights, attention fused"] is False
+    assert claims["memory-order", "random weights, attention math"] is True
+    assert found.values["equal_depth"] == 6
+
+
+def layer_rows():
+    """Two layers: the second spoils the sample more and is slow to iterate, so it is the one to keep."""
+    seconds = {1: (0.5, 0.1), 2: (0.5, 0.4)}
+    spoils = {1: 0.01, 2: 0.05}
+    shared = {**IDENTITY, "checkpoint": "toy", "dataset": "toy", "num_tokens": 16, "num_layers": 2, "tau": 0.5}
+    shared |= {"batch_size": 4}
+    sets, costs, each, clock = [], [], [], []
+    for name in ("none", "1", "2", "1+2"):
+        left = [layer for layer in seconds if str(layer) not in name]
+        cost = sum(seconds[layer][layer in left] for layer in seconds)
+        deviation = sum(spoils[layer] ** 2 for layer in left) ** 0.5
+        sets.append(
+            shared
+            | {"sequential_layers": name, "iterations": 3 * len(left), "depth": 3 * len(left) + 15 * (2 - len(left))}
+            | {"token_evaluations": 1.0, "deviation_rmse": deviation, "deviation_max": deviation, "predicted_s": cost}
+        )
+        clock += [
+            {**IDENTITY, "batch_size": 4, "sequential_layers": name, "round": number}
+            | {"wall_s": cost, "sequential_s": 1.0}
+            for number in range(5)
+        ]
+    for layer, (sequential_s, jacobi_s) in seconds.items():
+        costs.append(shared | {"layer": layer, "block": 2 - layer, "iterations": 3, "deviation_rmse": spoils[layer]})
+        both = {"sequential_s": sequential_s, "jacobi_s": jacobi_s}
+        each.append({**IDENTITY, "batch_size": 4, "layer": layer, "round": 0} | both)
+    return {"layer_sets": sets, "layer_costs": costs, "layer_seconds": each, "layer_set_rounds": clock}
+
+
+def test_the_layer_that_spoils_most_is_the_one_to_keep(tmp_path):
+    found = which_layers.findings(runs(tmp_path / "run", **layer_rows()))
+    assert list(found.tables["front"]["sequential_layers"]) == ["none", "2", "1+2"]  # "1" costs as much and spoils more
+    (answer,) = found.timed["answer"].to_dict("records")
+    assert answer["by_model"] == answer["by_clock"] == "2"
+    assert answer["speedup"] == pytest.approx(1 / 0.6) and answer["paper_speedup"] == pytest.approx(1 / 0.9)
+    (claim,) = found.claims
+    assert claim.agrees is False and "layer 2" in claim.measured
