@@ -78,11 +78,12 @@ def _redecoded(solved: pd.DataFrame) -> list[dict]:
 
 def _fid(cells: pd.DataFrame, quality: pd.DataFrame, baseline: str) -> Iterator[dict[str, object]]:
     measured = quality[(quality["status"] == "ok") & quality["fid"].notna()]
-    measured = measured[["cell_id", "fid", "fid_features"]].merge(
+    measured = measured[["cell_id", "fid", "fid_features", "num_samples"]].merge(
         cells[["cell_id", "group_id", "decoder"]], on="cell_id"
     )
-    reference = measured[measured["decoder"] == baseline].drop_duplicates(["group_id", "fid_features"])
-    pairs = measured.merge(reference, on=["group_id", "fid_features"], suffixes=("", "_exact"))
+    alike = ["group_id", "fid_features", "num_samples"]  # FID is biased by the number of samples
+    reference = measured[measured["decoder"] == baseline].drop_duplicates(alike)
+    pairs = measured.merge(reference, on=alike, suffixes=("", "_exact"))
     pairs = pairs.assign(limit=pairs["fid_exact"] * (1 + MAX_FID_INCREASE))
     for row in pairs[pairs["fid"] > pairs["limit"]].to_dict("records"):
         yield _row(row, "fid", value=row["fid"], limit=row["limit"])

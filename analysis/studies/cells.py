@@ -18,7 +18,8 @@ def deterministic(runs: Runs) -> pd.DataFrame:
 
     Returns:
         The columns of `NAMES`; fpe, depth and iterations (of each layer, as text); those of the table `quality`;
-        fid_rise, the share by which FID is above sequential's in the same group and by the same features.
+        fid_rise, the share by which FID is above sequential's in the same group and by the same features and
+        as many samples.
     """
     cells = runs.cells[["cell_id", "group_id", *NAMES]]
     shape = cells[["cell_id", "num_tokens", "num_layers"]]
@@ -26,9 +27,9 @@ def deterministic(runs: Runs) -> pd.DataFrame:
     quality = runs.tables["quality"]
     quality = quality.loc[quality["status"] == "ok", ["cell_id", "fid_features", *_QUALITY]]
     frame = cells.merge(costs, on="cell_id", how="left").merge(quality, on="cell_id", how="left")
-    exact = frame.loc[frame["decoder"] == BASELINE, ["group_id", "fid_features", "fid"]].dropna()
-    exact = exact.drop_duplicates(["group_id", "fid_features"])
-    frame = frame.merge(exact.rename(columns={"fid": "fid_exact"}), on=["group_id", "fid_features"], how="left")
+    alike = ["group_id", "fid_features", "num_samples"]  # FID is biased by the number of samples
+    exact = frame.loc[frame["decoder"] == BASELINE, [*alike, "fid"]].dropna().drop_duplicates(alike)
+    frame = frame.merge(exact.rename(columns={"fid": "fid_exact"}), on=alike, how="left")
     frame = frame.assign(fid_rise=frame["fid"] / frame["fid_exact"] - 1)
     return ranked(frame)[[*NAMES, "fpe", "depth", "iterations", *_QUALITY, "fid_rise"]]
 

@@ -15,8 +15,8 @@ from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic, layerwise, speed, told
 from analysis.style import decoder_style, figure, finish, layer_colors, legend_below, theme
 
-READING = "attention"
-"""What the paper says it does; see `harness.probes.redundancy`."""
+READING, LEFT_OUT = "input", 5
+"""The reading in which the dependence is truly removed, see `harness.probes.redundancy`, and the paper's largest o."""
 
 MARKERS = "os^Dvp*X"
 
@@ -30,7 +30,7 @@ def findings(runs: Runs) -> Findings:
         tables={"cells": cells, "iterations": layers, "redundancy": redundancy, "summary": summary},
         timed={"speed": times},
         figures={"training": draw(layers, redundancy, cells)} if len(redundancy) else {},
-        values={"paper_tau": PAPER_TAU, "dataset": cells["dataset"].iloc[0], "o": redundancy["o"].min()},
+        values={"paper_tau": PAPER_TAU, "dataset": cells["dataset"].iloc[0], "o": LEFT_OUT},
         claims=tuple(_claims(summary, times)),
     )
 
@@ -62,7 +62,7 @@ def _redundancy(runs: Runs) -> pd.DataFrame:
 
 def _summary(cells: pd.DataFrame, layers: pd.DataFrame, redundancy: pd.DataFrame) -> pd.DataFrame:
     """One row per snapshot: what a reader compares."""
-    turned = redundancy[(redundancy["reading"] == READING) & (redundancy["o"] == redundancy["o"].min())]
+    turned = redundancy[(redundancy["reading"] == READING) & (redundancy["o"] == LEFT_OUT)]
     rows = []
     for (share, checkpoint), part in cells.groupby(["trained", "checkpoint"]):
         named = {
@@ -81,8 +81,8 @@ def _summary(cells: pd.DataFrame, layers: pd.DataFrame, redundancy: pd.DataFrame
                 "fpe_sejd": named["sejd"]["fpe"],
                 "deviation_ujd": named["ujd"]["deviation_rmse"],
                 "deviation_sejd": named["sejd"]["deviation_rmse"],
-                "cosine_layer_1": angle.loc[angle["layer"] == 1, "cosine"].median(),
-                "cosine_later": angle.loc[angle["layer"] > 1, "cosine"].mean(),
+                "turn_layer_1": 1 - angle.loc[angle["layer"] == 1, "cosine"].median(),
+                "turn_later": 1 - angle.loc[angle["layer"] > 1, "cosine"].mean(),
             }
         )
     return pd.DataFrame(rows)
@@ -95,11 +95,11 @@ def _claims(summary: pd.DataFrame, times: pd.DataFrame) -> list[Finding]:
     measured = (
         f"from the first snapshot to the end UJD's first layer goes from {first['iterations_layer_1']:g} to "
         f"{last['iterations_layer_1']:g} iterations at tau = {PAPER_TAU:g}, the others from "
-        f"{quantity(first['iterations_later'])} to {quantity(last['iterations_later'])} in the mean; the cosine "
-        f"similarity without the nearest predecessor from {quantity(first['cosine_layer_1'])} to "
-        f"{quantity(last['cosine_layer_1'])} in the first and from {quantity(first['cosine_later'])} to "
-        f"{quantity(last['cosine_later'])} in the others; SeJD's deviation from {quantity(first['deviation_sejd'])} to "
-        f"{quantity(last['deviation_sejd'])}"
+        f"{quantity(first['iterations_later'])} to {quantity(last['iterations_later'])} in the mean; without the "
+        f"{LEFT_OUT} nearest predecessors (removed from the input) 1 - cosine similarity goes from "
+        f"{quantity(first['turn_layer_1'])} to {quantity(last['turn_layer_1'])} in the first layer and from "
+        f"{quantity(first['turn_later'])} to {quantity(last['turn_later'])} in the others; SeJD's deviation from "
+        f"{quantity(first['deviation_sejd'])} to {quantity(last['deviation_sejd'])}"
     )
     question = "redundancy, iterations and deviation were measured at every snapshot"
     ratios = times[(times["decoder"] == "sejd") & (times["tau"] == PAPER_TAU)]
@@ -123,7 +123,7 @@ def _claims(summary: pd.DataFrame, times: pd.DataFrame) -> list[Finding]:
 def draw(layers: pd.DataFrame, redundancy: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     """Redundancy and iterations of every layer, and deviation, against the share of the training."""
     shares = sorted(layers["trained"].unique())
-    nearest = redundancy[(redundancy["reading"] == READING) & (redundancy["o"] == redundancy["o"].min())]
+    nearest = redundancy[(redundancy["reading"] == READING) & (redundancy["o"] == LEFT_OUT)]
     solved = layers[(layers["decoder"] == "ujd") & (layers["tau"] == layers["tau"].min())]
     count = int(layers["layer"].max())
     with theme():
@@ -133,7 +133,7 @@ def draw(layers: pd.DataFrame, redundancy: pd.DataFrame, cells: pd.DataFrame) ->
         for place, color in enumerate(layer_colors(count)):
             style = {"color": color, "marker": MARKERS[place % len(MARKERS)]}
             rows = nearest[nearest["layer"] == place + 1].sort_values("trained")
-            (handles[f"layer {place + 1}"],) = turned.plot(_places(rows, shares), rows["cosine"], **style)
+            (handles[f"layer {place + 1}"],) = turned.plot(_places(rows, shares), 1 - rows["cosine"], **style)
             rows = solved[solved["layer"] == place + 1].sort_values("trained")
             taken.plot(_places(rows, shares), rows["iterations"], **style)
         for (series, tau), rows in cells[cells["tau"] > 0].groupby(["series", "tau"], sort=False):
@@ -143,12 +143,12 @@ def draw(layers: pd.DataFrame, redundancy: pd.DataFrame, cells: pd.DataFrame) ->
                 _places(rows, shares), rows["deviation_rmse"], color=look.color, ls=look.dashes, marker=look.marker,
                 fillstyle=filled,
             )  # fmt: skip
-        o = int(redundancy["o"].min())
-        turned.set_title(f"cosine similarity, o = {o}")
+        turned.set_title(f"1 - cosine similarity, o = {LEFT_OUT}")
+        turned.set_yscale("log")
         taken.set_title(f"UJD's iterations, tau = {layers['tau'].min():g}")
         taken.set_ylim(bottom=0)
         strayed.set_title("deviation (RMSE, image units)")
-        strayed.set_yscale("log")
+        strayed.set_ylim(bottom=0)
         for ax in (turned, taken, strayed):
             ax.set_xticks(np.arange(len(shares)), [f"{share:.0%}" for share in shares])
             ax.set_xlabel("share of the training")

@@ -26,7 +26,7 @@ REFERENCE = re.compile(
 """Places in the paper, the level of every interval, and settings such as T = 3.0."""
 
 MEASURED = re.compile(
-    r"\d\s?%|\d\s?×|\d\s?x\b(?!\s\d)|\d\.\d+\b(?! [A-Z])|(?<![−+-] )\d (s|ms|seconds|[kMG]i?B|bytes|iterations|times)\b"
+    r"\d\s?%|\d\s?×|\d\s?x\b(?!\s\d)|\d\.\d+\b(?! [A-Z]\b)|(?<![−+-] )\d (s|ms|seconds|[kMG]i?B|bytes|iterations|times)\b"
 )
 """What a measurement looks like: shares, factors, decimals but those of formulas (4.75 L D), numbers with a unit."""
 
