@@ -1,6 +1,6 @@
 """Decoders that fail, each in its own way, found as broken_decoders:Class."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -53,3 +53,17 @@ class FailsWatched(Decoder):
 
     def solve(self, layer, inputs, condition):
         return solve_sequential(layer, inputs, condition)
+
+
+@dataclass(kw_only=True)
+class Overflows(Decoder):
+    """Overflows in layer 1, as an iteration may, and leaves the rest to the fallback."""
+
+    takes_tau = False
+    fallback: str = "non-finite"
+
+    def solve(self, layer, inputs, condition):
+        tokens, trace = solve_sequential(layer, inputs, condition)
+        if layer.number > 1:
+            return tokens, trace
+        return tokens * float("inf"), replace(trace, mode="jacobi", converged=False, flags=("non-finite",))
