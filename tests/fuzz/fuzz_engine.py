@@ -166,12 +166,12 @@ class Guard:
 def loop(target: Target, folder: Path, guard: Guard, seed: int, seconds: float, most: int) -> tuple[int, str | None]:
     """Feed mutants until the time or their number is up: how many were fed, and the first failure."""
     end, count = time.monotonic() + seconds, 0
-    target.feed(target.seeds[0], _empty(folder / "work"))  # sound; what it imports on the way is nobody's input
+    target.feed(target.seeds[0], emptied(folder / "work"))  # sound; what it imports on the way is nobody's input
     failure = None
     while failure is None and count < most and time.monotonic() < end:
         data = target.mutate(target.seeds, random.Random(f"{target.name} {seed} {count}"))
         (folder / f"{target.name}.input").write_bytes(data)
-        failure = guard.run(target, data, _empty(folder / "work"))
+        failure = guard.run(target, data, emptied(folder / "work"))
         count += 1
     if failure:
         failure = f"target {target.name}, seed {seed}, input {count}: {folder / f'{target.name}.input'}\n{failure}"
@@ -180,11 +180,12 @@ def loop(target: Target, folder: Path, guard: Guard, seed: int, seconds: float, 
 
 def replay(target: Target, folder: Path, guard: Guard, data: bytes) -> str | None:
     """Feed one input again; what went wrong, or None."""
-    target.feed(target.seeds[0], _empty(folder / "work"))
-    return guard.run(target, data, _empty(folder / "work"))
+    target.feed(target.seeds[0], emptied(folder / "work"))
+    return guard.run(target, data, emptied(folder / "work"))
 
 
-def _empty(folder: Path) -> Path:
+def emptied(folder: Path) -> Path:
+    """The folder with nothing in it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder

@@ -113,9 +113,10 @@ def _guide(name: str, folder: Path, seed: int, seconds: float) -> int:
 
     with atheris.instrument_imports(include=["harness"]):
         from fuzz_targets import targets
-    from fuzz_engine import Guard
+    from fuzz_engine import Guard, emptied
 
     target = next(target for target in targets() if target.name == name)
+    target.feed(target.seeds[0], emptied(folder / "work"))
     guard = Guard(folder)
     corpus = folder / f"corpus-{name}"
     corpus.mkdir(exist_ok=True)
@@ -123,9 +124,7 @@ def _guide(name: str, folder: Path, seed: int, seconds: float) -> int:
         (corpus / str(number)).write_bytes(data)
 
     def feed(data: bytes) -> None:
-        work = folder / "work"
-        work.mkdir(exist_ok=True)
-        if failure := guard.run(target, data, work):
+        if failure := guard.run(target, data, emptied(folder / "work")):
             raise RuntimeError(failure)
 
     flags = [
