@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from harness.passes.base import Unit
 
 OBJECT_STORE_BYTES = 200_000_000
 """Of a Ray that is started here: rows and features travel through it, nothing large stays."""
+REACHED_S = 10.0
+"""Seconds that a cluster's head has to answer."""
 
 
 class RayCluster:
@@ -42,6 +45,8 @@ class RayCluster:
         self._changed = threading.Condition()
         self._busy: set[str] = set()
         self._losses: Counter[str] = Counter()
+        if address:
+            _require_listening(address)
         quiet: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
         try:
             ray.init(address=address or "auto", **quiet)
@@ -148,3 +153,17 @@ class _RayWorker:
             self._lost = True
             reason = str(error).strip().splitlines()[0].rstrip(".:")
             raise WorkerLost(f"a worker of the cluster was lost ({type(error).__name__}: {reason})", begun) from error
+
+
+def _require_listening(address: str) -> None:
+    """Find out in seconds what Ray takes minutes for.
+
+    Raises:
+        HarnessError: nobody answers at an address of the form ``[ray://]host:port``.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_S).close()
+        except (OSError, OverflowError) as error:
+            raise HarnessError(f"there is no Ray cluster at '{address}': {error}") from error
