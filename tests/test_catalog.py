@@ -9,6 +9,7 @@ from harness.datasets import datasets
 from harness.decoders import decoders
 from harness.errors import HarnessError
 from harness.flows.checkpoints import shipped
+from harness.flows.published import published
 from harness.matrix import matrices
 
 
@@ -18,9 +19,10 @@ def test_everything_that_has_a_name_is_listed_once_with_a_line():
     assert [entry.name for entry in entries["decoders"]] == decoders.names()
     assert [entry.name for entry in entries["datasets"]] == datasets.names()
     assert [entry.name for entry in entries["matrices"]] == sorted(matrices())
-    assert {entry.name for entry in entries["flows"]} >= {*shipped(), "(tarflow)", "(zuko)"}
+    assert {entry.name for entry in entries["flows"]} >= {*shipped(), *published(), "(tarflow)", "(zuko)"}
+    origins = {"harness", *(known.publisher for known in published().values())}
     for kind in ("decoders", "flows", "datasets", "matrices"):
-        assert all(entry.line and entry.origin == "harness" for entry in entries[kind]), entries[kind]
+        assert all(entry.line and entry.origin in origins for entry in entries[kind]), entries[kind]
 
 
 def test_one_kind_alone():
