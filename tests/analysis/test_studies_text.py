@@ -26,7 +26,8 @@ REFERENCE = re.compile(
 """Places in the paper, the level of every interval, and settings such as T = 3.0."""
 
 MEASURED = re.compile(
-    r"\d\s?%|\d\s?×|\d\s?x\b(?!\s\d)|\d\.\d+\b(?! [A-Z]\b)|(?<![−+-] )\d (s|ms|seconds|[kMG]i?B|bytes|iterations|times)\b"
+    r"\d\s?%|\d\s?×|\d\s?x\b(?!\s\d)|\d\.\d+\b(?! [A-Z]\b)"
+    r"|(?<![−+-] )\d (s|ms|seconds|[kMG]i?B|bytes|iterations|times)\b"
 )
 """What a measurement looks like: shares, factors, decimals but those of formulas (4.75 L D), numbers with a unit."""
 
@@ -167,8 +168,13 @@ def test_a_finding_of_no_claim_or_without_words_is_refused():
 
 
 @pytest.mark.skipif(not (RESULTS / "README.md").is_file(), reason="no claim table is stored yet")
-def test_the_stored_claim_table_is_complete_and_made_from_the_stored_findings():
+def test_the_stored_claim_table_is_made_from_the_stored_findings():
     stored = (RESULTS / "README.md").read_text(encoding="utf-8")
     assert stored == claim_table(RESULTS)
-    assert {row.claim.id for row in rows(read_findings(RESULTS)) if row.verdict == "not run"} == set()
     assert len(claims()) == stored.count("\n| claim |") + stored.count("\n| limitation |") + stored.count("\n| open ")
+
+
+@pytest.mark.skipif(not (RESULTS / "README.md").is_file(), reason="no claim table is stored yet")
+def test_no_claim_is_left_without_a_verdict():
+    left = {row.claim.id for row in rows(read_findings(RESULTS)) if row.verdict == "not run"}
+    assert left == set(), "`make studies` measures them"
