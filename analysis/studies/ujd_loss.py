@@ -86,7 +86,7 @@ def dependency(runs: Runs) -> pd.DataFrame:
     probed, counted = runs.tables["redundancy"], runs.tables["couplings"]
     probed = probed[(probed["scope"] == "layer") & (probed["reading"] == "input") & (probed["o"] == 1)]
     counted = counted[counted["gain"] == 1]
-    counted = counted[counted["batch_size"] == counted["batch_size"].max()]
+    counted = counted[counted["batch_size"] == counted.groupby("checkpoint")["batch_size"].transform("max")]
     columns = ["checkpoint", "layer", "batch_size", "iterations"]
     return probed[["checkpoint", "layer", "cosine", "l2_relative"]].merge(
         counted[columns].drop_duplicates(["checkpoint", "layer"]), on=["checkpoint", "layer"]
@@ -231,7 +231,7 @@ def draw_iterations(random: pd.DataFrame, trained: pd.DataFrame) -> Figure:
             (handles[f"patch {patch}"],) = left.plot([], [], color=INK, ls="none", marker=mark)
         _log2(left, sorted(random["num_tokens"].unique()))
         left.set(xlabel="sequence length L", ylabel="iterations per layer, mean", title="random weights, batch 16")
-        largest = trained[trained["batch_size"] == trained["batch_size"].max()]
+        largest = trained[(trained["batch_size"] == trained["batch_size"].max()) & trained["converged"]]
         whole = largest[largest.groupby("checkpoint")["gain"].transform("nunique") > 1]
         names = list(whole["checkpoint"].unique())
         for name, mark in zip(names, "sD^ov", strict=False):
@@ -263,8 +263,8 @@ def draw_speedups(cells: pd.DataFrame) -> Figure:
             ax.axvline(1, color=INK, lw=0.6, ls=":")
             for decoder, rows in cells.groupby("decoder"):
                 style = decoder_style(str(decoder))
-                for batch, part in rows.groupby("batch_size"):
-                    size = 3.5 + np.log2(batch)
+                for batch in sorted(rows["batch_size"].unique()):
+                    part, size = rows[rows["batch_size"] == batch], 3.5 + np.log2(batch)
                     (handle,) = ax.plot(
                         part[name],
                         part["speedup"],

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.load import Runs
-from analysis.plot import Omitted, listing
+from analysis.plot import Omitted, listing, lowest
 from analysis.studies.base import Finding, Findings
 from analysis.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, sequential_map, theme
 from harness.statistics import median_interval
@@ -42,13 +42,7 @@ def choices(runs: Runs) -> pd.DataFrame:
     kept = sets["sequential_layers"].where(sets["sequential_layers"] != NONE, "")
     sets["sequential_count"] = kept.map(lambda name: len([part for part in name.split("+") if part]))
     sets["first_kept"] = kept.map(lambda name: "1" in name.split("+"))
-    beaten = pd.Series(False, index=sets.index)
-    for _, part in sets.groupby(CASE):
-        for index, row in part.iterrows():
-            better = (part["depth"] <= row["depth"]) & (part["deviation_rmse"] <= row["deviation_rmse"])
-            beaten[index] = bool(
-                (better & (part[["depth", "deviation_rmse"]] != row[["depth", "deviation_rmse"]]).any(axis=1)).any()
-            )
+    beaten = pd.concat([_beaten(part) for _, part in sets.groupby(CASE)])
     columns = [
         *CASE,
         "cell_id",
@@ -62,6 +56,13 @@ def choices(runs: Runs) -> pd.DataFrame:
     columns += ["iterations", "depth", "token_evaluations", "deviation_rmse", "deviation_max", "predicted_s"]
     found = sets.assign(depth_beaten=beaten)[[*columns, "depth_beaten"]]
     return found.sort_values([*CASE, "sequential_count", "sequential_layers"]).reset_index(drop=True)
+
+
+def _beaten(part: pd.DataFrame) -> pd.Series:
+    """(choices,) whether another one is no worse in depth and deviation and better in one of them."""
+    points = part[["depth", "deviation_rmse"]].to_numpy(float)
+    no_worse = (points[:, None] <= points[None]).all(axis=2)
+    return pd.Series((no_worse & ~no_worse.T).any(axis=0), index=part.index)
 
 
 def front(sets: pd.DataFrame) -> pd.DataFrame:
@@ -93,7 +94,7 @@ def single(sets: pd.DataFrame, alone: pd.DataFrame, runs: Runs) -> pd.DataFrame:
 def crm(runs: Runs) -> pd.DataFrame:
     """Share of each layer in the convergence ranking metric of GS-Jacobi; no rows where it was not probed."""
     rows = runs.tables["crm"]
-    return rows.groupby(["checkpoint", "layer"], as_index=False)["crm_share"].mean()
+    return rows.groupby(["checkpoint", "layer"], as_index=False).agg(crm_share=("crm_share", "mean"))
 
 
 def clocked(runs: Runs, sets: pd.DataFrame) -> pd.DataFrame:
@@ -141,10 +142,10 @@ def answers(sets: pd.DataFrame, timed: pd.DataFrame) -> pd.DataFrame:
     for (checkpoint, batch), part in sets.groupby(CASE):
         budget = float(part.loc[part["sequential_layers"] == PAPER, "deviation_rmse"].iloc[0])
         allowed = part[part["deviation_rmse"] <= budget]
-        model = allowed.loc[allowed["predicted_s"].idxmin()]
+        model = lowest(allowed, "predicted_s")
         clock = timed[(timed["checkpoint"] == checkpoint) & (timed["batch_size"] == batch)]
         within = clock[clock["deviation_rmse"] <= budget]
-        best, speed = within.loc[within["wall_s"].idxmin()], clock.set_index("sequential_layers")["speedup"]
+        best, speed = lowest(within, "wall_s"), clock.set_index("sequential_layers")["speedup"]
         rows.append(
             {"checkpoint": checkpoint, "batch_size": batch, "budget": budget, "by_model": model["sequential_layers"],
              "by_clock": best["sequential_layers"], "speedup": best["speedup"], "paper_speedup": speed[PAPER],

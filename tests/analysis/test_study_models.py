@@ -5,7 +5,7 @@ import pytest
 
 from analysis.load import load
 from analysis.memory_model import predicted_live_bytes
-from analysis.studies import memory, which_layers
+from analysis.studies import memory, ujd_loss, which_layers
 from harness.store import RunStore
 
 IDENTITY = {"cell_id": "c", "cell_key": "k"}
@@ -86,3 +86,23 @@ def test_the_layer_that_spoils_most_is_the_one_to_keep(tmp_path):
     assert answer["speedup"] == pytest.approx(1 / 0.6) and answer["paper_speedup"] == pytest.approx(1 / 0.9)
     (claim,) = found.claims
     assert claim.agrees is False and "layer 2" in claim.measured
+
+
+def test_iterations_are_set_beside_dependency_layer_by_layer(tmp_path):
+    probed = [
+        {**IDENTITY, "checkpoint": "toy", "layer": layer, "o": o, "scope": "layer", "reading": "input"}
+        | {"cosine": 0.9, "l2_relative": layer + o}
+        for layer in (1, 2, 3)
+        for o in (1, 2)
+    ]
+    counted = [
+        {**IDENTITY, "checkpoint": "toy", "gain": gain, "tau": 0.5, "batch_size": batch, "layer": layer}
+        | {"iterations": 10 * layer + batch}
+        for gain in (0.5, 1.0)
+        for batch in (1, 4)
+        for layer in (1, 2, 3)
+    ]
+    strength = ujd_loss.dependency(runs(tmp_path / "run", redundancy=probed, couplings=counted))
+    assert strength["l2_relative"].tolist() == [2, 3, 4] and strength["iterations"].tolist() == [14, 24, 34]
+    assert ujd_loss.correlation(strength)["value"] == pytest.approx(1)
+    assert ujd_loss.correlation(strength[:0]) is None
