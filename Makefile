@@ -6,9 +6,10 @@ READY := $(VENV)/.ready
 RUN ?= runs/quickstart
 PROFILE ?= fast
 STUDIES ?= runs/studies
+FASTEST ?= runs/fastest
 BASE ?= results/baselines/asv.json
 
-.PHONY: demo test test-slow fuzz test-faults lint report figures studies format bench bench-compare clean
+.PHONY: demo test test-slow fuzz test-faults lint report fastest figures studies format bench bench-compare clean
 
 demo: $(READY)  ## measure the shipped digits flow, print the table, render the report
 	$(BIN)/harness run quickstart --out $(RUN) --resume
@@ -44,6 +45,10 @@ figures: $(READY)  ## results/figures/ and results/report.html again, from the r
 
 studies: $(READY)  ## the paper's claims measured from the shipped flows; fails where a deterministic number is not as stored
 	$(BIN)/harness study all --profile $(PROFILE) --out $(STUDIES) --resume --check
+
+fastest: $(READY)  ## every decoder on every shipped flow; results/fastest.md says which is fastest at which deviation
+	$(BIN)/harness run fastest --out $(FASTEST) --resume
+	$(BIN)/python -m analysis.fastest $(FASTEST) results/fastest.md
 
 bench: $(READY)  ## asv in this environment, stored by commit under .asv; PROFILE= takes the whole matrix
 	$(BIN)/asv machine --yes

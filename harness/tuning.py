@@ -26,7 +26,7 @@ from harness.decoders.fits import checkpoint_digest
 from harness.decoders.sequential import solve_sequential
 from harness.flows.base import CausalFlow, CausalLayer, Condition
 
-MARGIN = 0.9
+MARGIN = 0.95
 """Share of the budget that a schedule may be predicted to use: held-out latents differ."""
 ROUNDS = 5
 """Timings of every candidate."""

@@ -192,3 +192,20 @@ def test_a_cell_builds_what_it_names(make):
     assert (decoder.tau, tuple(decoder.sequential_layers)) == (0.2, (1, 2))
     assert (guidance.scale, guidance.components) == (2.0, "ab")
     assert Path(cell.checkpoint_path).is_file()
+
+
+def test_what_a_decoder_reads_is_part_of_its_identity_but_not_of_its_key(make, tiny_checkpoint):
+    from harness.calibration import calibrate_checkpoint
+    from harness.flows import load_flow
+
+    def cells():
+        return {cell.label: cell for cell in plan.expand(make([{"name": "fitted"}, {"name": "ujd"}]))}
+
+    before = cells()  # nothing was fitted yet: it is now
+    again = cells()
+    assert before["fitted"].fitted and before == again
+    calibrate_checkpoint(load_flow(tiny_checkpoint), tiny_checkpoint, samples=40, seed=9)
+    after = cells()
+    assert after["fitted"].cell_id != before["fitted"].cell_id
+    assert after["fitted"].cell_key == before["fitted"].cell_key
+    assert after["ujd"] == before["ujd"] and after["ujd"].fitted is None

@@ -1,0 +1,216 @@
+"""Which decoder is fastest at which deviation, from a run of the matrix `fastest`: ``results/fastest.md``.
+
+Every bar is checked by the paired rounds of one run, and every number comes from its tables.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.load import BASELINE, PAPER_TAU, Runs, load
+from analysis.studies.cells import deterministic, layerwise, speed, told
+from analysis.studies.render import machine, markdown
+from harness.statistics import paired_speedups
+
+SPEEDUP = {1: 3.0, 16: 3.0, 64: 2.5}
+"""By batch size, how many times faster than SeJD at tau 0.5 `auto` is to be."""
+FORWARD_RATIO = 1.5
+"""What `auto` may cost at most, in forward passes, at `PARALLEL` batch sizes."""
+PARALLEL = (16, 64)
+SLACK = 1.05
+"""How much slower than any other decoder of no larger deviation `auto` may be."""
+SMALL_BUDGET, SMALL_SPEEDUP = 0.01, 1.5
+"""The strict budget, and how many times faster than the best of `CLASSIC` within it `auto` is to be there."""
+CLASSIC = (BASELINE, "ujd", "sejd")
+CELL = ["flow", "batch_size"]
+AUTO, STRICT = "auto", f"auto, budget {SMALL_BUDGET:g}"
+
+
+def write(folders: Sequence[Path | str], path: Path) -> Path:
+    """Render the text from run folders of the matrix, and the table behind it as CSV beside."""
+    runs = load(folders)
+    frame = table(runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(runs, frame), encoding="utf-8")
+    frame.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
+    return path
+
+
+def table(runs: Runs) -> pd.DataFrame:
+    """One row per cell: cost, quality, wall time, and the paired ratio to SeJD at tau 0.5 in `over_sejd`."""
+    timings = runs.tables["timings"]
+    others = (timings["decoder"] == "sejd") & ~((timings["label"] == "sejd") & (timings["tau"] == PAPER_TAU))
+    paired = paired_speedups(timings[~others], baseline="sejd").set_index("cell_id")
+    names = [*CELL, "series", "tau"]
+    quality = deterministic(runs)
+    timed = speed(runs)[[*names, "wall_s", "speedup", "low", "high", "forward_ratio", "first_layer_share", "rounds"]]
+    frame = quality.merge(timed, on=names, how="left")
+    over = runs.cells[["cell_id", *names]].assign(
+        over_sejd=lambda cells: cells["cell_id"].map(paired["speedup"]),
+        over_sejd_low=lambda cells: cells["cell_id"].map(paired["low"]),
+        over_sejd_high=lambda cells: cells["cell_id"].map(paired["high"]),
+    )
+    return frame.merge(over.drop(columns="cell_id"), on=names, how="left").sort_values(names, kind="stable")
+
+
+def bars(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per flow and batch size: what `auto` reached, and whether that is what was asked for."""
+    rows = []
+    for _, cells in frame.groupby(CELL, sort=False):
+        flow, batch = str(cells["flow"].iloc[0]), int(cells["batch_size"].iloc[0])
+        sejd = _one(cells, "sejd", PAPER_TAU)
+        auto, strict = _one(cells, AUTO), _one(cells, STRICT)
+        if sejd is None or auto is None:
+            continue
+        rivals = cells[(cells["deviation_rmse"] <= sejd["deviation_rmse"]) & ~cells["series"].isin([AUTO, STRICT])]
+        fastest = rivals.sort_values("wall_s").iloc[0]
+        row = {
+            "flow": flow,
+            "batch_size": batch,
+            "over_sejd": told({"speedup": auto["over_sejd"]} | _interval(auto)),
+            "asked": SPEEDUP.get(batch, np.nan),
+            "reached": auto["over_sejd"] >= SPEEDUP.get(batch, 0.0),
+            "deviation": auto["deviation_rmse"],
+            "deviation_sejd": sejd["deviation_rmse"],
+            "no_larger": auto["deviation_rmse"] <= sejd["deviation_rmse"],
+            "fid": auto["fid"],
+            "fid_sejd": sejd["fid"],
+            "forward_ratio": auto["forward_ratio"],
+            "within_forward": batch not in PARALLEL or auto["forward_ratio"] <= FORWARD_RATIO,
+            "fastest_other": _called(fastest),
+            "over_other": fastest["wall_s"] / auto["wall_s"],
+            "not_slower": auto["wall_s"] <= SLACK * fastest["wall_s"],
+        }
+        if strict is not None:
+            exact = cells[cells["decoder"].isin(CLASSIC) & cells["series"].isin(CLASSIC)]
+            exact = exact[exact["deviation_rmse"] <= SMALL_BUDGET]
+            best = exact.sort_values("wall_s").iloc[0]
+            row |= {
+                "strict_deviation": strict["deviation_rmse"],
+                "best_classic": _called(best),
+                "over_classic": best["wall_s"] / strict["wall_s"],
+                "strict_reached": best["wall_s"] / strict["wall_s"] >= SMALL_SPEEDUP
+                and strict["deviation_rmse"] <= SMALL_BUDGET,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def shares(frame: pd.DataFrame) -> pd.DataFrame:
+    """Layer 1's share of a decode's time, sequential, by SeJD at tau 0.5 and by `auto`."""
+    chosen = {BASELINE: None, "sejd": PAPER_TAU, AUTO: None}
+    rows = []
+    for (flow, batch), cells in frame.groupby(CELL, sort=False):
+        found = {name: _one(cells, name, tau) for name, tau in chosen.items()}
+        shown = {name: np.nan if row is None else row["first_layer_share"] for name, row in found.items()}
+        rows.append({"flow": flow, "batch_size": batch} | shown)
+    return pd.DataFrame(rows)
+
+
+def render(runs: Runs, frame: pd.DataFrame) -> str:
+    """The text."""
+    reached = bars(frame)
+    met = {
+        name: f"{int(reached[name].sum())} of {len(reached)}"
+        for name in ("reached", "no_larger", "within_forward", "not_slower", "strict_reached")
+        if name in reached
+    }
+    layers = layerwise(runs)
+    schedules = layers[layers["series"].isin([AUTO, STRICT])]
+    schedules = schedules.assign(how=schedules["mode"] + " " + schedules["iterations"].astype(str))
+    schedules = schedules.groupby(["flow", "series", "batch_size"], sort=False)["how"].agg(", ".join).reset_index()
+    parts = [
+        "# The fastest decoder at SeJD's deviation\n",
+        f"One run of the matrix `fastest` on {machine(runs)}. Ratios are medians over paired rounds, with 95 % "
+        f"intervals where they are to SeJD at tau {PAPER_TAU:g}. Written by `make fastest`; no number is typed in.\n",
+        "## `auto` with its default budget\n",
+        f"Times faster than SeJD as asked: {met['reached']} cells. Deviation no larger than SeJD's: "
+        f"{met['no_larger']}. At most {FORWARD_RATIO:g} forward passes at batches of "
+        f"{' and '.join(map(str, PARALLEL))}: {met['within_forward']}. Not slower by more than {SLACK - 1:.0%} than "
+        f"any other decoder of no larger deviation than SeJD's: {met['not_slower']}.\n",
+        markdown(reached[[name for name in _BARS if name in reached]], _BARS),
+    ]
+    if "strict_reached" in reached:
+        parts += [
+            f"\n## `auto` with a budget of {SMALL_BUDGET:g}\n",
+            f"Asked for: {SMALL_SPEEDUP:g} times faster than the best of {', '.join(CLASSIC)} within the budget. "
+            f"Reached in {met['strict_reached']} cells.\n",
+            markdown(reached[list(_STRICT)], _STRICT),
+        ]
+    parts += [
+        "\n## Layer 1's share of the time\n",
+        markdown(shares(frame), {"flow": "flow", "batch_size": "batch"}, (BASELINE, "sejd", AUTO)),
+        "\n## What `auto` does, layer by layer\n",
+        markdown(schedules, {"flow": "flow", "series": "decoder", "batch_size": "batch", "how": "network calls"}),
+        "\n## Every cell\n",
+        markdown(frame[list(_CELLS)], _CELLS),
+        "\nFPE: token evaluations over those of one forward pass. Deviation: RMSE to the exact sample of the same "
+        "latents. FID: by each dataset's own small feature network, comparable within one flow and batch size only.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+_BARS = {
+    "flow": "flow",
+    "batch_size": "batch",
+    "over_sejd": "over SeJD",
+    "asked": "asked",
+    "reached": "reached",
+    "deviation": "deviation",
+    "deviation_sejd": "SeJD's",
+    "no_larger": "no larger",
+    "fid": "FID",
+    "fid_sejd": "SeJD's FID",
+    "forward_ratio": "forward passes",
+    "within_forward": "few enough",
+    "fastest_other": "fastest other",
+    "over_other": "over it",
+    "not_slower": "not slower",
+}
+_STRICT = {
+    "flow": "flow",
+    "batch_size": "batch",
+    "strict_deviation": "deviation",
+    "best_classic": "best of the three",
+    "over_classic": "over it",
+    "strict_reached": "reached",
+}
+_CELLS = {
+    "flow": "flow",
+    "batch_size": "batch",
+    "series": "decoder",
+    "tau": "tau",
+    "wall_s": "time (s)",
+    "speedup": "over sequential",
+    "over_sejd": "over SeJD",
+    "forward_ratio": "forward passes",
+    "deviation_rmse": "deviation",
+    "fid": "FID",
+    "fpe": "FPE",
+    "depth": "depth",
+    "iterations": "iterations per layer",
+}
+
+
+def _one(cells: pd.DataFrame, series: str, tau: float | None = None) -> pd.Series | None:
+    rows = cells[cells["series"] == series]
+    rows = rows if tau is None else rows[rows["tau"] == tau]
+    return None if rows.empty else rows.iloc[0]
+
+
+def _interval(row: pd.Series) -> dict[str, float]:
+    return {"low": row["over_sejd_low"], "high": row["over_sejd_high"]}
+
+
+def _called(row: pd.Series) -> str:
+    return str(row["series"]) if pd.isna(row["tau"]) else f"{row['series']}, tau {row['tau']:g}"
+
+
+if __name__ == "__main__":
+    *folders, path = sys.argv[1:]
+    print(write(folders, Path(path)))

@@ -1,0 +1,65 @@
+"""The bars of the fastest decoder are held against what a table says."""
+
+import pandas as pd
+import pytest
+
+from analysis.fastest import AUTO, STRICT, bars, shares
+
+
+def cell(series, tau, wall_s, deviation, decoder=None, **more):
+    row = {"flow": "f", "batch_size": 16, "series": series, "decoder": decoder or series, "tau": tau, "wall_s": wall_s}
+    ratios = {"over_sejd": 1.0 / wall_s, "over_sejd_low": 0.9 / wall_s, "over_sejd_high": 1.1 / wall_s}
+    return (
+        row
+        | ratios
+        | {"deviation_rmse": deviation, "fid": 2.0, "forward_ratio": 5 * wall_s, "first_layer_share": 0.5}
+        | more
+    )
+
+
+@pytest.fixture
+def cells():
+    return [
+        cell("sequential", None, 2.0, 0.0),
+        cell("sejd", 0.5, 1.0, 0.07),
+        cell("sejd", 0.05, 1.6, 0.008),
+        cell("ujd", 0.5, 0.8, 0.09),
+        cell("fitted iterations=[2,1]", 0.5, 0.30, 0.069, "fitted"),
+        cell(AUTO, 0.5, 0.29, 0.06, "auto"),
+        cell(STRICT, 0.5, 0.6, 0.009, "auto"),
+    ]
+
+
+def test_every_bar_is_met_by_a_decoder_that_meets_them(cells):
+    (row,) = bars(pd.DataFrame(cells)).to_dict("records")
+    assert row["over_sejd"] == "3.45x [3.10, 3.79]"
+    assert row["reached"] and row["no_larger"] and row["within_forward"] and row["not_slower"] and row["strict_reached"]
+    assert row["fastest_other"] == "fitted iterations=[2,1], tau 0.5"
+    assert row["best_classic"] == "sejd, tau 0.05"
+    assert row["over_classic"] == pytest.approx(1.6 / 0.6)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "bar"),
+    [
+        (5, {"over_sejd": 2.9}, "reached"),
+        (5, {"deviation_rmse": 0.071}, "no_larger"),
+        (5, {"forward_ratio": 1.6}, "within_forward"),
+        (4, {"wall_s": 0.27}, "not_slower"),
+        (6, {"wall_s": 1.1}, "strict_reached"),
+        (6, {"deviation_rmse": 0.011}, "strict_reached"),
+    ],
+)
+def test_a_bar_that_is_missed_is_told(cells, place, change, bar):
+    cells[place] |= change
+    assert not bars(pd.DataFrame(cells)).iloc[0][bar]
+
+
+def test_a_faster_decoder_of_larger_deviation_is_no_rival(cells):
+    cells[3] |= {"wall_s": 0.01}
+    assert bars(pd.DataFrame(cells)).iloc[0]["not_slower"]
+
+
+def test_shares_of_layer_1(cells):
+    cells[1] |= {"first_layer_share": 0.9}
+    assert shares(pd.DataFrame(cells)).iloc[0][["sequential", "sejd", "auto"]].tolist() == [0.5, 0.9, 0.5]
