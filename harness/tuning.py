@@ -35,18 +35,20 @@ SEQUENTIAL = LayerChoice("sequential")
 
 
 def candidates(flow: CausalFlow) -> list[LayerChoice]:
-    """What a layer may be decoded by, each a fixed amount of work."""
+    """What a layer may be decoded by, each a fixed amount of work; also in half precision, which has its own error."""
     longest = flow.num_tokens - 1
-    fitted = [LayerChoice("fitted", {"iterations": [n]}) for n in (1, 2, 3, 4, 6, 8) if n < longest]
+    fitted = [{"iterations": [n]} for n in (1, 2, 3, 4, 6, 8) if n < longest]
     strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 8]
     shared = {"initial": "fitted", "correction": "fitted", "fallback": "leave"}
     slides = [
-        LayerChoice("frontier", {"window": times * stride, "advance": stride, **shared})
+        {"window": times * stride, "advance": stride, **shared}
         for stride in strides
         for times in (2, 3, 4)
         if times * stride <= longest
     ]
-    return [SEQUENTIAL, *fitted, *slides]
+    choices = [*(("fitted", options) for options in fitted), *(("frontier", options) for options in slides)]
+    half = {"network_dtype": "bfloat16"}
+    return [SEQUENTIAL, *(LayerChoice(name, options | more) for more in ({}, half) for name, options in choices)]
 
 
 def tune_checkpoint(flow: CausalFlow, source: Path, batch: int, budget: float | None, samples: int = 64) -> Path:

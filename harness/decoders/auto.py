@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness.decoders.base import Decoder, LayerTrace, build_decoder, decoders
 from harness.decoders.fits import checkpoint_digest, stored_beside
+from harness.decoders.memory import Footprint
 from harness.errors import HarnessError, unknown
 from harness.files import read_toml, write_text
 from harness.flows.base import CausalFlow, CausalLayer, Condition
@@ -191,6 +192,10 @@ class Auto(Decoder):
         choices = [str(choice) for choice in self._schedule(untapped(flow), batch).layers]
         fits = {layer.fits_digest(flow, batch) for layer in self._find(flow, batch) if layer.reads_fits}
         return hashlib.sha256(json.dumps([choices, sorted(fits)]).encode()).hexdigest()[:16]
+
+    def footprint(self, layer: CausalLayer) -> Footprint:
+        """Of the layer's own way."""
+        return self._layers[layer.number - 1].footprint(layer) if self._layers else super().footprint(layer)
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Solve the layer in its own way."""

@@ -214,13 +214,16 @@ def bytes_of_one(
 ) -> tuple[int, int]:
     """What one sample takes: bytes that its cache keeps, and the most alive besides in a call of `window` tokens.
 
-    Found by one call on `inputs`, (1, L, D) whose values do not matter.
+    Found by a call on the first window of `inputs`, (1, L, D) whose values do not matter, and, where there is a prefix
+    to look back at, on the last.
     """
     one = condition.select(torch.zeros(1, dtype=torch.long, device=inputs.device))
+    last = inputs.shape[1] - 1 - window
     with LiveBytes() as live:
         cache = layer.new_cache(1, one) if cached else None
         kept = live.bytes
-        layer.affine(inputs[:, :window], cache, 0, one)
+        for start in {0, last} if cached else {0}:
+            layer.affine(inputs[:, start : start + window], cache, start, one)
     return kept, live.peak - kept
 
 

@@ -1,7 +1,7 @@
 """Peak memory that is counted rather than measured: the bytes of all tensors alive at once during a call.
 
-It is the same on every machine, and says what a decoder asks for; what an allocator, a kernel's workspace or a library's
-own buffers add to it is left to the measured peaks of `harness.metrics.memory`.
+It is the same on every machine, and says what a decoder asks for; what an allocator, a kernel's workspace or a
+library's own buffers add to it is left to the measured peaks of `harness.metrics.memory`.
 """
 
 from __future__ import annotations

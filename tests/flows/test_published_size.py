@@ -1,4 +1,4 @@
-"""A checkpoint as large as the published AFHQ flow: loaded without a second copy, and decoded (minutes, 2 GB of disk)."""
+"""A checkpoint of the published AFHQ size: loaded without a second copy, and decoded (minutes, 2 GB of disk)."""
 
 import json
 import subprocess
