@@ -26,8 +26,9 @@ from harness.decoders.fits import checkpoint_digest
 from harness.decoders.sequential import solve_sequential
 from harness.flows.base import CausalFlow, CausalLayer, Condition
 
-MARGIN = 0.95
-"""Share of the budget that a schedule may be predicted to use: held-out latents differ."""
+MARGIN = 0.9
+"""Share of the budget that a schedule may be predicted to use, and of SeJD's deviation that it may have: both are of
+some latents, and others differ."""
 ROUNDS = 5
 """Timings of every candidate."""
 
@@ -79,17 +80,21 @@ def tune(
     choices = candidates(flow)
     solvers = [choice.build().bind(flow, samples) for choice in choices]
     seconds = _time(flow, batch, solvers)
-    allowed = budget if budget is not None else tuned_on.deviation(build_decoder("sejd"), batch)
+    sejd = build_decoder("sejd")
+    predicted, allowed = (
+        sample.deviation(sejd, batch) if budget is None else budget for sample in (tuned_on, held_out)
+    )
+    limit = allowed if budget is not None else MARGIN * allowed
     errors = _errors(flow, tuned_on, solvers)
-    for places in _pareto(seconds, errors, (MARGIN * allowed) ** 2):
+    for places in _pareto(seconds, errors, (MARGIN * predicted) ** 2):
         layers = tuple(choices[place] for place in places)
         deviation = held_out.deviation(_Fixed(layers), samples)
-        if deviation <= allowed:
+        if deviation <= limit:
             break
     else:
         layers, deviation = (SEQUENTIAL,) * flow.num_layers, 0.0
-    predicted = sum(seconds[choices.index(choice)] for choice in layers)
-    return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted, digest)
+    predicted_s = sum(seconds[choices.index(choice)] for choice in layers)
+    return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted_s, digest)
 
 
 class _Fixed(Auto):

@@ -215,14 +215,14 @@ def bytes_of_one(
     """What one sample takes: bytes that its cache keeps, and the most alive besides in a call of `window` tokens.
 
     Found by a call on the first window of `inputs`, (1, L, D) whose values do not matter, and, where there is a prefix
-    to look back at, on the last.
+    to look back at, on windows up to the last: a call may grow with its prefix, or with its place.
     """
     one = condition.select(torch.zeros(1, dtype=torch.long, device=inputs.device))
     last = inputs.shape[1] - 1 - window
     with LiveBytes() as live:
         cache = layer.new_cache(1, one) if cached else None
         kept = live.bytes
-        for start in {0, last} if cached else {0}:
+        for start in sorted({*range(0, last, max(last // 8, 1)), last}) if cached else [0]:
             layer.affine(inputs[:, start : start + window], cache, start, one)
     return kept, live.peak - kept
 
