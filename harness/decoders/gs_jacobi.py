@@ -140,8 +140,8 @@ class GaussSeidelJacobi(JacobiDecoder):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether something fitted is asked for, in any layer."""
-        return FITTED in (*_entries(self._settings.initial), self.correction)
+        """Whether something fitted is asked for, in any layer; no strategy does."""
+        return FITTED in (*(() if self.strategy else _entries(self.initial)), self.correction)
 
     @property
     def _settings(self) -> GaussSeidelJacobi | Strategy:
