@@ -31,6 +31,9 @@ from harness.flows.precision import in_dtype
 WALK, SOLVER, UPDATE = 3, 2, 8
 """(B, L, D) tensors that the walk holds, and a solver besides; tensors of a window's size that an update takes."""
 
+INDEX = 8
+"""Bytes of a number that says which sample or token; there are as many as samples and tokens."""
+
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 Solve = Callable[[CausalLayer, Tensor, Condition], tuple[Tensor, LayerTrace]]
@@ -105,7 +108,7 @@ class Room:
         token, window = dim * self._latents.element_size(), min(footprint.window, length - 1)
         cache, call = bytes_of_one(layer, self._latents[:1], self._condition, window, footprint.cached)
         state = SOLVER * length * token + UPDATE * window * token + cache
-        left = self.bound - WALK * batch * length * token
+        left = self.bound - WALK * batch * length * token - INDEX * (batch + length)
         if footprint.shared:
             together, in_call, least = batch, (left - batch * state) // max(call, 1), batch * state + call
         else:
