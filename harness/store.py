@@ -220,7 +220,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"'{file}' is no manifest of this harness's format {FORMAT}")
     for name in ("matrix", "environment", "sessions", "checkpoints"):
-        if not isinstance(manifest.get(name, {}), dict):
+        if manifest.get(name) is not None and not isinstance(manifest[name], dict):
             raise StoreError(f"'{file}' was not written by this harness: its '{name}' is no table of values")
     return manifest
 
