@@ -376,6 +376,8 @@ def test_shipped_flows_are_those_of_their_configurations(name: str) -> None:
     if not weights.exists():
         pytest.skip(f"'{name}' has no shipped weights")
     _, config = read_config(name)
+    if not isinstance(config, TrainingConfig):
+        pytest.skip("of another family, whose tests are its own")
     with safe_open(weights, framework="pt") as file:
         metadata = file.metadata()
     assert TrainingConfig.model_validate_json(metadata["config"]) == config.model_copy(update={"remark": ""})
