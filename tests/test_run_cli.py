@@ -98,7 +98,7 @@ def test_samples_that_cannot_be_drawn(harness, tmp_path, tiny_checkpoint):
     refused(harness("sample", tiny_checkpoint, "--denoise"), "does not tell the noise", "as a number")
     refused(harness("sample", tiny_checkpoint, "--temperature", "0", "--guidance", "1"), "temperature")
     (tmp_path / "file").write_text("")
-    refused(harness("sample", tiny_checkpoint, "-n", "1", "--out", tmp_path / "file" / "x.png"), "cannot be written")
+    refused(harness("sample", tiny_checkpoint, "-n", "1", "--out", tmp_path / "file" / "x.png"), "cannot write to")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
