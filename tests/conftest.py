@@ -1,20 +1,20 @@
 """What several tests share."""
 
-import atexit
 import os
-import shutil
-import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in child processes: tests are small
-# Locks of devices lie here: nothing is timed in tests, so they wait for no measurement that this machine is busy with.
-os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="harness-tests-")
-tempfile.tempdir = None
-atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
-
+import atexit
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+
+# Locks of devices lie here: nothing is timed in tests, so they wait for no measurement that this machine is busy with.
+os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="harness-tests-")
+tempfile.tempdir = None
+atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -139,7 +139,7 @@ def test_the_manifest_tells_what_ran_where(undisturbed):
     assert len(manifest["environment"]["fingerprint"]) == 12 and manifest["checkpoints"]["tiny.safetensors"]
 
 
-@settings(deadline=None, max_examples=5, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=2, suppress_health_check=list(HealthCheck))  # a run takes seconds
 @given(data=st.data())
 def test_an_interrupted_run_resumed_has_the_rows_of_an_undisturbed_one(make, undisturbed, tmp_path_factory, data):
     out = tmp_path_factory.mktemp("runs") / "interrupted"
