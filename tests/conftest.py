@@ -3,8 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in child processes: tests are small
-import atexit
-import shutil
+
 import tempfile
 from pathlib import Path
 
@@ -12,9 +11,9 @@ import pytest
 import torch
 
 # Locks of devices lie here: nothing is timed in tests, so they wait for no measurement that this machine is busy with.
-os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="harness-tests-")
-tempfile.tempdir = None
-atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
+_FOLDER = Path(tempfile.gettempdir()) / f"harness-tests-{getattr(os, 'getuid', int)()}"
+_FOLDER.mkdir(exist_ok=True)
+os.environ["TMPDIR"], tempfile.tempdir = str(_FOLDER), None
 
 SHARED = Path(__file__).parents[2] / "shared"
 
