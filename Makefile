@@ -16,7 +16,7 @@ demo: $(READY)  ## measure the shipped digits flow, print the table, render the 
 	$(BIN)/harness report $(RUN)
 
 test: $(READY)  ## the default suite: no GPU, under ten minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses logical --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -47,7 +47,7 @@ studies: $(READY)  ## the paper's claims measured from the shipped flows; fails 
 	$(BIN)/harness study all --profile $(PROFILE) --out $(STUDIES) --resume --check
 
 fastest: $(READY)  ## every decoder on every shipped flow; results/fastest.md says which is fastest at which deviation
-	$(BIN)/harness run fastest --out $(FASTEST) --resume
+	$(BIN)/harness run fastest --out $(FASTEST) --resume --workers 2
 	$(BIN)/python -m analysis.fastest $(FASTEST) results/fastest.md
 
 bench: $(READY)  ## asv in this environment, stored by commit under .asv; PROFILE= takes the whole matrix

@@ -21,6 +21,16 @@ data_root = click.option(
 )
 
 
+class Budget(click.ParamType):
+    """A deviation allowed, or ``"sejd"``, which is None."""
+
+    name = "rmse"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """The number, checked."""
+        return None if value in (None, "sejd") else click.FloatRange(min=0).convert(value, param, ctx)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="harness")
 def app() -> None:
@@ -318,9 +328,11 @@ def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
 
 @app.command("tune")
 @click.argument("flow", metavar="FLOW")
-@click.option("--batch", type=click.IntRange(min=1), required=True, help="Samples decoded together.")
-@click.option("--budget", type=click.FloatRange(min=0), help="RMSE to the exact sample; by default SeJD's at tau 0.5.")
-@click.option("--samples", type=click.IntRange(min=8), default=64, show_default=True, help="Tuned on, and held out.")
+@click.option("--batch", "batches", type=click.IntRange(min=1), required=True, multiple=True,
+              help="Samples decoded together; may be repeated.")  # fmt: skip
+@click.option("--budget", "budgets", type=Budget(), multiple=True, default=["sejd"], show_default=True,
+              help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
+@click.option("--samples", type=click.IntRange(min=8), default=256, show_default=True, help="Tuned on, and held out.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
 def tune_command(flow: str, device: str, threads: int | None, **options: Any) -> None:
@@ -332,8 +344,8 @@ def tune_command(flow: str, device: str, threads: int | None, **options: Any) ->
     from harness.tuning import tune_checkpoint
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    path = tune_checkpoint(load_flow(flow, device), checkpoint_path(flow), **options)
-    click.echo(f"{path.read_text()}\nstored as {path}")
+    for path in tune_checkpoint(load_flow(flow, device), checkpoint_path(flow), **options):
+        click.echo(f"{path.read_text()}\nstored as {path}\n")
 
 
 @app.command("study")

@@ -139,26 +139,29 @@ def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline:
     Args:
         quality: the table of that name with each cell's `group_id` and `decoder`.
         tolerance: `max_deviation`, RMSE in image units, and `max_fid_increase`, relative to the baseline's FID of the
-            same group and features; either may be absent.
+            same group, features and number of samples; either may be absent.
         baseline: the decoder that is valid by definition.
 
     Returns:
         True, False, or None where nothing was stated or measured, in the order of `quality`.
     """
     reference = quality[(quality["decoder"] == baseline) & (quality["status"] == "ok")].drop_duplicates("group_id")
-    exact = quality[["group_id"]].merge(reference[["group_id", "fid", "fid_features"]], on="group_id", how="left")
+    exact = quality[["group_id"]].merge(reference[["group_id", *_COMPARABLE, "fid"]], on="group_id", how="left")
     verdicts: list[bool | None] = []
     for row, base in zip(quality.to_dict("records"), exact.to_dict("records"), strict=True):
         checks = []
         if "max_deviation" in tolerance and pd.notna(row["deviation_rmse"]):
             checks.append(row["deviation_rmse"] <= tolerance["max_deviation"])
-        comparable = pd.notna(row["fid"]) and pd.notna(base["fid"]) and row["fid_features"] == base["fid_features"]
+        comparable = pd.notna(row["fid"]) and pd.notna(base["fid"]) and all(row[c] == base[c] for c in _COMPARABLE)
         if "max_fid_increase" in tolerance and comparable:
             checks.append(row["fid"] <= base["fid"] * (1 + tolerance["max_fid_increase"]))
         broken = row["status"] != "ok" or bool(row["nonfinite_samples"] and row["nonfinite_samples"] > 0)
         verdicts.append(False if broken else bool(all(checks)) if checks else None)
     return pd.Series(verdicts, index=quality.index, dtype=object)
 
+
+_COMPARABLE = ["fid_features", "num_samples"]
+"""What two FIDs must have in common: they are biased by the number of samples."""
 
 _FIGURES = [
     "wall_s",

@@ -1,11 +1,12 @@
 """Choosing how each layer of a flow is decoded: what `harness tune` does.
 
-Nothing is searched blindly. Every candidate is timed on one layer of the flow, at the batch size in question, in
-shuffled rounds; and its error is measured on every layer, on latents decoded exactly. How much an error in a layer's
-output matters in the sample is measured too, by decoding the rest exactly from a perturbed output. With errors of
-different layers taken as independent, the fastest schedule for every deviation is then found exactly, layer by layer.
-The fastest within the budget is decoded on latents that it was not chosen on; while it fails there, the next safer one
-is tried, and sequential decoding ends the list.
+Nothing is searched blindly. The error of every candidate is measured on every layer, on latents decoded exactly; a
+candidate is a fixed amount of work, so its error is the same whatever the batch. How much an error in a layer's output
+matters in the sample is measured too, by decoding the rest exactly from a perturbed output. For each batch size every
+candidate is then timed on one layer of the flow, in shuffled rounds. With errors of different layers taken as
+independent, the fastest schedule for every deviation is found exactly, layer by layer. The fastest within the budget is
+decoded on latents that it was not chosen on; while it fails there, the next safer one is tried, and sequential decoding
+ends the list.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,10 +29,14 @@ from harness.decoders.sequential import solve_sequential
 from harness.flows.base import CausalFlow, CausalLayer, Condition
 
 MARGIN = 0.9
-"""Share of the budget that a schedule may be predicted to use, and of SeJD's deviation that it may have: both are of
-some latents, and others differ."""
-ROUNDS = 5
-"""Timings of every candidate."""
+"""Share of the budget that a schedule may be predicted to use, and may use on held-out latents: a budget is kept on
+others than these."""
+ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 20.0
+"""Timings of every candidate: at least `ROUNDS`, more of what is quick, up to `MOST_ROUNDS` or so many seconds in all."""
+SAMPLES = 256
+"""Latents that errors are measured on, and as many to confirm a schedule."""
+BATCH = 64
+"""Samples decoded together where only errors matter."""
 
 SEQUENTIAL = LayerChoice("sequential")
 
@@ -38,7 +44,7 @@ SEQUENTIAL = LayerChoice("sequential")
 def candidates(flow: CausalFlow) -> list[LayerChoice]:
     """What a layer may be decoded by, each a fixed amount of work; also in half precision, which has its own error."""
     longest = flow.num_tokens - 1
-    fitted = [{"iterations": [n]} for n in (1, 2, 3, 4, 6, 8) if n < longest]
+    fitted = [{"iterations": [n]} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
     strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 8]
     shared = {"initial": "fitted", "correction": "fitted", "fallback": "leave"}
     slides = [
@@ -47,54 +53,82 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
         for times in (2, 3, 4)
         if times * stride <= longest
     ]
-    choices = [*(("fitted", options) for options in fitted), *(("frontier", options) for options in slides)]
+    choices: list[tuple[str, dict[str, Any]]] = [
+        *(("fitted", options) for options in fitted),
+        *(("frontier", options) for options in slides),
+    ]
     half = {"network_dtype": "bfloat16"}
     return [SEQUENTIAL, *(LayerChoice(name, options | more) for more in ({}, half) for name, options in choices)]
 
 
-def tune_checkpoint(flow: CausalFlow, source: Path, batch: int, budget: float | None, samples: int = 64) -> Path:
-    """Tune and store the schedule; the path it was written to."""
-    schedule = tune(flow, batch, budget, samples, digest=checkpoint_digest(source))
-    path = schedule_path(source, schedule.device, batch, budget)
-    schedule.save(path)
-    return path
+def tune_checkpoint(
+    flow: CausalFlow, source: Path, batches: Sequence[int], budgets: Sequence[float | None], samples: int = SAMPLES
+) -> list[Path]:
+    """Tune and store a schedule for every batch size and budget; the paths they were written to."""
+    tuner, paths = Tuner(flow, samples), []
+    for batch in batches:
+        for budget in budgets:
+            schedule = tuner.schedule(batch, budget, digest=checkpoint_digest(source))
+            paths.append(schedule_path(source, schedule.device, batch, budget))
+            schedule.save(paths[-1])
+    return paths
 
 
-@torch.no_grad()
-def tune(
-    flow: CausalFlow, batch: int, budget: float | None = None, samples: int = 64, seed: int = 1, digest: str = ""
-) -> LayerSchedule:
-    """Find the fastest schedule within a budget.
+class Tuner:
+    """What is measured of a flow once, and the schedules that follow from it.
 
     Args:
         flow: what is decoded.
-        batch: samples decoded together.
-        budget: the deviation allowed, RMSE of tokens to the exact sample; None for that of SeJD at tau 0.5.
-        samples: latents that errors are measured on, and as many to confirm the schedule.
+        samples: latents that errors are measured on, and as many to confirm a schedule.
         seed: of the latents and classes.
-        digest: of the checkpoint.
     """
-    generator = torch.Generator().manual_seed(seed)
-    tuned_on, held_out = (_Sample.draw(flow, samples, generator) for _ in range(2))
-    device = tuned_on.latents.device.type
-    choices = candidates(flow)
-    solvers = [choice.build().bind(flow, samples) for choice in choices]
-    seconds = _time(flow, batch, solvers)
-    sejd = build_decoder("sejd")
-    predicted, allowed = (
-        sample.deviation(sejd, batch) if budget is None else budget for sample in (tuned_on, held_out)
-    )
-    limit = allowed if budget is not None else MARGIN * allowed
-    errors = _errors(flow, tuned_on, solvers)
-    for places in _pareto(seconds, errors, (MARGIN * predicted) ** 2):
-        layers = tuple(choices[place] for place in places)
-        deviation = held_out.deviation(_Fixed(layers), samples)
-        if deviation <= limit:
-            break
-    else:
-        layers, deviation = (SEQUENTIAL,) * flow.num_layers, 0.0
-    predicted_s = sum(seconds[choices.index(choice)] for choice in layers)
-    return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted_s, digest)
+
+    @torch.no_grad()
+    def __init__(self, flow: CausalFlow, samples: int = SAMPLES, seed: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.flow = flow
+        self.tuned_on, self.held_out = (_Sample.draw(flow, samples, generator) for _ in range(2))
+        self.choices = candidates(flow)
+        self.solvers = [choice.build().bind(flow, samples) for choice in self.choices]
+        self.errors = _errors(flow, self.tuned_on, self.solvers)
+        self._seconds: dict[int, list[float]] = {}
+        self._sejd: dict[int, tuple[float, float]] = {}
+
+    @torch.no_grad()
+    def schedule(self, batch: int, budget: float | None = None, digest: str = "") -> LayerSchedule:
+        """The fastest schedule within a budget.
+
+        Args:
+            batch: samples decoded together.
+            budget: the deviation allowed, RMSE of tokens to the exact sample; None for that of SeJD at tau 0.5.
+            digest: of the checkpoint.
+        """
+        seconds, (predicted, allowed) = self.seconds(batch), self.allowed(batch, budget)
+        for places in _pareto(seconds, self.errors, (MARGIN * predicted) ** 2):
+            layers = tuple(self.choices[place] for place in places)
+            deviation = self.held_out.deviation(_Fixed(layers), BATCH)
+            if deviation <= MARGIN * allowed:
+                break
+        else:
+            layers, deviation = (SEQUENTIAL,) * self.flow.num_layers, 0.0
+        predicted_s = sum(seconds[self.choices.index(choice)] for choice in layers)
+        device = self.tuned_on.latents.device.type
+        return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted_s, digest)
+
+    def seconds(self, batch: int) -> list[float]:
+        """Of every candidate for one layer."""
+        if batch not in self._seconds:
+            self._seconds[batch] = _time(self.flow, batch, self.solvers)
+        return self._seconds[batch]
+
+    def allowed(self, batch: int, budget: float | None) -> tuple[float, float]:
+        """The deviation that a budget comes to on the latents tuned on, and on those held out."""
+        if budget is not None:
+            return budget, budget
+        if batch not in self._sejd:  # its stopping rule spans the batch
+            sejd = build_decoder("sejd")
+            self._sejd[batch] = self.tuned_on.deviation(sejd, batch), self.held_out.deviation(sejd, batch)
+        return self._sejd[batch]
 
 
 class _Fixed(Auto):
@@ -125,21 +159,24 @@ class _Sample:
         labels = None
         if flow.num_classes:
             labels = torch.randint(flow.num_classes, (count,), generator=generator).to(latents.device)
-        return cls(flow, latents, labels, build_decoder("sequential").decode(flow, latents, labels).tokens)
+        drawn = cls(flow, latents, labels, latents)
+        return replace(drawn, exact=drawn.decode(build_decoder("sequential"), BATCH))
+
+    def decode(self, decoder: Decoder, batch: int) -> Tensor:
+        """(samples, L, D) tokens, decoded a batch at a time."""
+        return torch.cat([decoder.decode(self.flow, z, y).tokens for z, y in self._batches(self.latents, batch)])
 
     def deviation(self, decoder: Decoder, batch: int) -> float:
         """RMSE of a decoder's tokens to the exact ones, decoded a batch at a time."""
-        tokens = torch.cat(
-            [
-                decoder.decode(
-                    self.flow,
-                    self.latents[start : start + batch],
-                    None if self.labels is None else self.labels[start : start + batch],
-                ).tokens
-                for start in range(0, len(self.latents), batch)
-            ]
-        )
-        return _rmse(tokens, self.exact)
+        return _rmse(self.decode(decoder, batch), self.exact)
+
+    def in_batches(self, tokens: Tensor, solve: Callable[[Tensor, Condition], Tensor]) -> Tensor:
+        """(samples, L, D) what `solve` makes of tokens of these samples, a batch and its condition at a time."""
+        return torch.cat([solve(x, self.flow.condition(len(x), y)) for x, y in self._batches(tokens, BATCH)])
+
+    def _batches(self, tokens: Tensor, size: int) -> list[tuple[Tensor, Tensor | None]]:
+        labels = [None] * len(tokens) if self.labels is None else self.labels.split(size)
+        return list(zip(tokens.split(size), labels, strict=False))
 
 
 def _time(flow: CausalFlow, batch: int, solvers: Sequence[Decoder]) -> list[float]:
@@ -149,7 +186,10 @@ def _time(flow: CausalFlow, batch: int, solvers: Sequence[Decoder]) -> list[floa
     rounds: list[list[float]] = [[] for _ in solvers]
     order = list(range(len(solvers)))
     shuffle = random.Random(0).shuffle
-    for attempt in range(ROUNDS + 1):
+    began = time.perf_counter()
+    for attempt in range(MOST_ROUNDS + 1):
+        if attempt > ROUNDS and time.perf_counter() - began > ENOUGH_S:
+            break
         shuffle(order)
         for place in order:
             _wait(inputs)
@@ -168,17 +208,17 @@ def _wait(tensor: Tensor) -> None:
 
 def _errors(flow: CausalFlow, sample: _Sample, solvers: Sequence[Decoder]) -> list[list[float]]:
     """For every layer and candidate, the mean squared deviation of the sample that it causes alone."""
-    condition = flow.condition(len(sample.latents), sample.labels)
     tokens, errors = flow.scale_latents(sample.latents), []
     for place, layer in enumerate(flow.layers):
         inputs = layer.arrange(tokens)
-        exact, _ = solve_sequential(layer, inputs, condition)
-        outputs = [solver.solve(layer, inputs, condition)[0] for solver in solvers]
+        exact = sample.in_batches(inputs, lambda z, c: solve_sequential(layer, z, c)[0])  # noqa: B023
+        outputs = [sample.in_batches(inputs, lambda z, c: solver.solve(layer, z, c)[0]) for solver in solvers]  # noqa: B023
         squared = [_rmse(output, exact) ** 2 for output in outputs]
         typical = min(range(len(solvers)), key=lambda i: abs(squared[i] - _middle(squared)))
         gain = 1.0
         if squared[typical] > 0:
-            sampled = _finish(flow.layers[place + 1 :], layer.restore(outputs[typical]), condition)
+            rest = flow.layers[place + 1 :]
+            sampled = sample.in_batches(layer.restore(outputs[typical]), lambda x, c: _finish(rest, x, c))  # noqa: B023
             gain = _rmse(sampled, sample.exact) ** 2 / squared[typical]
         errors.append([gain * error for error in squared])
         tokens = layer.restore(exact)

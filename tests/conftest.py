@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-# Locks of devices lie here: nothing is timed in tests, so they wait for no measurement that this machine is busy with.
-_FOLDER = Path(tempfile.gettempdir()) / f"harness-tests-{getattr(os, 'getuid', int)()}"
+# Locks of devices lie here: nothing is timed in tests, so they wait for no measurement that this machine is busy with,
+# and not for each other where several processes share the tests.
+_OWNER = f"{getattr(os, 'getuid', int)()}-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+_FOLDER = Path(os.environ.get("HARNESS_TESTS", tempfile.gettempdir())) / f"harness-tests-{_OWNER}"
 _FOLDER.mkdir(exist_ok=True)
+os.environ.setdefault("HARNESS_TESTS", str(_FOLDER.parent))  # of the processes that share the tests, too
 os.environ["TMPDIR"], tempfile.tempdir = str(_FOLDER), None
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 
 import psutil
@@ -51,6 +53,15 @@ def test_what_a_job_raises_is_raised_here():
         FreshProcess().run(complain)
     with pytest.raises(RuntimeError, match="in its own words"):
         FreshProcess().run(complain_unpicklably)
+
+
+def test_a_folder_for_temporary_files_that_no_socket_fits_into_is_a_sentence(tmp_path):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    code = "from harness.executors import FreshProcess; FreshProcess().run(int)"
+    environment = os.environ | {"TMPDIR": str(folder)}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stderr
+    assert "too long for a socket in it; set TMPDIR" in told
 
 
 @pytest.mark.parametrize(("job", "sentence"), [(die, "SIGKILL"), (leave, "code 3")])

@@ -25,6 +25,9 @@ from harness.flows.tap import untapped
 
 logger = logging.getLogger(__name__)
 
+FEW = 32
+"""Latents that are tuned on at first use."""
+
 
 @dataclass(frozen=True)
 class LayerChoice:
@@ -237,9 +240,10 @@ def bind_choices(flow: CausalFlow, batch: int, choices: Sequence[LayerChoice]) -
 
 
 def _tune_now(flow: CausalFlow, source: Path | None, batch: int, budget: float | None) -> LayerSchedule:
-    from harness.tuning import tune, tune_checkpoint  # it decodes, and so imports this package
+    from harness.tuning import Tuner, tune_checkpoint  # it decodes, and so imports this package
 
     logger.warning("no schedule is stored for batch %d; tuning now, as `harness tune` does", batch)
     if source is None:
-        return tune(flow, batch, budget, samples=32)
-    return LayerSchedule.load(tune_checkpoint(flow, source, batch, budget, samples=32))
+        return Tuner(flow, FEW).schedule(batch, budget)
+    (path,) = tune_checkpoint(flow, source, [batch], [budget], FEW)
+    return LayerSchedule.load(path)

@@ -8,7 +8,9 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,6 +18,9 @@ from typing import Any, Self, TypeVar
 from harness.errors import HarnessError
 
 T = TypeVar("T")
+
+SERVER_GOES_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+"""Pauses between tries to start a process while a server that was killed goes."""
 
 
 class ProcessDied(HarnessError):
@@ -57,15 +62,16 @@ class FreshProcess:
 
         Raises:
             ProcessDied: it could not be started.
+            HarnessError: the folder for temporary files has too long a path for a socket.
         """
         ours, theirs = self._context.Pipe()
         payload = pickle.dumps((make, arguments))  # unpickled, and so imported, when the environment is set
         process = self._context.Process(target=_serve, args=(theirs, self._environment, payload))  # type: ignore[attr-defined]
         try:
-            process.start()
-        except (EOFError, ConnectionError, FileNotFoundError) as error:  # the server; the next start makes a new one
+            _start(process)
+        except BaseException:
             ours.close()
-            raise ProcessDied("the process that starts measuring processes was ended") from error
+            raise
         finally:
             theirs.close()
         return Conversation(process, ours)
@@ -107,6 +113,31 @@ class Conversation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(now=kind is not None)
+
+
+def _start(process: Any) -> None:
+    """Start a process, by a new server where the one there was has been ended.
+
+    A server that was killed is replaced only once the system has put it away, which takes a moment on a busy machine.
+
+    Raises:
+        ProcessDied: no server could be reached.
+        HarnessError: the folder for temporary files has too long a path for a server's socket.
+    """
+    for pause in SERVER_GOES_S:
+        try:
+            return process.start()
+        except (EOFError, ConnectionError, FileNotFoundError) as error:
+            lost = error
+            time.sleep(pause)
+        except OSError as error:
+            if "path too long" not in str(error):
+                raise
+            raise HarnessError(
+                f"the path of the folder for temporary files, '{tempfile.gettempdir()}', is too long for a socket in "
+                "it; set TMPDIR to a shorter one"
+            ) from error
+    raise ProcessDied("the process that starts measuring processes was ended") from lost
 
 
 def _same(job: Callable[..., T]) -> Callable[..., T]:

@@ -190,10 +190,10 @@ class TarFlowLayer(nn.Module):
         self.head_dim = config.head_dim
         self.volume_preserving = config.volume_preserving
         self.proj_in = nn.Linear(self.token_dim, config.channels)
-        self.pos_embed = nn.Parameter(torch.randn(self.num_tokens, config.channels) * 1e-2)
+        self.pos_embed = _embedding(self.num_tokens, config.channels)
         self.class_embed: nn.Parameter | None = None
         if config.num_classes:
-            self.class_embed = nn.Parameter(torch.randn(config.num_classes, 1, config.channels) * 1e-2)
+            self.class_embed = _embedding(config.num_classes, 1, config.channels)
         self.attn_blocks = nn.ModuleList(
             TransformerLayer(config.channels, config.head_dim) for _ in range(config.layers_per_block)
         )
@@ -277,6 +277,12 @@ class TarFlowLayer(nn.Module):
         if labels is None:
             return mean
         return torch.where((labels < 0)[:, None, None], mean, self.class_embed[labels.clamp(min=0)])
+
+
+def _embedding(*shape: int) -> nn.Parameter:
+    """Small normal numbers; none on the meta device, where drawing them would import torch's compiler."""
+    empty = torch.empty(shape)
+    return nn.Parameter(empty if empty.is_meta else nn.init.normal_(empty, std=1e-2))
 
 
 def _guide(both: Tensor, weight: float | Tensor | None) -> Tensor:

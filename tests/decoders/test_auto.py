@@ -13,7 +13,7 @@ from harness.decoders.fits import checkpoint_digest
 from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
-from harness.tuning import _pareto, candidates, tune, tune_checkpoint
+from harness.tuning import MARGIN, Tuner, _pareto, candidates, tune_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -51,28 +51,42 @@ def test_no_schedule_within_the_budget_is_faster(seed):
     assert _pareto(seconds, [[1.0] * 4] * 3, allowed) == []
 
 
-def test_a_schedule_keeps_its_budget_on_latents_it_never_saw(flow):
+@pytest.fixture(scope="module")
+def tuner(flow):
+    return Tuner(flow, samples=32)
+
+
+def test_a_schedule_keeps_its_budget_on_latents_it_never_saw(flow, tuner):
     for budget in (0.3, 0.02):
-        schedule = tune(flow, batch=4, budget=budget, samples=32)
-        assert schedule.deviation <= schedule.allowed == budget
+        schedule = tuner.schedule(batch=4, budget=budget)
+        assert schedule.deviation <= MARGIN * budget and schedule.allowed == budget
         assert len(schedule.layers) == flow.num_layers
 
 
-def test_an_impossible_budget_is_sequential(flow):
-    schedule = tune(flow, batch=2, budget=1e-12, samples=8)
+def test_samples_are_the_same_in_any_batches(flow, monkeypatch):
+    wide, errors = (Tuner(flow, samples=24) for _ in range(2))
+    monkeypatch.setattr("harness.tuning.BATCH", 5)
+    narrow = Tuner(flow, samples=24)
+    assert torch.allclose(wide.held_out.exact, narrow.held_out.exact, atol=1e-5)
+    assert torch.tensor(narrow.errors) == pytest.approx(torch.tensor(errors.errors), rel=0.05, abs=1e-9)
+
+
+def test_an_impossible_budget_is_sequential(tuner):
+    schedule = tuner.schedule(batch=2, budget=1e-12)
     assert schedule.layers == (LayerChoice("sequential"),) * 3
     assert schedule.deviation == 0.0
 
 
 def test_the_default_budget_is_the_deviation_of_sejd(flow):
-    schedule = tune(flow, batch=8, samples=64)
+    schedule = Tuner(flow, samples=64).schedule(batch=8)
     assert schedule.budget is None
     assert schedule.allowed == pytest.approx(deviation(flow, build_decoder("sejd"), batch=8), rel=0.5)
 
 
 def test_a_stored_schedule_is_used_for_the_nearest_batch(checkpoint, caplog):
     flow = load_flow(checkpoint)
-    path = tune_checkpoint(flow, checkpoint, batch=4, budget=None, samples=16)
+    path, strict = tune_checkpoint(flow, checkpoint, batches=[4], budgets=[None, 0.2], samples=16)
+    assert LayerSchedule.load(strict) == stored_schedule(checkpoint, "cpu", 9, 0.2)
     stored = LayerSchedule.load(path)
     assert stored == stored_schedule(checkpoint, "cpu", 3, None)
     assert stored_schedule(checkpoint, "cpu", 4, 0.01) is None

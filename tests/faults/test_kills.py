@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
@@ -56,8 +57,10 @@ class Killer:
         self.folder, self.rng, self.more = folder, rng, more
         self.toml = folder / "faults.toml"
         self.toml.write_text(MATRIX.format(checkpoint=checkpoint))
-        (folder / "tmp").mkdir()  # with the locks of devices: runs of others go on
-        self.environment = os.environ | {"TMPDIR": str(folder / "tmp"), "OMP_NUM_THREADS": "1"}
+        locks = tempfile.mkdtemp(
+            prefix="kills-"
+        )  # of devices: runs of others go on. Its path is short, as sockets need
+        self.environment = os.environ | {"TMPDIR": locks, "OMP_NUM_THREADS": "1"}
         self.killed = Counter()
         began = time.monotonic()
         code, said = self.start(folder / "undisturbed").finish()
@@ -85,7 +88,7 @@ class Killer:
                     moment = self.rng.uniform(0, self.lasts / 4)  # workers are killed in quick succession
                     victim = run.victim(self.rng)
                     self.killed[victim] += 1
-                    alive = victim != "runner"
+                    alive = victim == "worker"
                 code, said = run.finish() if alive else run.gone()
                 self.check(out, stored)
                 if alive:
@@ -129,13 +132,15 @@ class Started:
         return True
 
     def victim(self, rng):
-        """Kill the runner or one of the processes below it."""
+        """Kill the runner or one of the processes below it; without its head no driver of a Ray cluster can go on."""
         with suppress(psutil.NoSuchProcess):
             below = self.process.children(recursive=True)
             self.started += below
             if below and rng.random() < 2 / 3:
-                rng.choice(sorted(below, key=lambda process: process.pid)).kill()
-                return "worker"
+                chosen = rng.choice(sorted(below, key=lambda process: process.pid))
+                head = chosen.name() == "gcs_server"
+                chosen.kill()
+                return "head" if head else "worker"
         with suppress(psutil.NoSuchProcess):
             os.kill(self.process.pid, signal.SIGKILL)
         return "runner"
@@ -156,8 +161,18 @@ class Started:
             self.process.kill()
         self.process.wait(60)
         _, left = psutil.wait_procs(self.started, timeout=30)
+        for agent in [process for process in left if ray_agent(process)]:  # they may miss that their node has ended
+            agent.kill()
+            left.remove(agent)
         assert not left, f"workers outlive their runner: {left}"
         return -9, ""
+
+
+def ray_agent(process):
+    """Whether it is one of Ray's own helpers, which measure nothing."""
+    with suppress(psutil.NoSuchProcess):
+        return process.name().startswith("ray::") and process.name().endswith("Agent")
+    return False
 
 
 @pytest.mark.slow
