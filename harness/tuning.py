@@ -32,7 +32,7 @@ MARGIN = 0.9
 """Share of the budget that a schedule may be predicted to use, and may use on held-out latents: a budget is kept on
 others than these."""
 ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 20.0
-"""Timings of every candidate: at least `ROUNDS`, more of what is quick, up to `MOST_ROUNDS` or so many seconds in all."""
+"""Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
 SAMPLES = 256
 """Latents that errors are measured on, and as many to confirm a schedule."""
 BATCH = 64
