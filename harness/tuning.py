@@ -6,7 +6,8 @@ matters in the sample is measured too, by decoding the rest exactly from a pertu
 candidate is then timed on one layer of the flow, in shuffled rounds. With errors of different layers taken as
 independent, the fastest schedule for every deviation is found exactly, layer by layer. The fastest within the budget is
 decoded on latents that it was not chosen on; while it fails there, the next safer one is tried, and sequential decoding
-ends the list.
+ends the list. What is left to choose is the dtype of its networks, where a layer's clock tells least: the schedule, and
+itself with all networks in one dtype, are timed as whole decodes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from harness.flows.base import CausalFlow, CausalLayer, Condition
 MARGIN = 0.9
 """Share of the budget that a schedule may be predicted to use, and may use on held-out latents: a budget is kept on
 others than these."""
-ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 20.0
+ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 40.0
 """Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
 SAMPLES = 256
 """Latents that errors are measured on, and as many to confirm a schedule."""
@@ -39,6 +40,9 @@ BATCH = 64
 """Samples decoded together where only errors matter."""
 
 SEQUENTIAL = LayerChoice("sequential")
+HALF = {"network_dtype": "bfloat16"}
+
+Layers = tuple[LayerChoice, ...]
 
 
 def candidates(flow: CausalFlow) -> list[LayerChoice]:
@@ -57,8 +61,17 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
         *(("fitted", options) for options in fitted),
         *(("frontier", options) for options in slides),
     ]
-    half = {"network_dtype": "bfloat16"}
-    return [SEQUENTIAL, *(LayerChoice(name, options | more) for more in ({}, half) for name, options in choices)]
+    return [SEQUENTIAL, *(LayerChoice(name, options | more) for more in ({}, HALF) for name, options in choices)]
+
+
+def _in_half(layers: Layers, half: bool) -> Layers:
+    """The same schedule with all networks of iterated layers in half precision, or none."""
+
+    def changed(choice: LayerChoice) -> LayerChoice:
+        options = {name: value for name, value in choice.options.items() if name not in HALF}
+        return choice if choice == SEQUENTIAL else replace(choice, options=options | (HALF if half else {}))
+
+    return tuple(changed(choice) for choice in layers)
 
 
 def tune_checkpoint(
@@ -104,16 +117,26 @@ class Tuner:
             digest: of the checkpoint.
         """
         seconds, (predicted, allowed) = self.seconds(batch), self.allowed(batch, budget)
+        layers, deviation = (SEQUENTIAL,) * self.flow.num_layers, 0.0
         for places in _pareto(seconds, self.errors, (MARGIN * predicted) ** 2):
-            layers = tuple(self.choices[place] for place in places)
-            deviation = self.held_out.deviation(_Fixed(layers), BATCH)
-            if deviation <= MARGIN * allowed:
+            chosen = tuple(self.choices[place] for place in places)
+            if self.held_out.deviation(_Fixed(chosen), BATCH) <= MARGIN * allowed:
+                variants = [chosen, *(other for half in (False, True) if (other := _in_half(chosen, half)) != chosen)]
+                found = [self.held_out.deviation(_Fixed(variant), BATCH) for variant in variants]
+                kept = [place for place, value in enumerate(found) if value <= MARGIN * allowed]
+                place = kept[self._fastest(batch, [variants[place] for place in kept])]
+                layers, deviation = variants[place], found[place]
                 break
-        else:
-            layers, deviation = (SEQUENTIAL,) * self.flow.num_layers, 0.0
         predicted_s = sum(seconds[self.choices.index(choice)] for choice in layers)
         device = self.tuned_on.latents.device.type
         return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted_s, digest)
+
+    def _fastest(self, batch: int, schedules: Sequence[Layers]) -> int:
+        """Place of the schedule whose whole decodes take least time."""
+        latents = self.flow.sample_latents(batch, torch.Generator().manual_seed(0))
+        decoders = [_Fixed(layers) for layers in schedules]
+        seconds = _medians([lambda d=decoder: d.decode(self.flow, latents) for decoder in decoders], latents)  # type: ignore[misc]
+        return seconds.index(min(seconds))
 
     def seconds(self, batch: int) -> list[float]:
         """Of every candidate for one layer."""
@@ -134,7 +157,7 @@ class Tuner:
 class _Fixed(Auto):
     """A schedule that is not stored yet."""
 
-    def __init__(self, layers: tuple[LayerChoice, ...]) -> None:
+    def __init__(self, layers: Layers) -> None:
         super().__init__()
         self._choices = layers
 
@@ -183,8 +206,13 @@ def _time(flow: CausalFlow, batch: int, solvers: Sequence[Decoder]) -> list[floa
     """Median seconds that each candidate takes for the first layer."""
     layer, condition = flow.layers[0], flow.condition(batch)
     inputs = layer.arrange(flow.scale_latents(flow.sample_latents(batch, torch.Generator().manual_seed(0))))
-    rounds: list[list[float]] = [[] for _ in solvers]
-    order = list(range(len(solvers)))
+    return _medians([lambda s=solver: s.solve(layer, inputs, condition) for solver in solvers], inputs)  # type: ignore[misc]
+
+
+def _medians(calls: Sequence[Callable[[], object]], like: Tensor) -> list[float]:
+    """Median seconds of each call, all of them made in every round, in shuffled order, on the device of a tensor."""
+    rounds: list[list[float]] = [[] for _ in calls]
+    order = list(range(len(calls)))
     shuffle = random.Random(0).shuffle
     began = time.perf_counter()
     for attempt in range(MOST_ROUNDS + 1):
@@ -192,10 +220,10 @@ def _time(flow: CausalFlow, batch: int, solvers: Sequence[Decoder]) -> list[floa
             break
         shuffle(order)
         for place in order:
-            _wait(inputs)
+            _wait(like)
             start = time.perf_counter()
-            solvers[place].solve(layer, inputs, condition)
-            _wait(inputs)
+            calls[place]()
+            _wait(like)
             if attempt:  # the first is a warm-up
                 rounds[place].append(time.perf_counter() - start)
     return [statistics.median(times) for times in rounds]

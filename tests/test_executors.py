@@ -55,6 +55,15 @@ def test_what_a_job_raises_is_raised_here():
         FreshProcess().run(complain_unpicklably)
 
 
+def test_a_server_that_is_killed_is_replaced_by_the_next_start():
+    fresh = FreshProcess()
+    fresh.run(os.getpid)
+    for _ in range(5):
+        (server,) = [p for p in psutil.Process().children() if any("forkserver" in word for word in p.cmdline())]
+        server.kill()
+        assert fresh.run(os.getpid) != server.pid
+
+
 def test_a_folder_for_temporary_files_that_no_socket_fits_into_is_a_sentence(tmp_path):
     folder = tmp_path / ("long" * 30)
     folder.mkdir()

@@ -13,7 +13,7 @@ from harness.decoders.fits import checkpoint_digest
 from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
-from harness.tuning import MARGIN, Tuner, _pareto, candidates, tune_checkpoint
+from harness.tuning import HALF, MARGIN, SEQUENTIAL, Tuner, _in_half, _pareto, candidates, tune_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,15 @@ def test_samples_are_the_same_in_any_batches(flow, monkeypatch):
     narrow = Tuner(flow, samples=24)
     assert torch.allclose(wide.held_out.exact, narrow.held_out.exact, atol=1e-5)
     assert torch.tensor(narrow.errors) == pytest.approx(torch.tensor(errors.errors), rel=0.05, abs=1e-9)
+
+
+def test_the_dtype_of_the_networks_is_chosen_by_whole_decodes(tuner, monkeypatch):
+    timed = []
+    monkeypatch.setattr(Tuner, "_fastest", lambda self, batch, found: timed.extend(found) or len(found) - 1)
+    schedule = tuner.schedule(batch=4, budget=0.3)
+    assert schedule.layers == timed[-1] and len(timed) > 1
+    assert all(_in_half(layers, True) == timed[-1] for layers in timed)
+    assert all(choice == SEQUENTIAL or HALF.items() <= choice.options.items() for choice in timed[-1])
 
 
 def test_an_impossible_budget_is_sequential(tuner):

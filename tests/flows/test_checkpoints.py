@@ -1,6 +1,8 @@
 """Reading checkpoints: every layout that is right, and a sentence for every one that is not."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -49,6 +51,11 @@ def test_a_smaller_head_dimension_comes_from_the_metadata(tmp_path):
     flow = TarFlow(TarFlowConfig(**SHAPES[0], head_dim=16))
     save_file(flow.state_dict(), tmp_path / "heads.safetensors", metadata={"head_dim": "16"})
     assert load_flow(tmp_path / "heads.safetensors").config.head_dim == 16
+
+
+def test_loading_leaves_torchs_compiler_alone():
+    code = "import sys; from harness.flows import load_flow; load_flow('digits'); print('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_a_flow_uses_the_tensors_it_is_given_and_copies_none(flow):
