@@ -73,8 +73,9 @@ def run_matrix(
         torch.set_num_threads(threads)
     everything = expand(matrix, data_root)
     cells = [cell for cell in everything if cell.absent is None]
-    descriptions, doubts = described(everything)
     executor = executor or Local()
+    executor.prepare(everything[0].device)
+    descriptions, doubts = described(everything)
     with _open(out, matrix, everything, resume) as store, reporter, closing(executor):
         for path in store.damaged:
             reporter.note(f"a damaged part was moved to '{path}'; its rows are measured again")

@@ -42,6 +42,10 @@ class Worker(Protocol):
 class Executor(Protocol):
     """Where jobs run."""
 
+    def prepare(self, device: str) -> None:
+        """Begin with what takes time before the first job on a kind of device; returns at once."""
+        ...
+
     def slots(self, device: str, exclusive: bool) -> int:
         """How many jobs on a kind of device may run at once, exclusive ones or others; at least 1."""
         ...

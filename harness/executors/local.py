@@ -31,6 +31,11 @@ class Local:
         self.workers = workers
         self._gpus: queue.SimpleQueue[str] | None = None
 
+    def prepare(self, device: str) -> None:
+        """See `Executor.prepare`."""
+        if device == "cpu":
+            FreshProcess(*PRELOAD).prepare()
+
     def slots(self, device: str, exclusive: bool) -> int:
         """See `Executor.slots`."""
         if device == "cuda":

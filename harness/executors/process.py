@@ -48,6 +48,13 @@ class FreshProcess:
             self._context.set_forkserver_preload(list(preload))
         self._environment = dict(environment or {})
 
+    def prepare(self) -> None:
+        """Let the server, where there is one, import its modules while other things are done."""
+        if self._context.get_start_method() == "forkserver":
+            from multiprocessing import forkserver
+
+            forkserver.ensure_running()
+
     def run(self, job: Callable[..., T], *arguments: Any) -> T:
         """What `job(*arguments)` returns; what it raises is raised here. All must be picklable.
 

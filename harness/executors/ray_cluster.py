@@ -56,6 +56,9 @@ class RayCluster:
                 raise HarnessError(f"there is no Ray cluster at '{where}': {error}") from error
             ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
 
+    def prepare(self, device: str) -> None:
+        """See `Executor.prepare`; the cluster is there."""
+
     def slots(self, device: str, exclusive: bool) -> int:
         """See `Executor.slots`."""
         if device == "cuda":
