@@ -7,9 +7,9 @@ rendering serves the light and the dark page.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -17,6 +17,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 INK = "#010203"
 PAPER = "#fefdfc"
@@ -150,6 +151,14 @@ def finish(ax: Axes) -> None:
     for spine in ax.spines.values():
         spine.set_alpha(EDGE)
     ax.tick_params(length=0)
+
+
+def log_axis(axis: Any, ticks: Sequence[float]) -> None:
+    """A logarithmic axis with these ticks only, told as plain numbers."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_ticks(ticks)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_below(fig: Figure, handles: list, labels: list[str]) -> None:

@@ -13,7 +13,7 @@ from analysis.published import published
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import NAMES, deterministic, faster, told
 from analysis.studies.render import percent
-from analysis.style import INK, decoder_style, figure, finish, legend_below, theme
+from analysis.style import INK, decoder_style, figure, finish, legend_below, log_axis, theme
 from harness.statistics import paired_speedups
 
 UNCACHED = "uncached"
@@ -144,8 +144,8 @@ def draw(times: pd.DataFrame) -> Figure:
                 ax.fill_between(part["tau"], part["low"], part["high"], color=style.color, alpha=0.2, lw=0)
             for value in rows.loc[rows["decoder"] == BASELINE, "speedup"]:
                 handles["sequential with a cache"] = ax.axhline(value, color=INK, lw=1, ls=":")
-            ax.set_xscale("log")
-            ax.set_yscale("log")
+            log_axis(ax.xaxis, sorted(rows.loc[rows["tau"] > 0, "tau"].unique()))
+            log_axis(ax.yaxis, [1, 2, 4, 8, 16])
             ax.set(title=f"{flow}, batch {batch:,}", xlabel="tau")
             finish(ax)
         axes[0].set_ylabel("speed-up over uncached")

@@ -14,7 +14,7 @@ from analysis.load import PAPER_TAU, Runs
 from analysis.plot import listing, quantity
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic, faster, layerwise, slower, speed, told
-from analysis.style import INK, decoder_style, figure, finish, legend_below, theme
+from analysis.style import INK, decoder_style, figure, finish, legend_below, log_axis, theme
 from harness.breaks import MAX_FID_INCREASE
 
 BATCH = 16
@@ -245,8 +245,5 @@ def _lines(ax: object, rows: pd.DataFrame, column: str, handles: dict[str, objec
         (handles[str(series)],) = ax.plot(  # type: ignore[attr-defined]
             part["tau"], part[column], color=style.color, ls=style.dashes, marker=style.marker
         )
-    ax.set_xscale("log")  # type: ignore[attr-defined]
-    ax.set_xticks(sorted(rows.loc[rows["tau"] > 0, "tau"].unique()))  # type: ignore[attr-defined]
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # type: ignore[attr-defined]
-    ax.xaxis.set_minor_formatter(NullFormatter())  # type: ignore[attr-defined]
+    log_axis(ax.xaxis, sorted(rows.loc[rows["tau"] > 0, "tau"].unique()))  # type: ignore[attr-defined]
     finish(ax)  # type: ignore[arg-type]
