@@ -13,6 +13,7 @@ import io
 import re
 import time
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,9 @@ class Parts:
 
     def damaged(self) -> list[Path]:
         """The parts that cannot be read to their end."""
-        return [path for path in self.paths() if not self._sound(path)]
+        paths = self.paths()
+        with ThreadPoolExecutor() as threads:  # reading and hashing both let other threads go on
+            return [path for path, sound in zip(paths, threads.map(self._sound, paths), strict=True) if not sound]
 
     def clear(self) -> None:
         """Remove what a killed process left half-written."""

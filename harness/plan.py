@@ -135,6 +135,7 @@ def expand(matrix: Matrix, data_root: str | None = None) -> list[Cell]:
         if _wanted(cell, matrix)
     }
     _flow.cache_clear()  # a flow may be large, and is loaded again where it is measured
+    _decoder.cache_clear()  # a name may mean another class the next time
     if not cells:
         raise HarnessError(f"the filters of matrix '{matrix.name}' leave no cell")
     return list(cells.values())
@@ -235,10 +236,15 @@ def _fitted(
     variant: _Variant, tau: float | None, path: Path | None, device: str, dtype: str, batch_size: int
 ) -> str | None:
     """Digest of what was fitted to the flow or tuned for it, where the decoder reads it; made now if it is missing."""
-    decoder = build_decoder(variant.name, **({} if tau is None else {"tau": tau}), **json.loads(variant.given))
+    decoder = _decoder(variant.name, variant.given, tau)
     if path is None or not decoder.reads_fits:
         return None
     return decoder.fits_digest(_flow(path, device, dtype), batch_size)
+
+
+@lru_cache(maxsize=1024)
+def _decoder(name: str, given: str, tau: float | None) -> Decoder:
+    return build_decoder(name, **({} if tau is None else {"tau": tau}), **json.loads(given))
 
 
 @lru_cache(maxsize=1)

@@ -138,17 +138,18 @@ class _Driver:
         Raises:
             LostJobsError: jobs that were lost too often.
         """
-        self.reporter.begin(
-            sum(unit.cost for work in phases for one in work for unit in one.missing(cells, self.store))
-        )
-        for work in phases:
+        missing = [[one.missing(cells, self.store) for one in work] for work in phases]
+        self.reporter.begin(sum(unit.cost for work in missing for units in work for unit in units))
+        for place, work in enumerate(phases):
+            if place:  # what the phases before left of it
+                missing[place] = [one.missing(cells, self.store) for one in work]
             failed, device = failed_cells(self.store), cells[0].device
             jobs = [
                 job
-                for one in work
+                for one, units in zip(work, missing[place], strict=True)
                 for job in jobs_of(
                     one,
-                    one.missing(cells, self.store),
+                    units,
                     self.executor.slots(device, one.exclusive),
                     failed=failed,
                     device=device,
