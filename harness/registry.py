@@ -74,11 +74,14 @@ class Registry(Generic[T]):
         if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
             raise HarnessError(f"{path!r} is no {self.kind}; one of your own is given as package.module:Class")
         try:
-            return getattr(importlib.import_module(module_name), attribute)
+            found = getattr(importlib.import_module(module_name), attribute)
         except ImportError as error:
             raise HarnessError(f"cannot import {self.kind} '{path}': {error}") from error
         except AttributeError as error:
             raise HarnessError(f"module '{module_name}' has no {self.kind} '{attribute}'") from error
+        if not callable(found):
+            raise HarnessError(f"'{path}' is no {self.kind}: neither a class nor a function")
+        return found
 
     def _discover(self) -> None:
         if self._discovered:

@@ -110,7 +110,7 @@ class LayerSchedule:
             budget = None if facts["budget"] == "sejd" else float(facts["budget"])
             numbers = {name: float(facts[name]) for name in ("allowed", "deviation", "predicted_s")}
             schedule = cls(layers, facts["device"], int(facts["batch"]), budget, digest=facts["checkpoint"], **numbers)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise HarnessError(f"'{path}' is not a schedule as `harness tune` writes it: {error!r}") from error
         for choice in layers:
             choice.build()

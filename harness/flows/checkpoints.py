@@ -50,7 +50,11 @@ def checkpoint_path(name_or_path: str | Path, root: Path | str | None = None) ->
     if name in shipped():
         return ASSETS / f"{name}.safetensors"
     path = Path(name).expanduser()
-    if path.suffix in SUFFIXES or path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # too long for a file's name
+        raise CheckpointError(f"no checkpoint can be at '{name[:80]}': {error.strerror}") from error
+    if path.suffix in SUFFIXES or there:
         if not path.is_file():
             raise CheckpointError(f"there is no checkpoint at '{path}'")
         return path

@@ -136,6 +136,9 @@ def test_a_schedule_for_another_flow_or_damaged_is_refused(flow, checkpoint, tmp
     path.write_text(path.read_text().replace("iterations", "iteration"))
     with pytest.raises(HarnessError, match="did you mean 'iterations'"):
         LayerSchedule.load(path)
+    path.write_text(path.read_text().replace("iteration ", "iterations ").replace("batch = 4", "batch = inf"))
+    with pytest.raises(HarnessError, match="not a schedule"):
+        LayerSchedule.load(path)
     path.write_text("layers = 3")
     with pytest.raises(HarnessError, match="not a schedule"):
         LayerSchedule.load(path)

@@ -126,6 +126,11 @@ def test_a_cut_or_empty_file_is_one_sentence(suffix, tmp_path):
             load_flow(path)
 
 
+def test_what_can_be_no_file_is_one_sentence():
+    with pytest.raises(CheckpointError, match="no checkpoint can be at"):
+        load_flow("a" * 300)
+
+
 def test_a_missing_checkpoint_names_itself(tmp_path):
     with pytest.raises(CheckpointError, match="there is no checkpoint at"):
         load_flow(tmp_path / "nowhere.pth")

@@ -97,7 +97,7 @@ def read_config(name_or_path: str, **overrides: object) -> tuple[str, TrainingCo
         )
     values = read_toml(path) | {key: value for key, value in overrides.items() if value is not None}
     family = values.pop("family", TrainingConfig.family)
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise HarnessError(f"'{path}': {unknown('family', str(family), FAMILIES)}")
     config = FAMILIES[family]
     if extra := sorted(set(values) - set(config.model_fields)):
