@@ -133,7 +133,7 @@ class Calibration:
             numbers = sorted({int(key.split(".")[1]) for key in maps})
             layers = {number: _fit(maps, number) for number in numbers}
             return cls(metadata["digest"], layers, int(metadata["samples"]))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"the calibration '{path}' is damaged: {error}; run `harness calibrate`") from error
 
 

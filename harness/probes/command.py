@@ -41,7 +41,6 @@ class ProbeGroup(click.Group):
             callback=_run(cmd_name),
             params=[*declared, *_shared()],
             help=first_line(cls),
-            no_args_is_help=True,
         )
 
 
