@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from harness.calibration import calibrate, calibrate_checkpoint, neighbours
 from harness.decoders import build_decoder
-from harness.decoders.fits import Calibration, LayerFit, calibration_of, checkpoint_digest, stored_beside
+from harness.decoders.fits import FORMAT, Calibration, LayerFit, calibration_of, checkpoint_digest, stored_beside
 from harness.decoders.maps import DENSE, DenseMap, Guess, LaggedMap
 from harness.decoders.sequential import solve_sequential
 from harness.decoders.windows import Slide
@@ -210,6 +210,10 @@ def test_a_missing_or_foreign_or_damaged_calibration_is_refused(checkpoint, flow
     save_file(tensors, tmp_path / "bare.safetensors")
     with pytest.raises(HarnessError, match="no calibration"):
         Calibration.load(tmp_path / "bare.safetensors")
+    deep = {"format": FORMAT, "digest": "", "samples": "1", "lags": "[" * 100_000}
+    save_file(tensors, tmp_path / "deep.safetensors", deep)
+    with pytest.raises(HarnessError, match="is damaged"):
+        Calibration.load(tmp_path / "deep.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "foreign.safetensors").read_bytes()[:100])
     with pytest.raises(HarnessError, match="cannot be read"):
         Calibration.load(tmp_path / "cut.safetensors")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+import click
 import pytest
 from click.testing import CliRunner
 from pydantic import Field
@@ -108,6 +109,11 @@ def test_the_command_runs_a_probe_of_the_users_own_with_its_options(tmp_path):
         (probe,) = store.read("probes").to_dict("records")
         assert store.read("jacobians")["norm_spectral"].max() == 30
     assert probe["probe"] == name and probe["seed"] == 3
+
+
+def test_a_probe_without_a_checkpoint_is_told_what_is_missing():
+    with pytest.raises(click.MissingParameter, match="checkpoint"):
+        CliRunner().invoke(app, ["probe", "convergence"], standalone_mode=False, catch_exceptions=False)
 
 
 def test_every_probe_is_listed_described_and_its_options_too():
