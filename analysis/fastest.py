@@ -139,8 +139,8 @@ def render(runs: Runs, frame: pd.DataFrame) -> str:
         f"intervals where they are to SeJD at tau {PAPER_TAU:g}. Written by `make fastest`; no number is typed in.\n",
         "## `auto` with its default budget\n",
         f"Times faster than SeJD as asked: {met['reached']} cells. Deviation no larger than SeJD's: "
-        f"{met['no_larger']}; FID no larger than SeJD's or that of the exact samples (where SeJD's is below it, that "
-        f"is chance): {met['fid_no_larger']}. At most {FORWARD_RATIO:g} forward passes at "
+        f"{met['no_larger']}; FID no larger than the larger of SeJD's and the exact samples': "
+        f"{met['fid_no_larger']}. At most {FORWARD_RATIO:g} forward passes at "
         f"batches of {' and '.join(map(str, PARALLEL))}: {met['within_forward']}. Not slower by more than "
         f"{SLACK - 1:.0%} than any other decoder of no larger deviation than SeJD's: {met['not_slower']}.\n",
         markdown(reached[[name for name in _BARS if name in reached]], _BARS),
@@ -228,8 +228,7 @@ def _one(cells: pd.DataFrame, series: str, tau: float | None = None) -> pd.Serie
 def _no_larger(fid: float, others: Sequence[float]) -> bool | None:
     """Whether a FID is no larger than the largest of some; None where one is not known.
 
-    SeJD's counts, and that of the exact samples: where SeJD's is below it, that is chance, and nearer to the exact
-    samples is no worse.
+    Beside SeJD's it may be that of the exact samples, which a smaller deviation leads to.
     """
     return None if np.isnan([fid, *others]).any() else bool(fid <= max(others))
 

@@ -153,10 +153,11 @@ def finish(ax: Axes) -> None:
     ax.tick_params(length=0)
 
 
-def log_axis(axis: Any, ticks: Sequence[float]) -> None:
-    """A logarithmic axis with these ticks only, told as plain numbers."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_ticks(ticks)
+def log_axis(axis: Any, ticks: Sequence[float] | None = None, base: float = 10) -> None:
+    """A logarithmic axis told in plain numbers, at these ticks or at powers of the base."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log", base=base)
+    if ticks is not None:
+        axis.set_ticks(ticks)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

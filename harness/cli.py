@@ -332,7 +332,7 @@ def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
               help="Samples decoded together; may be repeated.")  # fmt: skip
 @click.option("--budget", "budgets", type=Budget(), multiple=True, default=["sejd"], show_default=True,
               help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
-@click.option("--samples", type=click.IntRange(min=8), default=256, show_default=True, help="Tuned on, and held out.")
+@click.option("--samples", type=click.IntRange(min=8), help="Tuned on, and held out; by default as many as it takes.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
 def tune_command(flow: str, device: str, threads: int | None, **options: Any) -> None:

@@ -76,8 +76,7 @@ class Cell:
 
     def build(self) -> Decoder:
         """The decoder of this cell."""
-        tau = {} if self.tau is None else {"tau": self.tau}
-        return build_decoder(self.decoder, **tau, **json.loads(self.given))
+        return _build(self.decoder, self.given, self.tau)
 
     def build_guidance(self) -> Guidance | None:
         """The guidance of this cell."""
@@ -242,9 +241,12 @@ def _fitted(
     return decoder.fits_digest(_flow(path, device, dtype), batch_size)
 
 
-@lru_cache(maxsize=1024)
-def _decoder(name: str, given: str, tau: float | None) -> Decoder:
+def _build(name: str, given: str, tau: float | None) -> Decoder:
     return build_decoder(name, **({} if tau is None else {"tau": tau}), **json.loads(given))
+
+
+_decoder = lru_cache(maxsize=1024)(_build)
+"""Every cell is asked what its decoder reads; few decoders are asked of many cells."""
 
 
 @lru_cache(maxsize=1)

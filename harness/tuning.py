@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ from torch import Tensor
 from harness.decoders import Decoder, build_decoder
 from harness.decoders.auto import Auto, LayerChoice, LayerSchedule, bind_choices, schedule_path
 from harness.decoders.fits import checkpoint_digest
-from harness.decoders.sequential import solve_sequential
-from harness.flows.base import CausalFlow, CausalLayer, Condition
+from harness.flows.base import CausalFlow, CausalLayer
 
 MARGIN = 0.9
 """Share of the budget that a schedule may be predicted to use, and may use on held-out latents: a budget is kept on
@@ -75,10 +75,10 @@ def _in_half(layers: Layers, half: bool) -> Layers:
 
 
 def tune_checkpoint(
-    flow: CausalFlow, source: Path, batches: Sequence[int], budgets: Sequence[float | None], samples: int = SAMPLES
+    flow: CausalFlow, source: Path, batches: Sequence[int], budgets: Sequence[float | None], samples: int | None = None
 ) -> list[Path]:
     """Tune and store a schedule for every batch size and budget; the paths they were written to."""
-    tuner, paths = Tuner(flow, samples), []
+    tuner, paths = Tuner(flow, samples or SAMPLES), []
     for batch in batches:
         for budget in budgets:
             schedule = tuner.schedule(batch, budget, digest=checkpoint_digest(source))
@@ -120,12 +120,13 @@ class Tuner:
         layers, deviation = (SEQUENTIAL,) * self.flow.num_layers, 0.0
         for places in _pareto(seconds, self.errors, (MARGIN * predicted) ** 2):
             chosen = tuple(self.choices[place] for place in places)
-            if self.held_out.deviation(_Fixed(chosen), BATCH) <= MARGIN * allowed:
-                variants = [chosen, *(other for half in (False, True) if (other := _in_half(chosen, half)) != chosen)]
-                found = [self.held_out.deviation(_Fixed(variant), BATCH) for variant in variants]
-                kept = [place for place, value in enumerate(found) if value <= MARGIN * allowed]
+            variants = [chosen, *(other for half in (False, True) if (other := _in_half(chosen, half)) != chosen)]
+            deviations = [self.held_out.deviation(_Fixed(variants[0]), BATCH)]
+            if deviations[0] <= MARGIN * allowed:
+                deviations += [self.held_out.deviation(_Fixed(variant), BATCH) for variant in variants[1:]]
+                kept = [place for place, value in enumerate(deviations) if value <= MARGIN * allowed]
                 place = kept[self._fastest(batch, [variants[place] for place in kept])]
-                layers, deviation = variants[place], found[place]
+                layers, deviation = variants[place], deviations[place]
                 break
         predicted_s = sum(seconds[self.choices.index(choice)] for choice in layers)
         device = self.tuned_on.latents.device.type
@@ -133,9 +134,9 @@ class Tuner:
 
     def _fastest(self, batch: int, schedules: Sequence[Layers]) -> int:
         """Place of the schedule whose whole decodes take least time."""
-        latents = self.flow.sample_latents(batch, torch.Generator().manual_seed(0))
-        decoders = [_Fixed(layers) for layers in schedules]
-        seconds = _medians([lambda d=decoder: d.decode(self.flow, latents) for decoder in decoders], latents)  # type: ignore[misc]
+        latents, labels = _drawn(self.flow, batch, torch.Generator().manual_seed(0))
+        decodes = [partial(_Fixed(layers).decode, self.flow, latents, labels) for layers in schedules]
+        seconds = _medians(decodes, latents)
         return seconds.index(min(seconds))
 
     def seconds(self, batch: int) -> list[float]:
@@ -178,10 +179,7 @@ class _Sample:
 
     @classmethod
     def draw(cls, flow: CausalFlow, count: int, generator: torch.Generator) -> _Sample:
-        latents = flow.sample_latents(count, generator)
-        labels = None
-        if flow.num_classes:
-            labels = torch.randint(flow.num_classes, (count,), generator=generator).to(latents.device)
+        latents, labels = _drawn(flow, count, generator)
         drawn = cls(flow, latents, labels, latents)
         return replace(drawn, exact=drawn.decode(build_decoder("sequential"), BATCH))
 
@@ -193,20 +191,35 @@ class _Sample:
         """RMSE of a decoder's tokens to the exact ones, decoded a batch at a time."""
         return _rmse(self.decode(decoder, batch), self.exact)
 
-    def in_batches(self, tokens: Tensor, solve: Callable[[Tensor, Condition], Tensor]) -> Tensor:
-        """(samples, L, D) what `solve` makes of tokens of these samples, a batch and its condition at a time."""
-        return torch.cat([solve(x, self.flow.condition(len(x), y)) for x, y in self._batches(tokens, BATCH)])
+    def through(self, layers: Sequence[CausalLayer], tokens: Tensor, solver: Decoder) -> Tensor:
+        """(samples, L, D) what some layers make of tokens of these samples, each of them solved by a decoder."""
+        parts = []
+        for part, labels in self._batches(tokens, BATCH):
+            condition = self.flow.condition(len(part), labels)
+            for layer in layers:
+                part = layer.restore(solver.solve(layer, layer.arrange(part), condition)[0])
+            parts.append(part)
+        return torch.cat(parts)
 
     def _batches(self, tokens: Tensor, size: int) -> list[tuple[Tensor, Tensor | None]]:
         labels = [None] * len(tokens) if self.labels is None else self.labels.split(size)
         return list(zip(tokens.split(size), labels, strict=False))
 
 
+def _drawn(flow: CausalFlow, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """(count, L, D) latents, and (count,) classes drawn uniformly where the flow has any."""
+    latents = flow.sample_latents(count, generator)
+    if not flow.num_classes:
+        return latents, None
+    return latents, torch.randint(flow.num_classes, (count,), generator=generator).to(latents.device)
+
+
 def _time(flow: CausalFlow, batch: int, solvers: Sequence[Decoder]) -> list[float]:
     """Median seconds that each candidate takes for the first layer."""
-    layer, condition = flow.layers[0], flow.condition(batch)
-    inputs = layer.arrange(flow.scale_latents(flow.sample_latents(batch, torch.Generator().manual_seed(0))))
-    return _medians([lambda s=solver: s.solve(layer, inputs, condition) for solver in solvers], inputs)  # type: ignore[misc]
+    latents, labels = _drawn(flow, batch, torch.Generator().manual_seed(0))
+    layer, condition = flow.layers[0], flow.condition(batch, labels)
+    inputs = layer.arrange(flow.scale_latents(latents))
+    return _medians([partial(solver.solve, layer, inputs, condition) for solver in solvers], inputs)
 
 
 def _medians(calls: Sequence[Callable[[], object]], like: Tensor) -> list[float]:
@@ -236,20 +249,18 @@ def _wait(tensor: Tensor) -> None:
 
 def _errors(flow: CausalFlow, sample: _Sample, solvers: Sequence[Decoder]) -> list[list[float]]:
     """For every layer and candidate, the mean squared deviation of the sample that it causes alone."""
-    tokens, errors = flow.scale_latents(sample.latents), []
+    tokens, errors, sequential = flow.scale_latents(sample.latents), [], SEQUENTIAL.build()
     for place, layer in enumerate(flow.layers):
-        inputs = layer.arrange(tokens)
-        exact = sample.in_batches(inputs, lambda z, c: solve_sequential(layer, z, c)[0])  # noqa: B023
-        outputs = [sample.in_batches(inputs, lambda z, c: solver.solve(layer, z, c)[0]) for solver in solvers]  # noqa: B023
+        exact = sample.through([layer], tokens, sequential)
+        outputs = [sample.through([layer], tokens, solver) for solver in solvers]
         squared = [_rmse(output, exact) ** 2 for output in outputs]
         typical = min(range(len(solvers)), key=lambda i: abs(squared[i] - _middle(squared)))
         gain = 1.0
         if squared[typical] > 0:
-            rest = flow.layers[place + 1 :]
-            sampled = sample.in_batches(layer.restore(outputs[typical]), lambda x, c: _finish(rest, x, c))  # noqa: B023
+            sampled = sample.through(flow.layers[place + 1 :], outputs[typical], sequential)
             gain = _rmse(sampled, sample.exact) ** 2 / squared[typical]
         errors.append([gain * error for error in squared])
-        tokens = layer.restore(exact)
+        tokens = exact
     return errors
 
 
@@ -257,13 +268,6 @@ def _middle(squared: Sequence[float]) -> float:
     """The error of a candidate that is neither exact nor rough, where perturbations are the size that matters."""
     inexact = [error for error in squared if error > 1e-10]
     return statistics.median(inexact) if inexact else 0.0
-
-
-def _finish(layers: Sequence[CausalLayer], tokens: Tensor, condition: Condition) -> Tensor:
-    """Decode the remaining layers exactly."""
-    for layer in layers:
-        tokens = layer.restore(solve_sequential(layer, layer.arrange(tokens), condition)[0])
-    return tokens
 
 
 def _rmse(tokens: Tensor, exact: Tensor) -> float:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from analysis.fits import power
 from analysis.load import PAPER_TAU, Runs
@@ -208,10 +209,8 @@ def draw(cells: pd.DataFrame) -> Figure:
                 else:
                     exact = rows.loc[rows["decoder"] == "sequential", "depth"]
                     ax.axhline(exact.iloc[0], color=INK, lw=1, alpha=0.5)
-                    ax.set_yscale("log")
+                    log_axis(ax.yaxis)
                     ax.set_ylim(bottom=10 ** np.floor(np.log10(rows["depth"].min())))
-                    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                    ax.yaxis.set_minor_formatter(NullFormatter())
         for ax in axes[-1]:
             ax.set_xlabel("tau")
         legend_below(fig, list(handles.values()), list(handles))
@@ -239,11 +238,11 @@ def draw_speed(times: pd.DataFrame) -> Figure:
     return fig
 
 
-def _lines(ax: object, rows: pd.DataFrame, column: str, handles: dict[str, object]) -> None:
+def _lines(ax: Axes, rows: pd.DataFrame, column: str, handles: dict[str, object]) -> None:
     for series, part in rows[rows["tau"] > 0].groupby("series", sort=False):
         style, part = decoder_style(part["decoder"].iloc[0]), part.sort_values("tau")
-        (handles[str(series)],) = ax.plot(  # type: ignore[attr-defined]
+        (handles[str(series)],) = ax.plot(
             part["tau"], part[column], color=style.color, ls=style.dashes, marker=style.marker
         )
-    log_axis(ax.xaxis, sorted(rows.loc[rows["tau"] > 0, "tau"].unique()))  # type: ignore[attr-defined]
-    finish(ax)  # type: ignore[arg-type]
+    log_axis(ax.xaxis, sorted(rows.loc[rows["tau"] > 0, "tau"].unique()))
+    finish(ax)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.cost_model import SHAPE, CostModel, median_costs, predicted_speedup, relative_errors
 from analysis.load import Runs
@@ -15,7 +14,7 @@ from analysis.plot import listing
 from analysis.published_model import implied
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import slower, speed, told
-from analysis.style import INK, decoder_style, figure, finish, layer_colors, legend_below, theme
+from analysis.style import INK, decoder_style, figure, finish, layer_colors, legend_below, log_axis, theme
 
 RANDOM = "random-"
 """What the names of flows with random weights begin with: the model is fitted to them and tested on the others."""
@@ -229,7 +228,8 @@ def draw_iterations(random: pd.DataFrame, trained: pd.DataFrame) -> Figure:
                 left.plot(part["num_tokens"], part["mean"], color=color, ls="none", marker=marks[patch])
         for patch, mark in marks.items():
             (handles[f"patch {patch}"],) = left.plot([], [], color=INK, ls="none", marker=mark)
-        _log2(left, sorted(random["num_tokens"].unique()))
+        log_axis(left.xaxis, sorted(random["num_tokens"].unique()), base=2)
+        log_axis(left.yaxis, base=2)
         left.set(xlabel="sequence length L", ylabel="iterations per layer, mean", title="random weights, batch 16")
         largest = trained[(trained["batch_size"] == trained["batch_size"].max()) & trained["converged"]]
         whole = largest[largest.groupby("checkpoint")["gain"].transform("nunique") > 1]
@@ -275,12 +275,9 @@ def draw_speedups(cells: pd.DataFrame) -> Figure:
                         alpha=0.8,
                     )
                     handles.setdefault(f"{decoder}, batch {batch}", handle)
-            ax.set_xscale("log", base=2)
-            ax.set_yscale("log", base=2)
+            log_axis(ax.xaxis, base=2)
+            log_axis(ax.yaxis, base=2)
             ax.set(xlabel="predicted speed-up", title=title, xlim=(low, high), ylim=(low, high))
-            for scale in (ax.xaxis, ax.yaxis):
-                scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                scale.set_minor_formatter(NullFormatter())
             finish(ax)
         fig.axes[0].set_ylabel("measured speed-up")
         legend_below(fig, list(handles.values()), list(handles))
@@ -306,7 +303,8 @@ def draw_frontier(border: pd.DataFrame, tested: pd.DataFrame, trained: pd.DataFr
                 ax.plot(row["num_tokens"], row["mean"], color=color, marker=marks[row["checkpoint"]], ms=6, mfc="none")
         for name, mark in marks.items():
             (handles[name],) = ax.plot([], [], color=INK, marker=mark, ls="none", mfc="none")
-        _log2(ax, sorted(border["num_tokens"].unique()))
+        log_axis(ax.xaxis, sorted(border["num_tokens"].unique()), base=2)
+        log_axis(ax.yaxis, base=2)
         ax.set(
             xlabel="sequence length L",
             ylabel="iterations per layer, mean",
@@ -315,12 +313,3 @@ def draw_frontier(border: pd.DataFrame, tested: pd.DataFrame, trained: pd.DataFr
         finish(ax)
         legend_below(fig, list(handles.values()), list(handles))
     return fig
-
-
-def _log2(ax: Any, ticks: list[int]) -> None:
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log", base=2)
-    ax.set_xticks(ticks)
-    for scale in (ax.xaxis, ax.yaxis):
-        scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        scale.set_minor_formatter(NullFormatter())

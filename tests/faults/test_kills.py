@@ -57,10 +57,8 @@ class Killer:
         self.folder, self.rng, self.more = folder, rng, more
         self.toml = folder / "faults.toml"
         self.toml.write_text(MATRIX.format(checkpoint=checkpoint))
-        locks = tempfile.mkdtemp(
-            prefix="kills-"
-        )  # of devices: runs of others go on. Its path is short, as sockets need
-        self.environment = os.environ | {"TMPDIR": locks, "OMP_NUM_THREADS": "1"}
+        self.locks = tempfile.TemporaryDirectory(prefix="kills-")  # of devices, so that runs of others go on
+        self.environment = os.environ | {"TMPDIR": self.locks.name, "OMP_NUM_THREADS": "1"}
         self.killed = Counter()
         began = time.monotonic()
         code, said = self.start(folder / "undisturbed").finish()
@@ -73,16 +71,16 @@ class Killer:
                    "--threads", "1", "--retries", "100", *self.more]  # fmt: skip
         return Started(command, self.environment, self.folder / "stderr.txt")
 
-    def kill_until(self, kills):
-        """Kill so many processes, resume after each, and compare when a run has ended."""
+    def runs(self, kills):
+        """The rows of runs that ended, one by one, in all of which so many processes were killed; see `check`."""
         number = 0
-        while sum(self.killed.values()) < kills:
+        while self.killed.total() < kills:
             out, stored, resumed = self.folder / f"run-{number}", Counter(), 0
             number += 1
             while True:
                 run = self.start(out)
                 alive, moment = True, self.rng.uniform(0, self.lasts)
-                while alive and sum(self.killed.values()) < kills:
+                while alive and self.killed.total() < kills:
                     if not run.wait(moment):
                         break
                     moment = self.rng.uniform(0, self.lasts / 4)  # workers are killed in quick succession
@@ -95,11 +93,8 @@ class Killer:
                     assert code == 0, said
                     break
                 resumed += 1
-            assert_same_rows(read_run(out), self.undisturbed)
-            print(
-                f"run {number}: resumed {resumed} times, {sum(self.killed.values())} kills so far {dict(self.killed)}"
-            )
-        return number
+            print(f"run {number}: resumed {resumed} times, {self.killed.total()} kills so far {dict(self.killed)}")
+            yield read_run(out)
 
     def check(self, out, stored):
         """What was stored before is there, none twice, and nothing that the undisturbed run does not have."""
@@ -180,14 +175,19 @@ def test_killed_at_random_moments_a_run_ends_with_every_row_once(tiny_checkpoint
     print(f"\nHARNESS_SEED={SEED} HARNESS_KILLS={KILLS}")
     began = time.monotonic()
     killer = Killer(tmp_path, tiny_checkpoint, random.Random(SEED))
-    runs = killer.kill_until(KILLS)
-    print(f"{sum(killer.killed.values())} kills {dict(killer.killed)} in {runs} runs, all rows equal to those of the "
-          f"undisturbed run; {time.monotonic() - began:.0f} s, an undisturbed run {killer.lasts:.1f} s")  # fmt: skip
+    runs = 0
+    for runs, run in enumerate(killer.runs(KILLS), 1):  # noqa: B007 - told below
+        assert_same_rows(run, killer.undisturbed)
+    assert killer.killed.total() == KILLS
+    print(f"{KILLS} kills {dict(killer.killed)} in {runs} runs, all rows equal to those of the undisturbed run; "
+          f"{time.monotonic() - began:.0f} s, an undisturbed run {killer.lasts:.1f} s")  # fmt: skip
 
 
 @pytest.mark.slow
 def test_killed_ray_workers_lose_no_row(tiny_checkpoint, tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     killer = Killer(tmp_path, tiny_checkpoint, random.Random(SEED), "--on", "ray")
-    runs = killer.kill_until(RAY_KILLS)
-    print(f"Ray: {dict(killer.killed)} in {runs} runs, an undisturbed run {killer.lasts:.1f} s")
+    for run in killer.runs(RAY_KILLS):
+        assert_same_rows(run, killer.undisturbed)
+    assert killer.killed.total() == RAY_KILLS
+    print(f"Ray: {dict(killer.killed)}, an undisturbed run {killer.lasts:.1f} s")
