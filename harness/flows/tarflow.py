@@ -6,175 +6,15 @@ raster order, odd blocks in reverse. Parameter names are those of the published 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import isqrt
-from typing import Any
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
 from harness.flows.base import Condition, Guidance, encode_tokens, flows
-
-HEAD_DIM = 64
-
-
-@dataclass(frozen=True)
-class TarFlowConfig:
-    """The shape of a TarFlow; published names read ``patch-channels-blocks-layers``."""
-
-    image_channels: int
-    image_size: int
-    patch: int
-    channels: int
-    blocks: int
-    layers_per_block: int
-    num_classes: int = 0
-    volume_preserving: bool = False
-    head_dim: int = HEAD_DIM
-
-    def __post_init__(self) -> None:
-        if self.image_size % self.patch:
-            raise HarnessError(f"image size {self.image_size} is not a multiple of the patch size {self.patch}")
-        if self.channels % self.head_dim:
-            raise HarnessError(f"{self.channels} channels are not a multiple of the head dimension {self.head_dim}")
-
-    @property
-    def num_tokens(self) -> int:
-        """L, the patches of one image."""
-        return (self.image_size // self.patch) ** 2
-
-    @property
-    def token_dim(self) -> int:
-        """D, the numbers of one patch."""
-        return self.image_channels * self.patch**2
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a layer's network is told besides the tokens; the same at every call of a solve.
-
-    Args:
-        offset: (rows or 1, L, C) position and class embeddings, in the layer's order, added after `proj_in`.
-        logit_scale: (rows, 1, 1, 1) factor on the attention logits, or None for 1.
-        masked_lags: of `Condition`.
-    """
-
-    offset: Tensor
-    logit_scale: Tensor | None
-    masked_lags: range | None = None
-
-
-class KeyValueCache:
-    """Keys and values of every transformer layer for all L positions, allocated once.
-
-    `data` is (layers, 2, rows, heads, L, head_dim), where rows is the batch, twice that under guidance. `context` is
-    that of `condition`, computed once.
-    """
-
-    def __init__(self, data: Tensor, condition: Condition, context: Context) -> None:
-        self.data, self.condition, self.context = data, condition, context
-        self.layers = data.unbind(0)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated for keys and values."""
-        return self.data.nbytes
-
-
-@lru_cache(maxsize=64)
-def _window_mask(window: int, start: int, device: torch.device) -> Tensor:
-    """(W, start + W) True where a window position may look: at the prefix and at the window up to itself."""
-    return torch.ones(window, start + window, dtype=torch.bool, device=device).tril(start)
-
-
-@lru_cache(maxsize=64)
-def _lag_mask(window: int, start: int, masked: range, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`_window_mask` without the lags `masked`, and (W, 1) True where it leaves a position anything to look at.
-
-    A position that is left nothing may look everywhere in the mask, so that its softmax is defined; what it sees is
-    to be dropped.
-    """
-    lags = torch.arange(start, start + window, device=device)[:, None] - torch.arange(start + window, device=device)
-    mask = (lags >= 0) & ~((lags >= masked.start) & (lags < masked.stop))
-    some = mask.any(dim=1, keepdim=True)
-    return mask | ~some, some
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer normalisation that runs in float32 or wider, whatever the network's dtype."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        if x.dtype in (torch.float16, torch.bfloat16):
-            return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float()).to(x.dtype)
-        return super().forward(x)
-
-
-class Attention(nn.Module):
-    """Pre-norm causal self-attention of a window on itself and on a cached prefix."""
-
-    def __init__(self, channels: int, head_dim: int) -> None:
-        super().__init__()
-        self.norm = LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-        self.head_dim = head_dim
-
-    def forward(self, x: Tensor, cache: Tensor | None, start: int, context: Context) -> Tensor:
-        """(rows, W, C) -> (rows, W, C).
-
-        Args:
-            x: hidden states of the window.
-            cache: (2, rows, heads, L, head_dim) keys and values, whose positions [0, start) are filled.
-            start: position of the window's first token.
-            context: its logit scale and masked lags are used.
-        """
-        rows, window, channels = x.shape
-        qkv = self.qkv(self.norm(x)).view(rows, window, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
-        if cache is None:
-            q, k, v = qkv.unbind(0)
-        else:
-            cache[..., start : start + window, :] = qkv[1:]
-            q, (k, v) = qkv[0], cache[..., : start + window, :].unbind(0)
-        if context.logit_scale is not None:
-            q = q * context.logit_scale
-        if context.masked_lags is None:
-            mask = _window_mask(window, start, x.device) if start and window > 1 else None
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=start == 0 and window > 1)
-        else:
-            mask, some = _lag_mask(window, start, context.masked_lags, x.device)
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).where(some, 0.0)
-        return self.proj(x.transpose(1, 2).reshape(rows, window, channels))
-
-
-class MLP(nn.Module):
-    """Pre-norm feed-forward network, four times as wide inside."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = LayerNorm(channels)
-        self.main = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        return self.main(self.norm(x))
-
-
-class TransformerLayer(nn.Module):
-    """Attention, then MLP, each with a residual connection."""
-
-    def __init__(self, channels: int, head_dim: int) -> None:
-        super().__init__()
-        self.attention = Attention(channels, head_dim)
-        self.mlp = MLP(channels)
-
-    def forward(self, x: Tensor, cache: Tensor | None, start: int, context: Context) -> Tensor:
-        """As `Attention.forward`."""
-        x = x + self.attention(x, cache, start, context)
-        return x + self.mlp(x)
+from harness.flows.tarflow_shape import TarFlowConfig, dimensions, infer_config
+from harness.flows.transformer import Context, KeyValueCache, TransformerLayer
 
 
 class TarFlowLayer(nn.Module):
@@ -352,7 +192,9 @@ class TarFlow(nn.Module):
     def to_tokens(self, images: Tensor) -> Tensor:
         """(B, C, H, W) images to (B, L, D) patches in raster order, each channel-major, then row, then column."""
         if images.ndim != 4 or images.shape[1:] != self.image_shape:
-            raise HarnessError(f"expected images of shape (B, {_shape(self.image_shape)}), got {tuple(images.shape)}")
+            raise HarnessError(
+                f"expected images of shape (B, {dimensions(self.image_shape)}), got {tuple(images.shape)}"
+            )
         patch, channels = self.config.patch, self.config.image_channels
         grid = self.config.image_size // patch
         x = images.reshape(-1, channels, grid, patch, grid, patch)
@@ -438,7 +280,7 @@ class TarFlow(nn.Module):
         for name, tensor in wanted.items():
             if state[name].shape != tensor.shape:
                 raise CheckpointError(
-                    f"'{name}' has shape {_shape(state[name].shape)}, expected {_shape(tensor.shape)}"
+                    f"'{name}' has shape {dimensions(state[name].shape)}, expected {dimensions(tensor.shape)}"
                 )
             if not state[name].is_floating_point():
                 raise CheckpointError(f"'{name}' holds {state[name].dtype}, expected floating-point numbers")
@@ -449,65 +291,3 @@ class TarFlow(nn.Module):
 def negative_log_likelihood(latents: Tensor, logdet: Tensor) -> Tensor:
     """``0.5 * mean(z**2) - mean(logdet)``: nats per dimension, less the constant ``0.5 * log(2 pi)``."""
     return 0.5 * latents.square().mean() - logdet.mean()
-
-
-def infer_config(state: dict[str, Tensor], metadata: dict[str, str]) -> TarFlowConfig:
-    """The architecture of a published state dict, from the shapes of its tensors.
-
-    D is 3 * patch**2 or patch**2, which are never equal, and images are square, so nothing else is needed.
-
-    Raises:
-        CheckpointError: shapes that fit no TarFlow.
-    """
-
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        if name not in state:
-            raise CheckpointError(f"tensor '{name}' is missing")
-        if state[name].ndim != ndim or 0 in state[name].shape:
-            raise CheckpointError(
-                f"'{name}' has shape {_shape(state[name].shape)}, expected {ndim} dimensions, none empty"
-            )
-        return tuple(state[name].shape)
-
-    def count(prefix: str) -> int:
-        parts = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
-        if parts != {str(i) for i in range(len(parts))}:
-            raise CheckpointError(f"'{prefix}*' is not numbered 0, 1, 2, ...")
-        return len(parts)
-
-    num_tokens, token_dim = shape("var", 2)
-    channels, _ = shape("blocks.0.proj_in.weight", 2)
-    image_channels, patch = _factor_token(token_dim)
-    grid = isqrt(num_tokens)
-    if grid**2 != num_tokens:
-        raise CheckpointError(f"{num_tokens} tokens do not make a square image")
-    outputs, _ = shape("blocks.0.proj_out.weight", 2)
-    if outputs not in (token_dim, 2 * token_dim):
-        raise CheckpointError(f"'blocks.0.proj_out.weight' has {outputs} rows, expected {token_dim} or {2 * token_dim}")
-    head_dim = metadata.get("head_dim", str(HEAD_DIM))
-    if not head_dim.isdecimal() or int(head_dim) == 0 or channels % int(head_dim):
-        raise CheckpointError(f"{channels} channels are not a multiple of the head dimension {head_dim}")
-    return TarFlowConfig(
-        image_channels=image_channels,
-        image_size=grid * patch,
-        patch=patch,
-        channels=channels,
-        blocks=count("blocks."),
-        layers_per_block=count("blocks.0.attn_blocks."),
-        num_classes=shape("blocks.0.class_embed", 3)[0] if "blocks.0.class_embed" in state else 0,
-        volume_preserving=outputs == token_dim,
-        head_dim=int(head_dim),
-    )
-
-
-def _factor_token(token_dim: int) -> tuple[int, int]:
-    """(image channels, patch) with channels * patch**2 == token_dim."""
-    for image_channels in (1, 3):
-        patch = isqrt(token_dim // image_channels)
-        if image_channels * patch**2 == token_dim:
-            return image_channels, patch
-    raise CheckpointError(f"{token_dim} numbers a token are neither patch**2 nor 3 * patch**2")
-
-
-def _shape(shape: Any) -> str:
-    return " x ".join(map(str, shape))

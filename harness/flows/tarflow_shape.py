@@ -1,0 +1,107 @@
+"""The shape of a TarFlow, and how it is inferred from the tensors of a published checkpoint, which does not state it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isqrt
+
+from torch import Tensor
+
+from harness.errors import CheckpointError, HarnessError
+
+HEAD_DIM = 64
+
+
+@dataclass(frozen=True)
+class TarFlowConfig:
+    """The shape of a TarFlow; published names read ``patch-channels-blocks-layers``."""
+
+    image_channels: int
+    image_size: int
+    patch: int
+    channels: int
+    blocks: int
+    layers_per_block: int
+    num_classes: int = 0
+    volume_preserving: bool = False
+    head_dim: int = HEAD_DIM
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch:
+            raise HarnessError(f"image size {self.image_size} is not a multiple of the patch size {self.patch}")
+        if self.channels % self.head_dim:
+            raise HarnessError(f"{self.channels} channels are not a multiple of the head dimension {self.head_dim}")
+
+    @property
+    def num_tokens(self) -> int:
+        """L, the patches of one image."""
+        return (self.image_size // self.patch) ** 2
+
+    @property
+    def token_dim(self) -> int:
+        """D, the numbers of one patch."""
+        return self.image_channels * self.patch**2
+
+
+def infer_config(state: dict[str, Tensor], metadata: dict[str, str]) -> TarFlowConfig:
+    """The architecture of a published state dict, from the shapes of its tensors.
+
+    D is 3 * patch**2 or patch**2, which are never equal, and images are square, so nothing else is needed.
+
+    Raises:
+        CheckpointError: shapes that fit no TarFlow.
+    """
+
+    def shape(name: str, ndim: int) -> tuple[int, ...]:
+        if name not in state:
+            raise CheckpointError(f"tensor '{name}' is missing")
+        if state[name].ndim != ndim or 0 in state[name].shape:
+            raise CheckpointError(
+                f"'{name}' has shape {dimensions(state[name].shape)}, expected {ndim} dimensions, none empty"
+            )
+        return tuple(state[name].shape)
+
+    def count(prefix: str) -> int:
+        parts = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
+        if parts != {str(i) for i in range(len(parts))}:
+            raise CheckpointError(f"'{prefix}*' is not numbered 0, 1, 2, ...")
+        return len(parts)
+
+    num_tokens, token_dim = shape("var", 2)
+    channels, _ = shape("blocks.0.proj_in.weight", 2)
+    image_channels, patch = _factor_token(token_dim)
+    grid = isqrt(num_tokens)
+    if grid**2 != num_tokens:
+        raise CheckpointError(f"{num_tokens} tokens do not make a square image")
+    outputs, _ = shape("blocks.0.proj_out.weight", 2)
+    if outputs not in (token_dim, 2 * token_dim):
+        raise CheckpointError(f"'blocks.0.proj_out.weight' has {outputs} rows, expected {token_dim} or {2 * token_dim}")
+    head_dim = metadata.get("head_dim", str(HEAD_DIM))
+    if not head_dim.isdecimal() or int(head_dim) == 0 or channels % int(head_dim):
+        raise CheckpointError(f"{channels} channels are not a multiple of the head dimension {head_dim}")
+    return TarFlowConfig(
+        image_channels=image_channels,
+        image_size=grid * patch,
+        patch=patch,
+        channels=channels,
+        blocks=count("blocks."),
+        layers_per_block=count("blocks.0.attn_blocks."),
+        num_classes=shape("blocks.0.class_embed", 3)[0] if "blocks.0.class_embed" in state else 0,
+        volume_preserving=outputs == token_dim,
+        head_dim=int(head_dim),
+    )
+
+
+def _factor_token(token_dim: int) -> tuple[int, int]:
+    """(image channels, patch) with channels * patch**2 == token_dim."""
+    for image_channels in (1, 3):
+        patch = isqrt(token_dim // image_channels)
+        if image_channels * patch**2 == token_dim:
+            return image_channels, patch
+    raise CheckpointError(f"{token_dim} numbers a token are neither patch**2 nor 3 * patch**2")
+
+
+def dimensions(shape: Iterable[int]) -> str:
+    """A shape in words, as errors tell it."""
+    return " x ".join(map(str, shape))
