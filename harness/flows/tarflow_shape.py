@@ -1,4 +1,4 @@
-"""The shape of a TarFlow, and how it is inferred from the tensors of a published checkpoint, which does not state it."""
+"""The shape of a TarFlow, inferred from the tensors of a published checkpoint, which does not state it."""
 
 from __future__ import annotations
 
