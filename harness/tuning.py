@@ -5,13 +5,15 @@ candidate is a fixed amount of work, so its error is the same whatever the batch
 matters in the sample is measured too, by decoding the rest exactly from a perturbed output. For each batch size every
 candidate is then timed on one layer of the flow, in shuffled rounds. With errors of different layers taken as
 independent, the fastest schedule for every deviation is found exactly, layer by layer. The fastest within the budget is
-decoded on latents that it was not chosen on; while it fails there, the next safer one is tried, and sequential decoding
-ends the list. What is left to choose is the dtype of its networks, where a layer's clock tells least: the schedule, and
-itself with all networks in one dtype, are timed as whole decodes.
+decoded on latents that it was not chosen on; while it cannot be said there, with 95 % confidence, that it keeps the
+budget on others, the next safer one is tried, and sequential decoding ends the list. What is left to choose is the
+dtype of its networks, where a layer's clock tells least: the schedule, and itself with all networks in one dtype, are
+timed as whole decodes.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -19,9 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from harness.decoders import Decoder, build_decoder
@@ -29,9 +32,8 @@ from harness.decoders.auto import Auto, LayerChoice, LayerSchedule, bind_choices
 from harness.decoders.fits import checkpoint_digest
 from harness.flows.base import CausalFlow, CausalLayer
 
-MARGIN = 0.9
-"""Share of the budget that a schedule may be predicted to use, and may use on held-out latents: a budget is kept on
-others than these."""
+CONFIDENCE = 0.95
+"""Of the bounds on deviations, each to one side."""
 ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 40.0
 """Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
 SAMPLES = 256
@@ -99,13 +101,14 @@ class Tuner:
     @torch.no_grad()
     def __init__(self, flow: CausalFlow, samples: int = SAMPLES, seed: int = 1) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.flow = flow
+        self.flow, self.seed = flow, seed
         self.tuned_on, self.held_out = (_Sample.draw(flow, samples, generator) for _ in range(2))
         self.choices = candidates(flow)
         self.solvers = [choice.build().bind(flow, samples) for choice in self.choices]
         self.errors = _errors(flow, self.tuned_on, self.solvers)
         self._seconds: dict[int, list[float]] = {}
-        self._sejd: dict[int, tuple[float, float]] = {}
+        self._sejd: dict[int, float] = {}
+        self._deviations: dict[str, Bounded] = {}
 
     @torch.no_grad()
     def schedule(self, batch: int, budget: float | None = None, digest: str = "") -> LayerSchedule:
@@ -116,28 +119,33 @@ class Tuner:
             budget: the deviation allowed, RMSE of tokens to the exact sample; None for that of SeJD at tau 0.5.
             digest: of the checkpoint.
         """
-        seconds, (predicted, allowed) = self.seconds(batch), self.allowed(batch, budget)
+        seconds, allowed = self.seconds(batch), self.allowed(batch, budget)
         layers, deviation = (SEQUENTIAL,) * self.flow.num_layers, 0.0
-        for places in _pareto(seconds, self.errors, (MARGIN * predicted) ** 2):
+        for places in _pareto(seconds, self.errors, allowed**2):
             chosen = tuple(self.choices[place] for place in places)
-            variants = [chosen, *(other for half in (False, True) if (other := _in_half(chosen, half)) != chosen)]
-            deviations = [self.held_out.deviation(_Fixed(variants[0]), BATCH)]
-            if deviations[0] <= MARGIN * allowed:
-                deviations += [self.held_out.deviation(_Fixed(variant), BATCH) for variant in variants[1:]]
-                kept = [place for place, value in enumerate(deviations) if value <= MARGIN * allowed]
-                place = kept[self._fastest(batch, [variants[place] for place in kept])]
-                layers, deviation = variants[place], deviations[place]
+            if self._held(chosen).upper <= allowed:
+                variants = [chosen, *(other for half in (False, True) if (other := _in_half(chosen, half)) != chosen)]
+                kept = [variant for variant in variants if self._held(variant).upper <= allowed]
+                layers = self._fastest(batch, kept)
+                deviation = self._held(layers).value
                 break
         predicted_s = sum(seconds[self.choices.index(choice)] for choice in layers)
         device = self.tuned_on.latents.device.type
         return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted_s, digest)
 
-    def _fastest(self, batch: int, schedules: Sequence[Layers]) -> int:
-        """Place of the schedule whose whole decodes take least time."""
+    def _held(self, layers: Layers) -> Bounded:
+        """Deviation of a schedule on the latents held out, where each sample is by itself."""
+        key = str(layers)
+        if key not in self._deviations:
+            self._deviations[key] = bounded(self.held_out.squared(_Fixed(layers), BATCH))
+        return self._deviations[key]
+
+    def _fastest(self, batch: int, schedules: Sequence[Layers]) -> Layers:
+        """The schedule whose whole decodes take least time."""
         latents, labels = _drawn(self.flow, batch, torch.Generator().manual_seed(0))
         decodes = [partial(_Fixed(layers).decode, self.flow, latents, labels) for layers in schedules]
         seconds = _medians(decodes, latents)
-        return seconds.index(min(seconds))
+        return schedules[seconds.index(min(seconds))]
 
     def seconds(self, batch: int) -> list[float]:
         """Of every candidate for one layer."""
@@ -145,14 +153,43 @@ class Tuner:
             self._seconds[batch] = _time(self.flow, batch, self.solvers)
         return self._seconds[batch]
 
-    def allowed(self, batch: int, budget: float | None) -> tuple[float, float]:
-        """The deviation that a budget comes to on the latents tuned on, and on those held out."""
+    def allowed(self, batch: int, budget: float | None) -> float:
+        """The deviation that a budget comes to: for SeJD's, what it is at least.
+
+        SeJD's stopping rule spans the batch, so batches are what its deviation is known from.
+        """
         if budget is not None:
-            return budget, budget
-        if batch not in self._sejd:  # its stopping rule spans the batch
-            sejd = build_decoder("sejd")
-            self._sejd[batch] = self.tuned_on.deviation(sejd, batch), self.held_out.deviation(sejd, batch)
+            return budget
+        if batch not in self._sejd:
+            count = batch * max(4, len(self.held_out.latents) // 16)
+            drawn = self.held_out
+            if count > len(drawn.latents):
+                drawn = _Sample.draw(self.flow, count, torch.Generator().manual_seed(self.seed + 1))
+            self._sejd[batch] = bounded(drawn.squared(build_decoder("sejd"), batch), batch).lower
         return self._sejd[batch]
+
+
+class Bounded(NamedTuple):
+    """A deviation and its one-sided bounds."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+def bounded(squared: Tensor, together: int = 1) -> Bounded:
+    """The root of a mean of squared deviations, and what it is at least and at most with `CONFIDENCE`, by Student's t.
+
+    Args:
+        squared: (samples,) of each sample.
+        together: samples that depend on each other; those count as one.
+    """
+    groups = torch.stack([group.mean() for group in squared.double().split(together)])
+    if not groups.isfinite().all():
+        return Bounded(math.inf, 0.0, math.inf)
+    mean, error = float(groups.mean()), float(groups.std()) / math.sqrt(len(groups))
+    reach = float(student.ppf(CONFIDENCE, len(groups) - 1)) * error
+    return Bounded(math.sqrt(mean), math.sqrt(max(0.0, mean - reach)), math.sqrt(mean + reach))
 
 
 class _Fixed(Auto):
@@ -187,9 +224,10 @@ class _Sample:
         """(samples, L, D) tokens, decoded a batch at a time."""
         return torch.cat([decoder.decode(self.flow, z, y).tokens for z, y in self._batches(self.latents, batch)])
 
-    def deviation(self, decoder: Decoder, batch: int) -> float:
-        """RMSE of a decoder's tokens to the exact ones, decoded a batch at a time."""
-        return _rmse(self.decode(decoder, batch), self.exact)
+    def squared(self, decoder: Decoder, batch: int) -> Tensor:
+        """(samples,) mean squared deviation of each sample from the exact one, decoded a batch at a time."""
+        squared = (self.decode(decoder, batch) - self.exact).square().mean(dim=(1, 2))
+        return squared.nan_to_num(nan=math.inf)
 
     def through(self, layers: Sequence[CausalLayer], tokens: Tensor, solver: Decoder) -> Tensor:
         """(samples, L, D) what some layers make of tokens of these samples, each of them solved by a decoder."""
