@@ -6,14 +6,13 @@ matters in the sample is measured too, by decoding the rest exactly from a pertu
 candidate is then timed on one layer of the flow, in shuffled rounds. With errors of different layers taken as
 independent, the fastest schedule for every deviation is found exactly, layer by layer. The fastest within the budget is
 decoded on latents that it was not chosen on; while it cannot be said there, with 95 % confidence, that it keeps the
-budget on others, the next safer one is tried, and sequential decoding ends the list. What is left to choose is the
+budget on others, a safer one is tried, and sequential decoding ends the list. What is left to choose is the
 dtype of its networks, where a layer's clock tells least: the schedule, and itself with all networks in one dtype, are
 timed as whole decodes.
 """
 
 from __future__ import annotations
 
-import math
 import random
 import statistics
 import time
@@ -21,19 +20,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
-from scipy.stats import t as student
+from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.decoders import Decoder, build_decoder
 from harness.decoders.auto import Auto, LayerChoice, LayerSchedule, bind_choices, schedule_path
 from harness.decoders.fits import checkpoint_digest
 from harness.flows.base import CausalFlow, CausalLayer
+from harness.statistics import RootMean, root_mean
 
-CONFIDENCE = 0.95
-"""Of the bounds on deviations, each to one side."""
 ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 40.0
 """Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
 SAMPLES = 256
@@ -108,7 +107,7 @@ class Tuner:
         self.errors = _errors(flow, self.tuned_on, self.solvers)
         self._seconds: dict[int, list[float]] = {}
         self._sejd: dict[int, float] = {}
-        self._deviations: dict[str, Bounded] = {}
+        self._deviations: dict[str, RootMean] = {}
 
     @torch.no_grad()
     def schedule(self, batch: int, budget: float | None = None, digest: str = "") -> LayerSchedule:
@@ -120,28 +119,40 @@ class Tuner:
             digest: of the checkpoint.
         """
         seconds, allowed = self.seconds(batch), self.allowed(batch, budget)
-        layers, deviation = (SEQUENTIAL,) * self.flow.num_layers, 0.0
-        for places in _pareto(seconds, self.errors, allowed**2):
-            chosen = tuple(self.choices[place] for place in places)
-            if self._held(chosen).upper <= allowed:
-                variants = [chosen, *(other for half in (False, True) if (other := _in_half(chosen, half)) != chosen)]
-                kept = [variant for variant in variants if self._held(variant).upper <= allowed]
-                layers = self._fastest(batch, kept)
-                deviation = self._held(layers).value
-                break
+        chosen = self._within(allowed, seconds)
+        others = [other for half in (False, True) if (other := _in_half(chosen, half)) != chosen]
+        layers = self._fastest(batch, [chosen, *(other for other in others if self._held(other).upper <= allowed)])
         predicted_s = sum(seconds[self.choices.index(choice)] for choice in layers)
-        device = self.tuned_on.latents.device.type
+        device, deviation = self.tuned_on.latents.device.type, self._held(layers).value
         return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted_s, digest)
 
-    def _held(self, layers: Layers) -> Bounded:
+    def _within(self, allowed: float, seconds: Sequence[float]) -> Layers:
+        """The fastest schedule whose deviation on the latents held out is surely within what is allowed.
+
+        After one that is not, the next to be tried is predicted to be as much safer as was missing.
+        """
+        safe = allowed**2
+        for places in _pareto(seconds, self.errors, safe):
+            predicted = sum(errors[place] for errors, place in zip(self.errors, places, strict=True))
+            if predicted <= safe:
+                layers = tuple(self.choices[place] for place in places)
+                upper = self._held(layers).upper
+                if upper <= allowed:
+                    return layers
+                safe = predicted * (allowed / upper) ** 2
+        return (SEQUENTIAL,) * self.flow.num_layers
+
+    def _held(self, layers: Layers) -> RootMean:
         """Deviation of a schedule on the latents held out, where each sample is by itself."""
         key = str(layers)
         if key not in self._deviations:
-            self._deviations[key] = bounded(self.held_out.squared(_Fixed(layers), BATCH))
+            self._deviations[key] = root_mean(self.held_out.squared(_Fixed(layers), BATCH))
         return self._deviations[key]
 
     def _fastest(self, batch: int, schedules: Sequence[Layers]) -> Layers:
         """The schedule whose whole decodes take least time."""
+        if len(schedules) == 1:
+            return schedules[0]
         latents, labels = _drawn(self.flow, batch, torch.Generator().manual_seed(0))
         decodes = [partial(_Fixed(layers).decode, self.flow, latents, labels) for layers in schedules]
         seconds = _medians(decodes, latents)
@@ -165,31 +176,8 @@ class Tuner:
             drawn = self.held_out
             if count > len(drawn.latents):
                 drawn = _Sample.draw(self.flow, count, torch.Generator().manual_seed(self.seed + 1))
-            self._sejd[batch] = bounded(drawn.squared(build_decoder("sejd"), batch), batch).lower
+            self._sejd[batch] = root_mean(drawn.squared(build_decoder("sejd"), batch), batch).lower
         return self._sejd[batch]
-
-
-class Bounded(NamedTuple):
-    """A deviation and its one-sided bounds."""
-
-    value: float
-    lower: float
-    upper: float
-
-
-def bounded(squared: Tensor, together: int = 1) -> Bounded:
-    """The root of a mean of squared deviations, and what it is at least and at most with `CONFIDENCE`, by Student's t.
-
-    Args:
-        squared: (samples,) of each sample.
-        together: samples that depend on each other; those count as one.
-    """
-    groups = torch.stack([group.mean() for group in squared.double().split(together)])
-    if not groups.isfinite().all():
-        return Bounded(math.inf, 0.0, math.inf)
-    mean, error = float(groups.mean()), float(groups.std()) / math.sqrt(len(groups))
-    reach = float(student.ppf(CONFIDENCE, len(groups) - 1)) * error
-    return Bounded(math.sqrt(mean), math.sqrt(max(0.0, mean - reach)), math.sqrt(mean + reach))
 
 
 class _Fixed(Auto):
@@ -224,10 +212,9 @@ class _Sample:
         """(samples, L, D) tokens, decoded a batch at a time."""
         return torch.cat([decoder.decode(self.flow, z, y).tokens for z, y in self._batches(self.latents, batch)])
 
-    def squared(self, decoder: Decoder, batch: int) -> Tensor:
+    def squared(self, decoder: Decoder, batch: int) -> NDArray[np.float64]:
         """(samples,) mean squared deviation of each sample from the exact one, decoded a batch at a time."""
-        squared = (self.decode(decoder, batch) - self.exact).square().mean(dim=(1, 2))
-        return squared.nan_to_num(nan=math.inf)
+        return (self.decode(decoder, batch) - self.exact).double().square().mean(dim=(1, 2)).cpu().numpy()
 
     def through(self, layers: Sequence[CausalLayer], tokens: Tensor, solver: Decoder) -> Tensor:
         """(samples, L, D) what some layers make of tokens of these samples, each of them solved by a decoder."""
