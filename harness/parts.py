@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 
 from harness.errors import StoreError
 from harness.files import make_folder, replacing, unwritable
-from harness.tables import KEYS, TABLES, TEXT
+from harness.tables import KEYS, TABLES
+from harness.tables.columns import TEXT
 
 MANY = 64
 """So many small parts are merged: reading opens few files, and every row is written again a bounded number of times."""

@@ -60,7 +60,7 @@ class LayerFit:
     def correction(
         self, change: Tensor, labels: Tensor | None, start: int, visits: list[tuple[int, int, int]]
     ) -> Tensor:
-        """A `harness.decoders.windows.Correction`: every token by the map of its own number of updates."""
+        """A `harness.decoders.solver.Correction`: every token by the map of its own number of updates."""
         last = len(self.corrections) - 1
         features = self.corrections[0].features(change)
         parts = [self.corrections[min(n, last)].span(features, labels, start, first, end) for first, end, n in visits]
