@@ -37,8 +37,11 @@ class Findings:
     """What a study's ``findings(runs)`` returns.
 
     Args:
-        tables: name to frame, deterministic: a rerun on the same machine repeats every digit. Written as ``NAME.csv``,
-            drawn on by the text as ``tables.NAME``, and compared with the stored ones by ``harness study --check``.
+        tables: name to frame, deterministic: a rerun on the same kind of processor repeats every digit, one on another
+            kind does up to rounding. Written as ``NAME.csv``, drawn on by the text as ``tables.NAME``, and compared
+            with the stored ones by ``harness study --check``.
+        rounded: name to frame that holds what rounding alone decides, such as when a last bit settles: repeated on the
+            same kind of processor only; written as ``NAME-rounding.csv``.
         timed: name to frame that holds wall times or measured memory; written as ``NAME-timed.csv``.
         figures: name to figure, written as ``NAME.png``; drawn inside `analysis.style.theme`.
         values: further values for the template, computed from the frames.
@@ -46,6 +49,7 @@ class Findings:
     """
 
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    rounded: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     timed: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     figures: Mapping[str, Figure] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""From run folders to a study's text, CSVs and figures; what no clock touches is compared with what is stored."""
+"""From run folders to a study's text, CSVs and figures."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from analysis.plot import DASH, as_text, listing, quantity, rows_of, times
 from analysis.render import save, settle, write_csv
 from analysis.studies.base import Findings
 from analysis.studies.claims import checked, read_findings, rows, write_findings
+from analysis.studies.stored import ROUNDED, TIMED, Comparison, compare
 from harness.errors import HarnessError, StoreError
 
 TABLE = "README.md"
-TIMED = "-timed.csv"
 
 
 def render_study(
     name: str, title: str, profile: str, folders: Sequence[Path], staging: Path, results: Path, check: bool = False
-) -> list[str]:
+) -> Comparison:
     """Write a study's text, tables and figures into `results`, and the claim table anew.
 
     Args:
@@ -38,7 +38,7 @@ def render_study(
         check: leave what is stored alone where a deterministic CSV differs from it; the new ones stay in `staging`.
 
     Returns:
-        One sentence for each deterministic CSV that differs; empty without `check`.
+        How the deterministic CSVs compare with the stored ones; nothing to tell without `check`.
 
     Raises:
         HarnessError: the study has no text, or a finding answers no claim.
@@ -50,13 +50,13 @@ def render_study(
         shutil.rmtree(staging, ignore_errors=True)
         (staging / name).mkdir(parents=True)
         _write(name, title, profile, runs, staging)
-        differing = differences(staging / name, results / name) if check else []
-        if not differing:
+        compared = compare(staging / name, results / name) if check else Comparison()
+        if not compared.differing:
             _install(name, staging, results)
         (results / TABLE).write_text(claim_table(results), encoding="utf-8")
     except OSError as error:
         raise StoreError(f"cannot write study '{name}' to '{results}': {error.strerror or error}") from error
-    return differing
+    return compared
 
 
 def require_text(name: str) -> None:
@@ -74,31 +74,13 @@ def claim_table(results: Path) -> str:
     return _environment().get_template(f"{TABLE}.j2").render(rows=rows(read_findings(results)))
 
 
-def differences(new: Path, stored: Path) -> list[str]:
-    """One sentence for each deterministic CSV that is not, byte for byte, the stored one."""
-    names = {path.name for folder in (new, stored) for path in folder.glob("*.csv") if not path.name.endswith(TIMED)}
-    return [sentence for name in sorted(names) if (sentence := _difference(new / name, stored / name))]
-
-
-def _difference(new: Path, stored: Path) -> str | None:
-    if not stored.is_file():
-        return f"'{stored}' is not stored yet; the new one is '{new}'"
-    if not new.is_file():
-        return f"'{stored}' was not made again"
-    if new.read_bytes() == stored.read_bytes():
-        return None
-    before, after = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (stored, new))
-    if list(before) != list(after) or len(before) != len(after):
-        return f"'{stored}' has other columns or rows than '{new}'"
-    columns = [str(name) for name in before if not before[name].equals(after[name])]
-    return f"'{stored}' differs from '{new}' in {listing(columns) or 'its bytes'}"
-
-
 def _write(name: str, title: str, profile: str, runs: Runs, folder: Path) -> None:
     found = _findings(name, runs)
     checked(found.claims)
     for label, frame in found.tables.items():
         write_csv(frame, folder / name / f"{label}.csv")
+    for label, frame in found.rounded.items():
+        write_csv(frame, folder / name / f"{label}{ROUNDED}")
     for label, frame in found.timed.items():
         write_csv(frame, folder / name / f"{label}{TIMED}")
     for label, drawn in found.figures.items():

@@ -74,13 +74,22 @@ def _claims(ahead: pd.DataFrame) -> list[Finding]:
                 measured=(
                     f"nearer after {share:.0%} of all calls{layers}; when a layer has settled, after at most "
                     f"{rows['calls'].max()} calls of {rows['of_tokens'].max()} tokens, sequential's RMS error is "
-                    f"{quantity(ratios.min())} to {quantity(ratios.max())} times as large"
+                    f"{_about(ratios.min())} to {_about(ratios.max())} times as large"
                 ),
                 agrees=behind.empty,
                 criterion="iteration has the smaller RMS error in every layer after every call",
             )
         )
     return found
+
+
+def _about(ratio: float) -> str:
+    """Two digits: the smaller of the two errors is a hundred times float32's rounding.
+
+    >>> _about(42878)
+    '43,000'
+    """
+    return quantity(float(f"{ratio:.2g}"))
 
 
 def draw(errors: pd.DataFrame) -> Figure:

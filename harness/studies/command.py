@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from analysis.studies.render import render_study, require_text
+from analysis.studies.stored import OF_COLUMN, OF_ITSELF, Comparison
 from harness.progress import reporter
 from harness.store import MANIFEST
 from harness.studies.execute import execute
@@ -25,7 +26,7 @@ def run_studies(
         HarnessError: a mistake in a plan or text, or a folder that cannot be used.
     """
     folders: dict[str, Path] = {}
-    differing = []
+    compared = Comparison()
     wanted = plans(name)
     for plan in wanted:
         require_text(plan.name)
@@ -35,10 +36,19 @@ def run_studies(
         read = [folders[one] for one in (*plan.reads, plan.name)]
         measured = [folder for folder in read if any(folder.rglob(MANIFEST))]
         staging = out / "rendered" / plan.name
-        differing += render_study(plan.name, plan.title, profile, measured, staging, results, check)
+        compared += render_study(plan.name, plan.title, profile, measured, staging, results, check)
         click.echo(results / f"{plan.name}.md")
-    for sentence in differing:
+    for sentence in compared.differing:
         click.echo(sentence, err=True)
-    if check and not differing:
-        click.echo(f"every deterministic table of {name} is as stored in '{results}'")
-    return 1 if differing else 0
+    if check and not compared.differing:
+        click.echo(f"every deterministic table of {name} is as stored in '{results}'{_up_to_rounding(compared)}")
+    return 1 if compared.differing else 0
+
+
+def _up_to_rounding(compared: Comparison) -> str:
+    if not compared.rounded:
+        return ""
+    return (
+        f", {len(compared.rounded)} of them up to rounding, as on another kind of processor: every number is within "
+        f"{OF_ITSELF:g} of itself or {OF_COLUMN:g} of its column's largest, and every count the same"
+    )

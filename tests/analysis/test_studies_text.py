@@ -11,7 +11,8 @@ from analysis.load import load
 from analysis.studies import breaks, partial, reconstruction, tau
 from analysis.studies.base import Finding
 from analysis.studies.claims import checked, claims, read_findings, rows, write_findings
-from analysis.studies.render import claim_table, differences, render_study
+from analysis.studies.render import claim_table, render_study
+from analysis.studies.stored import Comparison, compare
 from harness.errors import HarnessError
 from harness.studies import studies
 
@@ -125,7 +126,7 @@ def test_snapshots_are_ordered_by_their_share_of_the_training():
 
 def test_a_text_is_written_from_its_tables(sweep, tmp_path):
     results = tmp_path / "results"
-    assert render_study("tau", "A title", "fast", [sweep], tmp_path / "new", results) == []
+    assert render_study("tau", "A title", "fast", [sweep], tmp_path / "new", results) == Comparison()
     text = (results / "tau.md").read_text(encoding="utf-8")
     assert "# A title" in text
     for row in pd.read_csv(results / "tau" / "sensitivity.csv").itertuples():
@@ -134,8 +135,8 @@ def test_a_text_is_written_from_its_tables(sweep, tmp_path):
     for link in re.findall(r"\]\(([^)]+\.png)\)", text):
         assert (results / link).stat().st_size > 0
     again = tmp_path / "again"
-    assert render_study("tau", "A title", "fast", [sweep], again, results, check=True) == []
-    assert differences(again / "tau", results / "tau") == []
+    assert render_study("tau", "A title", "fast", [sweep], again, results, check=True) == Comparison()
+    assert compare(again / "tau", results / "tau") == Comparison()
 
 
 FINDING = Finding("finite", "digits", "it is exact", True, "the error is 0")

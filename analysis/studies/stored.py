@@ -1,0 +1,120 @@
+"""Whether the tables made again are the stored ones: to the last digit, or up to the rounding of another processor.
+
+Deterministic means: on one kind of processor every digit is repeated. Another kind adds up a product of matrices in
+another order, and float32's rounding (6e-8) has grown a few hundredfold when it reaches a figure. Counts do not round.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.plot import listing
+
+TIMED, ROUNDED = "-timed.csv", "-rounding.csv"
+OF_ITSELF, OF_COLUMN, FLOAT32 = 1e-4, 1e-5, 1e-7
+"""What rounding may change a number by: a share of itself, of the largest number of its column, or float32's own share
+of the tokens and images that an error is one of."""
+RISE = "_rise"
+"""Ends the names of columns that tell a change as a share of what changed: they are rounded as 1 + the change is."""
+
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What became of the stored tables.
+
+    Args:
+        differing: a sentence for each that is another one.
+        rounded: names of those that are the same up to rounding.
+    """
+
+    differing: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
+
+    def __add__(self, other: Comparison) -> Comparison:
+        return Comparison(self.differing + other.differing, self.rounded + other.rounded)
+
+
+def compare(new: Path, stored: Path) -> Comparison:
+    """The deterministic CSVs of two folders; those of clocks (`TIMED`) are left out."""
+    names = {path.name for folder in (new, stored) for path in folder.glob("*.csv") if not path.name.endswith(TIMED)}
+    return sum((_compare(new / name, stored / name) for name in sorted(names)), Comparison())
+
+
+def _compare(new: Path, stored: Path) -> Comparison:
+    if not stored.is_file():
+        return Comparison((f"'{stored}' is not stored yet; the new one is '{new}'",))
+    if not new.is_file():
+        return Comparison((f"'{stored}' was not made again",))
+    if new.read_bytes() == stored.read_bytes():
+        return Comparison()
+    before, after = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (stored, new))
+    if list(before) != list(after) or len(before) != len(after):
+        return Comparison((f"'{stored}' has other columns or rows than '{new}'",))
+    others = [
+        name for name in map(str, before) if not same_up_to_rounding(before[name], after[name], name.endswith(RISE))
+    ]
+    if others and not stored.name.endswith(ROUNDED):
+        return Comparison((f"'{stored}' differs from '{new}' in {listing(others)}",))
+    return Comparison(rounded=(f"{stored.parent.name}/{stored.name}",))
+
+
+def same_up_to_rounding(before: pd.Series, after: pd.Series, rises: bool = False) -> bool:
+    """Whether two columns of text hold the same, whole numbers exactly and others up to rounding.
+
+    Args:
+        before: one of them.
+        after: the other.
+        rises: whether the numbers are rises, see `RISE`.
+
+    >>> column = lambda *cells: pd.Series(cells, dtype=str)
+    >>> same_up_to_rounding(column("0.25", ""), column("0.250001", "")), same_up_to_rounding(column("7"), column("8"))
+    (True, False)
+    >>> same_up_to_rounding(column("0.053 in 6 of 9"), column("0.054 in 6 of 9"))
+    True
+    """
+    if before.equals(after):
+        return True
+    if (before.eq("") != after.eq("")).any():
+        return False
+    numbers = [pd.to_numeric(column.mask(column.eq("")), errors="coerce") for column in (before, after)]
+    if any((column.isna() != before.eq("")).any() for column in numbers):
+        return all(_same_sentence(*pair) for pair in zip(before, after, strict=True))
+    old, new = (column.dropna().to_numpy(float) for column in numbers)
+    if (old == np.round(old)).all() and (new == np.round(new)).all():
+        return bool((old == new).all())
+    if rises:
+        old, new = 1 + old, 1 + new
+    largest = np.abs(old[np.isfinite(old)]).max(initial=0.0)
+    return bool(np.isclose(new, old, rtol=OF_ITSELF, atol=max(OF_COLUMN * largest, FLOAT32)).all())
+
+
+def _same_sentence(before: str, after: str) -> bool:
+    """Whether two sentences tell the same: counts exactly, other numbers up to the last digit that is told."""
+    if _NUMBER.split(before) != _NUMBER.split(after):
+        return False
+    pairs = zip(_NUMBER.findall(before), _NUMBER.findall(after), strict=True)
+    return all(old == new or _same_number(old, new) for old, new in pairs)
+
+
+def _same_number(before: str, after: str) -> bool:
+    if before.isdigit() or after.isdigit():
+        return False
+    old, new = (float(text.replace(",", "")) for text in (before, after))
+    return abs(new - old) <= 1.01 * max(_last_place(before), _last_place(after))
+
+
+def _last_place(text: str) -> float:
+    """The unit of the last digit of a number.
+
+    >>> _last_place("0.053"), _last_place("1.23e-05")
+    (0.001, 1e-07)
+    """
+    mantissa, _, exponent = text.replace(",", "").partition("e")
+    return float(f"1e{int(exponent or 0) - len(mantissa.partition('.')[2])}")
