@@ -31,6 +31,7 @@ from harness.decoders import Decoder, build_decoder
 from harness.decoders.auto import Auto, LayerChoice, LayerSchedule, bind_choices, schedule_path
 from harness.decoders.fits import checkpoint_digest
 from harness.flows.base import CausalFlow, CausalLayer
+from harness.flows.precision import multiplies_bfloat16
 from harness.statistics import RootMean, root_mean
 
 ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 40.0
@@ -41,13 +42,15 @@ BATCH = 64
 """Samples decoded together where only errors matter."""
 
 SEQUENTIAL = LayerChoice("sequential")
-HALF = {"network_dtype": "bfloat16"}
+HALF = "bfloat16"
 
 Layers = tuple[LayerChoice, ...]
 
 
 def candidates(flow: CausalFlow) -> list[LayerChoice]:
-    """What a layer may be decoded by, each a fixed amount of work; also in half precision, which has its own error."""
+    """What a layer may be decoded by, each a fixed amount of work; also in half precision, which has its own error, on
+    a device that gains by it.
+    """
     longest = flow.num_tokens - 1
     fitted = [{"iterations": [n]} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
     strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 8]
@@ -62,17 +65,13 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
         *(("fitted", options) for options in fitted),
         *(("frontier", options) for options in slides),
     ]
-    return [SEQUENTIAL, *(LayerChoice(name, options | more) for more in ({}, HALF) for name, options in choices)]
+    dtypes = (None, HALF) if multiplies_bfloat16(flow.sample_latents(1).device) else (None,)
+    return [SEQUENTIAL, *(LayerChoice(*choice).with_networks(dtype) for dtype in dtypes for choice in choices)]
 
 
-def _in_half(layers: Layers, half: bool) -> Layers:
+def _all_in(dtype: str | None, layers: Layers) -> Layers:
     """The same schedule with all networks of iterated layers in half precision, or none."""
-
-    def changed(choice: LayerChoice) -> LayerChoice:
-        options = {name: value for name, value in choice.options.items() if name not in HALF}
-        return choice if choice == SEQUENTIAL else replace(choice, options=options | (HALF if half else {}))
-
-    return tuple(changed(choice) for choice in layers)
+    return tuple(choice.with_networks(dtype) for choice in layers)
 
 
 def tune_checkpoint(
@@ -120,7 +119,8 @@ class Tuner:
         """
         seconds, allowed = self.seconds(batch), self.allowed(batch, budget)
         chosen = self._within(allowed, seconds)
-        others = [other for half in (False, True) if (other := _in_half(chosen, half)) != chosen]
+        dtypes = dict.fromkeys(choice.options.get("network_dtype") for choice in self.choices)
+        others = [other for dtype in dtypes if (other := _all_in(dtype, chosen)) != chosen]
         layers = self._fastest(batch, [chosen, *(other for other in others if self._held(other).upper <= allowed)])
         predicted_s = sum(seconds[self.choices.index(choice)] for choice in layers)
         device, deviation = self.tuned_on.latents.device.type, self._held(layers).value

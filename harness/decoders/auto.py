@@ -21,6 +21,7 @@ from harness.decoders.memory import Footprint
 from harness.errors import HarnessError, unknown
 from harness.files import read_toml, write_text
 from harness.flows.base import CausalFlow, CausalLayer, Condition
+from harness.flows.precision import multiplies_bfloat16
 from harness.flows.tap import untapped
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,13 @@ class LayerChoice:
         if self.decoder not in decoders.names():
             raise unknown("decoder", self.decoder, decoders.names())
         return build_decoder(self.decoder, **self.options)
+
+    def with_networks(self, dtype: str | None) -> LayerChoice:
+        """The same with the layer's network in half precision, or in the flow's own dtype; sequential has no choice."""
+        options = {name: value for name, value in self.options.items() if name != "network_dtype"}
+        if dtype is not None and self.decoder != "sequential":
+            options["network_dtype"] = dtype
+        return replace(self, options=options)
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
@@ -157,7 +165,9 @@ class Auto(Decoder):
 
     `harness tune` measures and stores the schedule; the one for the nearest batch size is used, and where there is
     none it is tuned on first use. A schedule is a fixed amount of work per layer, so a sample never depends on the
-    others in its batch. It holds for samples without guidance, which is what it was tuned on.
+    others in its batch. It holds for samples without guidance, which is what it was tuned on. Where it was tuned for
+    networks in bfloat16, a device without instructions for that runs them in the flow's own dtype, which is nearer to
+    the exact sample; `harness tune` finds what is fastest there.
 
     Args:
         budget: the deviation allowed, RMSE of tokens to the exact sample; None for that of SeJD at tau 0.5; 0 for the
@@ -218,9 +228,12 @@ class Auto(Decoder):
     def _schedule(self, flow: CausalFlow, batch: int) -> LayerSchedule:
         if self.schedule is not None:
             return LayerSchedule.load(Path(self.schedule))
-        device, source = flow.sample_latents(1).device.type, getattr(flow, "source", None)
-        stored = None if source is None else stored_schedule(source, device, batch, self.budget)
-        return stored or _tune_now(flow, source, batch, self.budget)
+        device, source = flow.sample_latents(1).device, getattr(flow, "source", None)
+        stored = None if source is None else stored_schedule(source, device.type, batch, self.budget)
+        schedule = stored or _tune_now(flow, source, batch, self.budget)
+        if multiplies_bfloat16(device):
+            return schedule
+        return replace(schedule, layers=tuple(choice.with_networks(None) for choice in schedule.layers))
 
 
 _kept: WeakKeyDictionary[CausalFlow, dict[tuple[int, float | None, str | None], list[Decoder]]] = WeakKeyDictionary()

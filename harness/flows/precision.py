@@ -27,6 +27,16 @@ def half_dtype(name: str) -> torch.dtype:
     return HALF[name]
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products of bfloat16: others emulate them, several times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # torch before 2.9 does not tell
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def to_dtype(flow: Any, device: str | torch.device, dtype: torch.dtype) -> Any:
     """Move a flow: its networks in a dtype, and what acts on tokens, such as the prior's scale, in float32 or wider."""
     flow = flow.to(device=device, dtype=torch.promote_types(dtype, torch.float32))

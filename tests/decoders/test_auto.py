@@ -13,7 +13,7 @@ from harness.decoders.fits import checkpoint_digest
 from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
-from harness.tuning import HALF, SEQUENTIAL, Tuner, _in_half, _pareto, candidates, tune_checkpoint
+from harness.tuning import HALF, SEQUENTIAL, Tuner, _all_in, _pareto, candidates, tune_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,10 @@ def test_no_schedule_within_the_budget_is_faster(seed):
 
 @pytest.fixture(scope="module")
 def tuner(flow):
-    return Tuner(flow, samples=32)
+    """On a processor that multiplies bfloat16, whatever this one does."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("harness.tuning.multiplies_bfloat16", lambda device: True)
+        return Tuner(flow, samples=32)
 
 
 def test_a_schedule_keeps_its_budget_on_latents_it_never_saw(flow, tuner):
@@ -76,8 +79,8 @@ def test_the_dtype_of_the_networks_is_chosen_by_whole_decodes(tuner, monkeypatch
     monkeypatch.setattr(Tuner, "_fastest", lambda self, batch, found: timed.extend(found) or found[-1])
     schedule = tuner.schedule(batch=4, budget=0.3)
     assert schedule.layers == timed[-1] and len(timed) > 1
-    assert all(_in_half(layers, True) == timed[-1] for layers in timed)
-    assert all(choice == SEQUENTIAL or HALF.items() <= choice.options.items() for choice in timed[-1])
+    assert all(_all_in(HALF, layers) == timed[-1] for layers in timed)
+    assert all(choice == SEQUENTIAL or choice.options["network_dtype"] == HALF for choice in timed[-1])
 
 
 def test_an_impossible_budget_is_sequential(tuner):
@@ -148,6 +151,29 @@ def test_a_schedule_for_another_flow_or_damaged_is_refused(flow, checkpoint, tmp
         LayerSchedule.load(path)
     with pytest.raises(HarnessError, match="budget"):
         build_decoder("auto", budget=-1)
+
+
+@pytest.mark.parametrize(("multiplies", "dtype"), [(True, "bfloat16"), (False, None)])
+def test_networks_are_in_bfloat16_only_where_the_device_multiplies_it(checkpoint, monkeypatch, multiplies, dtype):
+    flow = load_flow(checkpoint)
+    half = (LayerChoice("sequential"), *[LayerChoice("fitted", {"iterations": [2], "network_dtype": HALF})] * 2)
+    path = tune_checkpoint(flow, checkpoint, batches=[4], budgets=[0.2], samples=16)[0]
+    LayerSchedule(half, "cpu", 4, 0.2, 0.2, 0.1, 1.0, checkpoint_digest(checkpoint)).save(path)
+    monkeypatch.setattr("harness.decoders.auto.multiplies_bfloat16", lambda device: multiplies)
+    expected = [choice.with_networks(dtype).build().bind(flow, 4) for choice in half]
+    decoder = build_decoder("auto", budget=0.2).bind(flow, 4)
+    assert [layer.network_dtype for layer in decoder._layers[1:]] == [dtype] * 2
+    inputs = flow.layers[1].arrange(latents(flow, 4))
+    solved = [each.solve(flow.layers[1], inputs, flow.condition(4))[0] for each in (decoder, expected[1])]
+    assert torch.equal(*solved)
+
+
+def test_half_precision_is_no_candidate_where_it_is_emulated(flow, monkeypatch):
+    found = {}
+    for multiplies in (True, False):
+        monkeypatch.setattr("harness.tuning.multiplies_bfloat16", lambda device, told=multiplies: told)
+        found[multiplies] = [choice.options.get("network_dtype") for choice in candidates(flow)]
+    assert HALF in found[True] and found[False] == [None] * (len(found[True]) // 2 + 1)
 
 
 def test_candidates_fit_the_sequence(flow):

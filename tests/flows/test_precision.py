@@ -7,7 +7,7 @@ from harness.decoders import build_decoder
 from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
-from harness.flows.precision import in_dtype
+from harness.flows.precision import in_dtype, multiplies_bfloat16
 from harness.flows.tap import Observer, Tally, tap
 
 
@@ -86,3 +86,20 @@ def test_a_copy_is_made_once_and_goes_with_its_layer():
 def test_an_unknown_dtype_is_a_sentence(name):
     with pytest.raises(HarnessError, match="did you mean 'bfloat16'"):
         build_decoder(name, network_dtype="bfloat")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "multiplies"),
+    [({"avx512_f": True, "avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True),
+     ({"avx2": True, "avx512_bf16": False}, False), ({"avx512_f": True}, False)],
+    ids=["avx512", "amx", "arm", "avx2", "avx512 without"],
+)  # fmt: skip
+def test_a_processor_multiplies_bfloat16_by_instructions_of_its_own(monkeypatch, capabilities, multiplies):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert multiplies_bfloat16(torch.device("cpu")) is multiplies
+    assert not multiplies_bfloat16(torch.device("meta"))
+
+
+def test_a_torch_that_does_not_tell_is_taken_to_emulate(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not multiplies_bfloat16(torch.device("cpu"))
