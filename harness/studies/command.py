@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from analysis.studies.render import render_study, require_text
-from analysis.studies.stored import OF_COLUMN, OF_ITSELF, Comparison
+from analysis.studies.stored import FLOAT32, OF_COLUMN, OF_ITSELF, ROUNDED, Comparison
 from harness.progress import reporter
 from harness.store import MANIFEST
 from harness.studies.execute import execute
@@ -49,6 +49,7 @@ def _up_to_rounding(compared: Comparison) -> str:
     if not compared.rounded:
         return ""
     return (
-        f", {len(compared.rounded)} of them up to rounding, as on another kind of processor: every number is within "
-        f"{OF_ITSELF:g} of itself or {OF_COLUMN:g} of its column's largest, and every count the same"
+        f"; {len(compared.rounded)} of them up to rounding, as on another kind of processor: each number within "
+        f"{OF_ITSELF:g} of itself, {OF_COLUMN:g} of its column's largest or {FLOAT32:g}, each count the same, and what "
+        f"rounding alone decides (*{ROUNDED}) not compared"
     )

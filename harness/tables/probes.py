@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from harness.tables.columns import FLAG, FLOW, IDENTITY, INTEGER, NETWORK, OUTCOME, REAL, TEXT
 
+_LAYER = {
+    "dataset": TEXT,
+    "checkpoint": TEXT,
+    "num_tokens": INTEGER,
+    "layer": INTEGER,
+    "block": INTEGER,
+}
+
 COLUMNS = {
     # One row per flow, decoder and observable. Written by `harness probe observables`.
     "observables": {
@@ -171,11 +179,7 @@ COLUMNS = {
     # input, in float64. Iteration 0 is the guess. Written by `harness probe convergence`, as are the next two.
     "convergence": {
         **IDENTITY,
-        "dataset": TEXT,
-        "checkpoint": TEXT,
-        "num_tokens": INTEGER,
-        "layer": INTEGER,
-        "block": INTEGER,
+        **_LAYER,
         "initial": TEXT,
         "sample": INTEGER,
         "iteration": INTEGER,
@@ -186,11 +190,7 @@ COLUMNS = {
     # One row per flow, layer, initial guess and sample: where that iteration came to its end (Prop. 3.2).
     "fixed_points": {
         **IDENTITY,
-        "dataset": TEXT,
-        "checkpoint": TEXT,
-        "num_tokens": INTEGER,
-        "layer": INTEGER,
-        "block": INTEGER,
+        **_LAYER,
         "initial": TEXT,
         "sample": INTEGER,
         "iterations": INTEGER,  # after which no bit changes any more, at most L - 1; null where it was cut short
@@ -200,11 +200,7 @@ COLUMNS = {
     # One row per flow, layer, sample and power: norms of powers of the Jacobian of one Jacobi iteration.
     "jacobians": {
         **IDENTITY,
-        "dataset": TEXT,
-        "checkpoint": TEXT,
-        "num_tokens": INTEGER,
-        "layer": INTEGER,
-        "block": INTEGER,
+        **_LAYER,
         "sample": INTEGER,
         "power": INTEGER,
         "norm_spectral": REAL,
