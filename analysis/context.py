@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.breaks import break_conditions, warnings
+from analysis.drift import doubts
 from analysis.load import Runs
 from analysis.plot import DASH, listing
 from analysis.render import Grid
-from harness.breaks import break_conditions, warnings
-from harness.drift import doubts
-from harness.statistics import MIN_ROUNDS
+from analysis.statistics import MIN_ROUNDS
 
 
 @dataclass(frozen=True)

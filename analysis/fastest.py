@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import BASELINE, PAPER_TAU, Runs, load
+from analysis.statistics import Median, median_interval, paired_speedups
 from analysis.studies.cells import deterministic, layerwise, speed, told
 from analysis.studies.render import machine, markdown
-from harness.statistics import Median, median_interval, paired_speedups
 
 SPEEDUP = {1: 3.0, 16: 3.0, 64: 2.5}
 """By batch size, how many times faster than SeJD at tau 0.5 `auto` is to be."""

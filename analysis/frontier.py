@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.load import BASELINE, Runs, ranked, title_of
 from analysis.plot import Omitted, Plot, highest, listing, lowest, quantity, require, times
+from analysis.statistics import valid_cells
 from analysis.style import INK, PAPER, decoder_style, figure, finish, grid_of_axes, legend_below, theme
-from harness.statistics import valid_cells
 
 MEASURES = {
     "deviation_rmse": ("deviation", "deviation (RMSE, image units)"),

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from analysis.statistics import DESCRIPTION, paired_speedups
 from analysis.style import decoder_rank
 from harness.errors import StoreError
-from harness.statistics import DESCRIPTION, paired_speedups
-from harness.store import MANIFEST, Run, read_run
-from harness.tables import KEYS, TABLES, empty
+from harness.runs.store import MANIFEST, Run, read_run
+from harness.runs.tables import KEYS, TABLES, empty
 
 BASELINE = "sequential"
 

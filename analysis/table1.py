@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.load import BASELINE, PAPER_TAU, Runs, ranked, title_of
 from analysis.plot import DASH, Table, as_text, highest, listing, quantity, require, rows_of, times
 from analysis.published import CITATION, reference
-from harness.statistics import layer_costs, valid_cells
+from analysis.statistics import layer_costs, valid_cells
 
 HEADINGS = {
     "flow": "flow",

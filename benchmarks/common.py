@@ -9,7 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from harness.matrix import load_matrix
+from harness.measure.matrix import load_matrix
 
 MATRIX = load_matrix(
     os.environ.get("HARNESS_BENCH_MATRIX", "quickstart"), os.environ.get("HARNESS_BENCH_PROFILE", "fast") or None

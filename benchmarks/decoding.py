@@ -16,8 +16,8 @@ class Decode(Measured):
 
         from harness.decoders import build_decoder, decoders
         from harness.flows import load_flow
-        from harness.latents import cycling_labels, indexed_latents
-        from harness.plan import resolve_device
+        from harness.flows.latents import cycling_labels, indexed_latents
+        from harness.measure.cells import resolve_device
 
         table = DECODERS[decoder]
         takes_tau = decoders.get(table.name).takes_tau

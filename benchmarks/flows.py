@@ -13,7 +13,7 @@ class Encode(Measured):
         import torch
 
         from harness.flows import load_flow
-        from harness.latents import indexed_latents
+        from harness.flows.latents import indexed_latents
 
         flow = load_flow(checkpoint)
         data = flow.to_images(indexed_latents(flow, SEED, range(batch_size)))
@@ -35,7 +35,7 @@ class Affine(Timed):
         import torch
 
         from harness.flows import load_flow
-        from harness.latents import indexed_latents
+        from harness.flows.latents import indexed_latents
 
         flow = load_flow(checkpoint)
         layer, condition = flow.layers[0], flow.condition(batch_size)

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness.decoders import build_decoder
 from harness.flows import load_flow
-from harness.matrix import parse_decoder
+from harness.measure.matrix import parse_decoder
 
 
 def shares(flow_name: str, spec: str, batch: int) -> list[tuple[str, float, int]]:

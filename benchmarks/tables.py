@@ -20,7 +20,7 @@ class Append(Timed):
     params = ([1, 1000],)
 
     def prepare(self, count):
-        from harness.store import RunStore
+        from harness.runs.store import RunStore
 
         self.folder = tempfile.TemporaryDirectory()
         self.store = RunStore.create(Path(self.folder.name) / "run", {})
@@ -39,7 +39,7 @@ class Read(Timed):
     params = ([1, 100],)
 
     def prepare(self, parts):
-        from harness.store import RunStore
+        from harness.runs.store import RunStore
 
         self.folder = tempfile.TemporaryDirectory()
         self.store = RunStore.create(Path(self.folder.name) / "run", {})

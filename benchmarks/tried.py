@@ -22,7 +22,7 @@ from harness.decoders import build_decoder
 from harness.errors import HarnessError
 from harness.flows import CausalFlow, load_flow
 from harness.flows.precision import in_dtype
-from harness.probes.problems import LayerProblem, layer_problems
+from harness.measure.probes.problems import LayerProblem, layer_problems
 
 FLOWS = {"digits": (1, 3, 5), "cifar10-jpeg": (1, 3, 5), "afhq-cat-64": (1, 3, 5)}
 CALLS = (1, 2, 3, 4, 6, 8)

@@ -12,8 +12,8 @@ import pytest
 from harness.contract import check
 from harness.datasets import datasets, load_dataset
 from harness.decoders import decoders
-from harness.matrix import load_matrix
-from harness.plan import expand
+from harness.measure.cells import expand
+from harness.measure.matrix import load_matrix
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```\n", re.DOTALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.load import BASELINE, Runs, ranked
-from harness.statistics import layer_costs
+from analysis.statistics import layer_costs
 
 NAMES = ["flow", "dataset", "checkpoint", "decoder", "series", "tau", "batch_size", "num_tokens", "num_layers"]
 """What a cell is called in every table of a study."""

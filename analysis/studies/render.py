@@ -65,8 +65,8 @@ def require_text(name: str) -> None:
     Raises:
         HarnessError: it has none.
     """
-    if f"{name}.md.j2" not in _environment().list_templates():
-        raise HarnessError(f"study '{name}' has no text: analysis/studies/{name}.md.j2 is missing")
+    if _text(name) not in _environment().list_templates():
+        raise HarnessError(f"study '{name}' has no text: analysis/studies/{_text(name)} is missing")
 
 
 def claim_table(results: Path) -> str:
@@ -87,7 +87,7 @@ def _write(name: str, title: str, profile: str, runs: Runs, folder: Path) -> Non
         settle(drawn)
         save(drawn, folder / name / f"{label}.png", label)
     write_findings(found.claims, folder / name)
-    template = _environment().get_template(f"{name}.md.j2")
+    template = _environment().get_template(_text(name))
     text = template.render(
         name=name,
         title=title,
@@ -103,10 +103,18 @@ def _write(name: str, title: str, profile: str, runs: Runs, folder: Path) -> Non
 
 
 def _findings(name: str, runs: Runs) -> Findings:
-    module = f"analysis.studies.{name.replace('-', '_')}"
+    module = f"analysis.studies.{_folder(name)}.findings"
     if importlib.util.find_spec(module) is None:
         return Findings()
     return importlib.import_module(module).findings(runs)
+
+
+def _folder(study: str) -> str:
+    return study.replace("-", "_")
+
+
+def _text(study: str) -> str:
+    return f"{_folder(study)}/text.md.j2"
 
 
 def _install(name: str, staging: Path, results: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.contract.case import TOLERANCE, Broken, Case, NotApplicable, clause, distance
 from harness.decoders import Decoder, DecodeResult, Guidance
-from harness.decoders.memory import LiveBytes
+from harness.decoders.micro_batches import LiveBytes
 from harness.decoders.sequential import Sequential, solve_sequential
 from harness.errors import HarnessError
 from harness.flows import CausalFlow, CausalLayer

@@ -16,7 +16,7 @@ import torch
 
 from harness.datasets.base import Dataset, Images, datasets
 from harness.datasets.decode import resize
-from harness.download import fetch
+from harness.datasets.download import fetch
 from harness.errors import DatasetError
 
 SITE = "https://www.cs.toronto.edu/~kriz"

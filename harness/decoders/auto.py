@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from harness.decoders.base import Decoder, LayerTrace, build_decoder, decoders
+from harness.decoders.decoder import Decoder, LayerTrace, build_decoder, decoders
 from harness.decoders.fits import checkpoint_digest, stored_beside
-from harness.decoders.memory import Footprint
+from harness.decoders.micro_batches import Footprint
 from harness.errors import HarnessError, unknown
 from harness.files import read_toml, write_text
-from harness.flows.base import CausalFlow, CausalLayer, Condition
 from harness.flows.precision import multiplies_bfloat16
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition
 from harness.flows.tap import untapped
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class LayerSchedule:
         device: ``"cpu"`` or ``"cuda"``.
         batch: samples decoded together when it was tuned.
         budget: the deviation (RMSE of tokens to the exact sample) that was allowed; None for SeJD's at tau 0.5.
-        allowed: the deviation that the budget came to; SeJD's own is a lower bound of it, see `harness.tuning`.
+        allowed: the deviation that the budget came to; SeJD's own is a lower bound of it, see `harness.fitting.tune`.
         deviation: what latents that were not tuned on had; its upper bound is within what is allowed.
         predicted_s: seconds of one decode, from the cost of each layer's choice.
         digest: of the checkpoint; empty for a flow without one.
@@ -253,7 +253,7 @@ def bind_choices(flow: CausalFlow, batch: int, choices: Sequence[LayerChoice]) -
 
 
 def _tune_now(flow: CausalFlow, source: Path | None, batch: int, budget: float | None) -> LayerSchedule:
-    from harness.tuning import Tuner, tune_checkpoint  # it decodes, and so imports this package
+    from harness.fitting.tune import Tuner, tune_checkpoint  # it decodes, and so imports this package
 
     logger.warning("no schedule is stored for batch %d; tuning now, as `harness tune` does", batch)
     if source is None:

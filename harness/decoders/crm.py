@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.flows.base import CausalFlow, CausalLayer, Condition
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition
 
 SAMPLES = 64
 """Exact samples that stand in for data where a decoder measures for itself."""

@@ -1,7 +1,7 @@
 """What is fitted to a flow once, so that decoding it needs fewer iterations: guesses and corrections.
 
 Both are linear causal maps (see `harness.decoders.maps`), fitted by ridge regression on exactly decoded samples (see
-`harness.calibration`). Long sequences have few lags and weights that all positions share; short ones look at all
+`harness.fitting.calibrate`). Long sequences have few lags and weights that all positions share; short ones look at all
 predecessors, with weights for every pair of positions.
 
 *Guess*: ``x[l] ~ bias_c[l] + sum_k A_k z_in[l - k]``, lags k from 0, with a bias for every class c and position l; in a
@@ -34,8 +34,8 @@ from torch import Tensor
 from harness.decoders.maps import CausalMap, DenseMap, Guess, LaggedMap
 from harness.errors import CheckpointError
 from harness.files import make_folder, replacing
-from harness.flows.base import CausalFlow
 from harness.flows.checkpoints import digest
+from harness.flows.protocols import CausalFlow
 from harness.flows.tap import untapped
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def _checked(calibration: Calibration, source: Path | None) -> Calibration:
 
 
 def _fit_now(flow: CausalFlow, source: Path | None) -> Calibration:
-    from harness.calibration import calibrate, calibrate_checkpoint  # it decodes, and so imports this package
+    from harness.fitting.calibrate import calibrate, calibrate_checkpoint  # it decodes, and so imports this package
 
     logger.warning("nothing is fitted to %s yet; fitting now, as `harness calibrate` does", source or "this flow")
     if source is None:

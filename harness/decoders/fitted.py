@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from harness.decoders.base import LayerTrace, decoders
+from harness.decoders.decoder import LayerTrace, decoders
 from harness.decoders.jacobi import FITTED, JacobiDecoder
 from harness.decoders.windows import Blocks
 from harness.errors import HarnessError
-from harness.flows.base import CausalLayer, Condition
+from harness.flows.protocols import CausalLayer, Condition
 
 
 @decoders.register("fitted")

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.decoders.base import Decoder, LayerTrace, decoders
 from harness.decoders.crm import SIMPLE, TOUGH, LayerMetrics, metrics_of
+from harness.decoders.decoder import Decoder, LayerTrace, decoders
 from harness.decoders.jacobi import FITTED, JacobiDecoder, check_iteration
 from harness.decoders.sequential import solve_sequential
 from harness.decoders.windows import Blocks, Schedule
 from harness.errors import HarnessError, unknown
-from harness.flows.base import CausalFlow, CausalLayer, Condition
 from harness.flows.precision import half_dtype
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition
 from harness.flows.tap import untapped
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from harness.flows.base import CausalLayer
+from harness.flows.protocols import CausalLayer
 
 
 def zeros(layer: CausalLayer, inputs: Tensor) -> Tensor:

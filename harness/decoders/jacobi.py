@@ -12,17 +12,17 @@ from typing import Any
 
 from torch import Tensor
 
-from harness.decoders.base import Decoder, LayerTrace, decoders
+from harness.decoders.decoder import Decoder, LayerTrace, decoders
 from harness.decoders.fits import Calibration, LayerFit, calibration_of
 from harness.decoders.initial import INITIAL
-from harness.decoders.memory import SEQUENTIAL, Footprint
+from harness.decoders.micro_batches import SEQUENTIAL, Footprint
 from harness.decoders.sequential import solve_sequential
 from harness.decoders.solver import footprint, solve_windows
 from harness.decoders.stopping import NORMS, SCOPES
 from harness.decoders.windows import Blocks, Schedule
 from harness.errors import HarnessError, unknown
-from harness.flows.base import CausalFlow, CausalLayer, Condition
 from harness.flows.precision import half_dtype, in_dtype
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition
 
 FITTED = "fitted"
 

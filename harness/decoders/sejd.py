@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.decoders.base import decoders
+from harness.decoders.decoder import decoders
 from harness.decoders.jacobi import JacobiDecoder
 from harness.decoders.windows import Schedule
 from harness.errors import HarnessError
-from harness.flows.base import CausalLayer
+from harness.flows.protocols import CausalLayer
 
 
 @decoders.register("sejd")

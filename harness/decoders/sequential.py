@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.decoders.base import Decoder, LayerTrace, decoders
-from harness.decoders.memory import SEQUENTIAL, Footprint
-from harness.flows.base import CausalLayer, Condition
+from harness.decoders.decoder import Decoder, LayerTrace, decoders
+from harness.decoders.micro_batches import SEQUENTIAL, Footprint
+from harness.flows.protocols import CausalLayer, Condition
 
 
 @decoders.register("sequential")

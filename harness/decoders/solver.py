@@ -19,11 +19,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from harness.decoders.memory import Footprint
+from harness.decoders.micro_batches import Footprint
 from harness.decoders.stopping import NORMS, Norm
 from harness.decoders.trace import LayerTrace
 from harness.decoders.windows import Blocks, Schedule, Visit, calm
-from harness.flows.base import CausalLayer, Condition
+from harness.flows.protocols import CausalLayer, Condition
 
 ROUNDING = 1e-6
 """A residual that grows by less than this share of the layer's largest one is rounding, and not flagged."""

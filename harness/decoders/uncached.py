@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.decoders.base import Decoder, LayerTrace, decoders
-from harness.flows.base import CausalLayer, Condition
+from harness.decoders.decoder import Decoder, LayerTrace, decoders
+from harness.flows.protocols import CausalLayer, Condition
 
 
 @decoders.register("uncached")

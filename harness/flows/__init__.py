@@ -1,6 +1,6 @@
 """What is decoded: autoregressive normalizing flows behind one protocol."""
 
-from harness.flows.base import CausalFlow, CausalLayer, Condition, Guidance
 from harness.flows.checkpoints import load_flow
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Guidance
 
 __all__ = ["CausalFlow", "CausalLayer", "Condition", "Guidance", "load_flow"]

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from harness.errors import CheckpointError, unknown
-from harness.flows.base import CausalFlow, flows
 from harness.flows.precision import to_dtype
+from harness.flows.protocols import CausalFlow, flows
 from harness.flows.published import SUFFIXES, find_checkpoint, not_there, published, sigma_in_name
 from harness.flows.synthetic import synthetic_checkpoint
 

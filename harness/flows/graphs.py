@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.flows.base import CausalLayer, Condition
 from harness.flows.precision import in_dtype
+from harness.flows.protocols import CausalLayer, Condition
 
 Outputs = tuple[Tensor, Tensor]
 Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], Any], Outputs]]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from harness.errors import HarnessError, unknown
-from harness.flows.base import CausalLayer
+from harness.flows.protocols import CausalLayer
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Half-precision dtypes by name."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.datasets.base import ROOT_VARIABLE
 from harness.errors import CheckpointError
 from harness.files import cache_folder, shown
-from harness.flows.base import CausalFlow, Guidance
+from harness.flows.protocols import CausalFlow, Guidance
 
 FOLDER = "checkpoints"
 """Where checkpoints lie in the data root and in the user's cache."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.flows.base import Cache, CausalFlow, CausalLayer, Condition, Guidance
 from harness.flows.precision import in_dtype
+from harness.flows.protocols import Cache, CausalFlow, CausalLayer, Condition, Guidance
 
 
 @dataclass(frozen=True)

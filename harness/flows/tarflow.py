@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
-from harness.flows.base import Condition, Guidance, encode_tokens, flows
+from harness.flows.protocols import Condition, Guidance, encode_tokens, flows
 from harness.flows.tarflow_shape import TarFlowConfig, dimensions, infer_config
 from harness.flows.transformer import Context, KeyValueCache, TransformerLayer
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.flows.base import Condition
+from harness.flows.protocols import Condition
 
 
 @dataclass(frozen=True)

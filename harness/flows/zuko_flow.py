@@ -26,9 +26,9 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
-from harness.flows.base import Condition, Guidance, encode_tokens, flows
 from harness.flows.ising import Ising
 from harness.flows.masked import ACTIVATIONS, ActivationCache, MaskedNetwork
+from harness.flows.protocols import Condition, Guidance, encode_tokens, flows
 
 METADATA_KEY = "zuko"
 _TRANSFORM = re.compile(r"transform\.transforms\.(\d+)\.hyper\.(\d+)\.weight")

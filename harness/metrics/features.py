@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from harness.datasets.base import to_pixels, to_unit
-from harness.download import fetch
+from harness.datasets.download import fetch
 from harness.errors import HarnessError
 from harness.files import cache_folder
 from harness.metrics.networks import FeatureNetwork, NetworkConfig

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.decoders.base import Decoder
+from harness.decoders.decoder import Decoder
 from harness.errors import HarnessError
-from harness.flows.base import CausalFlow
+from harness.flows.protocols import CausalFlow
 from harness.metrics.deviation import Deviation
 
 

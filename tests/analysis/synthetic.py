@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from harness.store import RunStore
+from harness.runs.store import RunStore
 
 LAYERS, TOKENS = 4, 64
 ORDER = 1.5

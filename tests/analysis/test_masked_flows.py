@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from analysis.published import published
-from analysis.studies import masked_flows
 from analysis.studies.claims import claims
+from analysis.studies.masked_flows import findings as masked_flows
 
 
 def observed(**differences):

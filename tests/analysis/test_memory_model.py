@@ -12,9 +12,9 @@ from harness.flows.coupled import coupled_tarflow
 from harness.flows.synthetic import synthetic_state
 from harness.flows.tap import Tally, tap
 from harness.flows.tarflow import TarFlow, TarFlowConfig
+from harness.measure.probes.memory import KERNELS
+from harness.measure.tasks.memory import weights_bytes as measured_weights
 from harness.metrics.live import live_peak
-from harness.passes.memory import weights_bytes as measured_weights
-from harness.probes.memory import KERNELS
 
 TWICE = {"max_iterations": 2, "fallback": "leave"}
 DECODERS = {"sequential": {}, "ujd": TWICE, "sejd": TWICE, "gs-jacobi": TWICE}

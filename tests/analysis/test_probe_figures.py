@@ -8,9 +8,9 @@ from synthetic import write_run
 from analysis import guesses, nilpotency, redundancy
 from analysis.load import load
 from analysis.plot import Omitted
-from analysis.studies import convergence as convergence_study
-from analysis.studies import redundancy as redundancy_study
-from harness.store import RunStore
+from analysis.studies.convergence import findings as convergence_study
+from analysis.studies.redundancy import findings as redundancy_study
+from harness.runs.store import RunStore
 
 LAYERS, TOKENS, SAMPLES = 3, 16, 4
 RATE = {1: 0.5, 2: 0.25, 3: 0.09}

@@ -8,13 +8,16 @@ import pytest
 from synthetic import cells, deviation, write_run
 
 from analysis.load import load
-from analysis.studies import breaks, partial, reconstruction, tau
 from analysis.studies.base import Finding
+from analysis.studies.breaks import findings as breaks
 from analysis.studies.claims import checked, claims, read_findings, rows, write_findings
+from analysis.studies.partial import findings as partial
+from analysis.studies.reconstruction import findings as reconstruction
 from analysis.studies.render import claim_table, render_study
 from analysis.studies.stored import Comparison, compare
+from analysis.studies.tau import findings as tau
 from harness.errors import HarnessError
-from harness.studies import studies
+from harness.measure.studies import studies
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ROOT / "analysis" / "studies"
@@ -45,7 +48,7 @@ def typed(template: str) -> list[str]:
     return [line for line in lines if MEASURED.search(line)]
 
 
-@pytest.mark.parametrize("path", sorted(TEXTS.glob("*.md.j2")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(TEXTS.rglob("*.md.j2")), ids=lambda path: path.parent.name)
 def test_no_measurement_is_typed_in_a_text(path):
     assert typed(path.read_text(encoding="utf-8")) == []
 
@@ -58,7 +61,7 @@ def test_a_typed_measurement_would_be_found(claim):
 
 
 def test_every_study_has_a_text_and_every_text_a_study():
-    texts = {path.name.removesuffix(".md.j2") for path in TEXTS.glob("*.md.j2")} - {"README"}
+    texts = {path.parent.name.replace("_", "-") for path in TEXTS.glob("*/text.md.j2")}
     assert texts == set(studies())
 
 
@@ -73,7 +76,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(sweep):
-    return {module.__name__.rpartition(".")[2]: module.findings(load([sweep])) for module in (tau, breaks)}
+    return {module.__name__.split(".")[2]: module.findings(load([sweep])) for module in (tau, breaks)}
 
 
 def by_claim(findings, claim):

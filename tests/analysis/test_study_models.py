@@ -5,8 +5,10 @@ import pytest
 
 from analysis.load import load
 from analysis.memory_model import predicted_live_bytes
-from analysis.studies import memory, ujd_loss, which_layers
-from harness.store import RunStore
+from analysis.studies.memory import findings as memory
+from analysis.studies.ujd_loss import findings as ujd_loss
+from analysis.studies.which_layers import findings as which_layers
+from harness.runs.store import RunStore
 
 IDENTITY = {"cell_id": "c", "cell_key": "k"}
 DECODERS = ("sequential", "ujd", "sejd", "gs-jacobi")

@@ -11,9 +11,9 @@ from harness.decoders import build_decoder
 from harness.decoders.auto import LayerChoice, LayerSchedule, stored_schedule
 from harness.decoders.fits import checkpoint_digest
 from harness.errors import HarnessError
+from harness.fitting.tune import HALF, SEQUENTIAL, Tuner, _all_in, _pareto, candidates, tune_checkpoint
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
-from harness.tuning import HALF, SEQUENTIAL, Tuner, _all_in, _pareto, candidates, tune_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_no_schedule_within_the_budget_is_faster(seed):
 def tuner(flow):
     """On a processor that multiplies bfloat16, whatever this one does."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("harness.tuning.multiplies_bfloat16", lambda device: True)
+        patched.setattr("harness.fitting.tune.multiplies_bfloat16", lambda device: True)
         return Tuner(flow, samples=32)
 
 
@@ -68,7 +68,7 @@ def test_a_schedule_keeps_its_budget_on_latents_it_never_saw(flow, tuner):
 
 def test_samples_are_the_same_in_any_batches(flow, monkeypatch):
     wide = Tuner(flow, samples=24)
-    monkeypatch.setattr("harness.tuning.BATCH", 5)
+    monkeypatch.setattr("harness.fitting.tune.BATCH", 5)
     narrow = Tuner(flow, samples=24)
     assert torch.allclose(wide.held_out.exact, narrow.held_out.exact, atol=1e-5)
     assert torch.tensor(narrow.errors) == pytest.approx(torch.tensor(wide.errors), rel=0.05, abs=1e-9)
@@ -171,7 +171,7 @@ def test_networks_are_in_bfloat16_only_where_the_device_multiplies_it(checkpoint
 def test_half_precision_is_no_candidate_where_it_is_emulated(flow, monkeypatch):
     found = {}
     for multiplies in (True, False):
-        monkeypatch.setattr("harness.tuning.multiplies_bfloat16", lambda device, told=multiplies: told)
+        monkeypatch.setattr("harness.fitting.tune.multiplies_bfloat16", lambda device, told=multiplies: told)
         found[multiplies] = [choice.options.get("network_dtype") for choice in candidates(flow)]
     assert HALF in found[True] and found[False] == [None] * (len(found[True]) // 2 + 1)
 

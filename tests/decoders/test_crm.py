@@ -12,8 +12,8 @@ from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
 from harness.flows.tap import Observer, tap
-from harness.probes.base import build_probe
-from harness.probes.running import run_probe
+from harness.measure.probes.probe import build_probe
+from harness.measure.probes.running import run_probe
 from harness.progress import LineReporter
 
 

@@ -4,17 +4,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.calibration import calibrate, calibrate_checkpoint, neighbours
 from harness.decoders import build_decoder
 from harness.decoders.fits import FORMAT, Calibration, LayerFit, calibration_of, checkpoint_digest, stored_beside
 from harness.decoders.maps import DENSE, DenseMap, Guess, LaggedMap
 from harness.decoders.sequential import solve_sequential
 from harness.decoders.windows import Slide
 from harness.errors import HarnessError
+from harness.fitting.calibrate import calibrate, calibrate_checkpoint, neighbours
+from harness.fitting.regression import Samples, fit_correction, fit_guess, group_means
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
 from harness.flows.tap import Tally, tap
-from harness.regression import Samples, fit_correction, fit_guess, group_means
 
 TOLERANCE = 1e-4
 

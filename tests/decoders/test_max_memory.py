@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from harness.decoders import build_decoder
-from harness.decoders.memory import LiveBytes, Room, bytes_of_one, merged, parse_bytes
+from harness.decoders.micro_batches import LiveBytes, Room, bytes_of_one, merged, parse_bytes
 from harness.decoders.trace import LayerTrace
 from harness.errors import HarnessError
-from harness.flows.base import Guidance
 from harness.flows.coupled import coupled_tarflow
+from harness.flows.protocols import Guidance
 from harness.flows.tap import Tally, tap
 
 BATCH = 12

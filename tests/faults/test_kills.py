@@ -21,8 +21,8 @@ import psutil
 import pytest
 from test_runner import DETERMINISTIC, TABLES, assert_same_rows
 
-from harness.store import MANIFEST, read_run
-from harness.tables import KEYS
+from harness.runs.store import MANIFEST, read_run
+from harness.runs.tables import KEYS
 
 KILLS = int(os.environ.get("HARNESS_KILLS", 100))
 RAY_KILLS = max(1, KILLS // 20)

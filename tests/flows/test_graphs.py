@@ -7,9 +7,9 @@ from harness.decoders import build_decoder
 from harness.decoders.sequential import solve_sequential
 from harness.errors import HarnessError
 from harness.flows import load_flow
-from harness.flows.base import Guidance
 from harness.flows.coupled import coupled_tarflow
 from harness.flows.graphs import GraphedLayer
+from harness.flows.protocols import Guidance
 
 
 class Replays:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from harness.decoders import build_decoder
-from harness.flows.base import CausalFlow, CausalLayer
+from harness.flows.protocols import CausalFlow, CausalLayer
 from harness.flows.tap import Observer, Tally, tap
 from harness.flows.tarflow import TarFlow, TarFlowConfig
 

@@ -9,7 +9,7 @@ from harness.contract import CLAUSES, Case, examine
 from harness.decoders import Guidance, build_decoder, decoders
 from harness.errors import CheckpointError, HarnessError
 from harness.flows import load_flow
-from harness.flows.base import Condition
+from harness.flows.protocols import Condition
 from harness.flows.zuko_flow import ZukoFlow, checkpoint_metadata
 
 zuko = pytest.importorskip("zuko", reason="the optional extra zuko is not installed")
@@ -156,7 +156,7 @@ def test_labels_and_guidance_are_refused():
 
 
 def test_the_shipped_maf_knows_its_data_and_its_command_makes_it_again(tmp_path):
-    from harness.flows.training.tabular import held_out_loss, train_maf
+    from harness.training.tabular import held_out_loss, train_maf
 
     flow = load_flow("maf-breast-cancer")
     assert (flow.num_tokens, flow.num_layers) == (30, 5)

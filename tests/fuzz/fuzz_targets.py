@@ -21,25 +21,25 @@ from fuzz_engine import INTEGERS, TOKENS, Target, Violation, mutate_bytes, mutat
 from PIL import Image
 from safetensors.torch import save
 
+from analysis.compare.render import print_comparison
 from analysis.context import environment, summary
 from analysis.load import load
-from harness.calibration import calibrate
+from analysis.summary import summarise
 from harness.cli import main
-from harness.compare.render import print_comparison
 from harness.datasets import load_dataset
 from harness.decoders.auto import LayerChoice, LayerSchedule
 from harness.decoders.fits import Calibration
 from harness.errors import HarnessError
+from harness.fitting.calibrate import calibrate
 from harness.flows import load_flow
 from harness.flows.tarflow import TarFlow, TarFlowConfig
-from harness.flows.training.config import read_config, shipped_configs
-from harness.matrix import SHIPPED, load_matrix, parse_decoder
-from harness.plan import expand
-from harness.store import MANIFEST, RunStore, read_run
-from harness.summary import summarise
-from harness.tables import TABLES
+from harness.measure.cells import expand
+from harness.measure.matrix import SHIPPED, load_matrix, parse_decoder
+from harness.runs.store import MANIFEST, RunStore, read_run
+from harness.runs.tables import TABLES
+from harness.training.config import read_config, shipped_configs
 
-ASSETS = SHIPPED.parent / "flows" / "assets"
+ASSETS = SHIPPED.parents[1] / "flows" / "assets"
 
 
 def targets() -> list[Target]:

@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harness.baselines import save_baseline
 from harness.datasets import load_dataset
 from harness.decoders.auto import LayerSchedule
 from harness.errors import CheckpointError, DatasetError, HarnessError
 from harness.files import file_name
 from harness.flows import load_flow
-from harness.flows.training.config import read_config
-from harness.matrix import build_matrix, load_matrix
+from harness.measure.matrix import build_matrix, load_matrix
 from harness.registry import Registry
-from harness.store import RunStore
+from harness.runs.baselines import save_baseline
+from harness.runs.store import RunStore
+from harness.training.config import read_config
 
 RUN = Path(__file__).parent / "fuzz_run.py"
 
@@ -113,7 +113,7 @@ def test_a_file_called_after_its_parent_folder_names_nothing(tmp_path):
     with pytest.raises(HarnessError, match="cannot name a matrix"):
         load_matrix(str(tmp_path / "...toml"))
     (tmp_path / "...toml").write_text(
-        (Path(read_config.__code__.co_filename).parents[1] / "assets/digits.toml").read_text()
+        (Path(read_config.__code__.co_filename).parents[1] / "flows/assets/digits.toml").read_text()
     )
     with pytest.raises(HarnessError, match="cannot name a training"):
         read_config(str(tmp_path / "...toml"))

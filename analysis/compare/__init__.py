@@ -1,0 +1,10 @@
+"""A run against a stored one: for every cell, is it faster, slower, the same, or no longer right?
+
+Cells are joined on `cell_key`. Times are compared as ratios within each run's own rounds, to `sequential`; so two
+machines may be compared as far as that is possible at all. Costs that need no clock are compared exactly.
+"""
+
+from analysis.compare.runs import TOLERANCE, Comparison, compare_runs
+from analysis.compare.verdicts import VERDICTS, Verdict
+
+__all__ = ["TOLERANCE", "VERDICTS", "Comparison", "Verdict", "compare_runs"]

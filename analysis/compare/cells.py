@@ -1,0 +1,65 @@
+"""What a run knows of each of its cells, as far as a comparison needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.statistics import paired_ratios, valid_cells
+from harness.runs.store import Run
+
+BASELINE = "sequential"
+
+
+@dataclass(frozen=True)
+class CellFacts:
+    """What a run knows of one cell."""
+
+    description: dict[str, Any]
+    speedups: np.ndarray
+    """(rounds,) sequential's time over the cell's own."""
+    forward: np.ndarray
+    """(rounds,) the cell's time over one forward pass's."""
+    layers: pd.DataFrame
+    quality: dict[str, Any]
+    cache_bytes: float
+    valid: bool | None
+    errors: list[str]
+
+    @property
+    def speedup(self) -> float:
+        """Median over sequential; NaN where there is none."""
+        return float(np.median(self.speedups)) if len(self.speedups) else np.nan
+
+
+def cells_of(run: Run) -> dict[str, CellFacts]:
+    """Every cell of a run by its `cell_key`."""
+    cells = run.table("cells").set_index("cell_id", drop=False)
+    timings = run.table("timings")
+    good = paired_ratios(timings[timings["status"] == "ok"], BASELINE)
+    quality = run.table("quality").drop(columns="cell_key").join(cells[["group_id", "decoder"]], on="cell_id")
+    tolerances = run.manifest.get("matrix", {}).get("quality", {})
+    valid = dict(zip(quality["cell_id"], valid_cells(quality, tolerances, BASELINE), strict=True))
+    memory = run.table("memory")
+    failed = pd.concat([table[table["status"] != "ok"] for table in (timings, quality, memory)], ignore_index=True)
+    rounds, layers = good.groupby("cell_id"), run.table("layers").groupby("cell_id")
+    return {
+        str(cell["cell_key"]): CellFacts(
+            description={str(name): value for name, value in cell.items()},
+            speedups=_column(rounds, key, "ratio"),
+            forward=_column(rounds, key, "forward_ratio"),
+            layers=layers.get_group(key).sort_values("layer") if key in layers.groups else pd.DataFrame(),
+            quality=next(iter(quality[quality["cell_id"] == key].to_dict("records")), {}),  # type: ignore[arg-type]
+            cache_bytes=memory.loc[memory["cell_id"] == key, "cache_bytes"].max(),
+            valid=valid.get(key),
+            errors=sorted({str(row.error) for row in failed[failed["cell_id"] == key].itertuples()}),
+        )
+        for key, cell in ((str(cell["cell_id"]), cell) for cell in cells.to_dict("records"))
+    }
+
+
+def _column(groups: Any, key: str, name: str) -> np.ndarray:
+    return groups.get_group(key)[name].dropna().to_numpy() if key in groups.groups else np.empty(0)

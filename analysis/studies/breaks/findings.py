@@ -1,0 +1,85 @@
+"""The paper's break conditions, counted over every whole decode of the studies that were read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analysis.breaks import CONDITIONS, MAX_FID_INCREASE, break_conditions, warnings
+from analysis.load import BASELINE, PAPER_TAU, Runs, load
+from analysis.studies.base import Finding, Findings
+
+_HELD = {
+    "iterations": "no layer takes more than L iterations",
+    "fid": f"FID is nowhere more than {MAX_FID_INCREASE:.0%} above sequential's",
+    "residuals": "no residual grows from one iteration to the next",
+}
+
+
+def findings(runs: Runs) -> Findings:
+    """Which cells broke which condition, run by run: two runs of one cell may rest on other numbers of samples."""
+    parts = [_of_run(load([run.path]), run.path.name) for run in runs.runs]
+    found, counts, told = (pd.concat([part[i] for part in parts], ignore_index=True) for i in range(3))
+    counts = counts.groupby(["flow", "tau", "condition"], sort=False)[["cells", "broken"]].sum().reset_index()
+    return Findings(
+        tables={"breaks": found, "counts": counts},
+        values={
+            "table": _wide(counts),
+            "warnings": told.to_dict("records"),
+            "paper_tau": PAPER_TAU,
+            "limit": MAX_FID_INCREASE,
+        },
+        claims=tuple(_claims(counts)),
+    )
+
+
+def _of_run(runs: Runs, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What broke, how many cells did of how many, and the warnings, of one run."""
+    cells = runs.cells[runs.cells["decoder"] != BASELINE]
+    layers, quality = runs.tables["layers"], runs.tables["quality"]
+    found = break_conditions(runs.cells, layers, quality)
+    named = found.merge(cells[["cell_id", "flow", "batch_size", "series", "tau"]], on="cell_id").assign(run=name)
+    traced = set(layers["cell_id"])
+    measured = {"iterations": traced, "fid": set(quality.dropna(subset=["fid"])["cell_id"]), "residuals": traced}
+    counts = []
+    for (flow, tau), group in cells.groupby(["flow", "tau"]):
+        for condition in CONDITIONS:
+            ids = set(group["cell_id"]) & measured[condition]
+            broken = ids & set(found.loc[found["condition"] == condition, "cell_id"])
+            counts.append({"flow": flow, "tau": tau, "condition": condition, "cells": len(ids), "broken": len(broken)})
+    told = [
+        {"run": name, "flow": flow, "batch_size": batch, "sentence": sentence}
+        for (flow, batch), group in cells.groupby(["flow", "batch_size"], sort=False)
+        for sentence in warnings(found[found["cell_id"].isin(group["cell_id"])], group)
+    ]
+    return (
+        named[["run", "flow", "batch_size", "series", "tau", "condition", "layer", "value", "limit"]],
+        pd.DataFrame(counts, columns=["flow", "tau", "condition", "cells", "broken"]),
+        pd.DataFrame(told, columns=["run", "flow", "batch_size", "sentence"]),
+    )
+
+
+def _wide(counts: pd.DataFrame) -> pd.DataFrame:
+    """A column per condition, each entry "broken of cells"."""
+    told = counts["broken"].astype(str) + " of " + counts["cells"].astype(str)
+    wide = counts.assign(told=told).pivot(index=["flow", "tau"], columns="condition", values="told")
+    return wide.reset_index()
+
+
+def _claims(counts: pd.DataFrame) -> Iterator[Finding]:
+    for flow, rows in counts.groupby("flow", sort=False):
+        for condition in CONDITIONS:
+            one = rows[rows["condition"] == condition]
+            meant = one[one["tau"] <= PAPER_TAU]
+            above = one[one["tau"] > PAPER_TAU]
+            told = f"broken in {meant['broken'].sum()} of {meant['cells'].sum()} cells up to tau = {PAPER_TAU:g}"
+            if above["cells"].sum():
+                told += f", above it in {above['broken'].sum()} of {above['cells'].sum()}"
+            yield Finding(
+                claim=f"break-{condition}",
+                flow=str(flow),
+                measured=told,
+                agrees=bool(meant["broken"].sum() == 0) if meant["cells"].sum() else None,
+                criterion=f"up to tau = {PAPER_TAU:g} {_HELD[condition]}",
+            )

@@ -1,0 +1,153 @@
+"""Masked autoregressive flows (the paper's E.3): iterations, both speed-ups, and what the samples look like."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.load import BASELINE, PAPER_TAU, Runs
+from analysis.plot import listing
+from analysis.published import published
+from analysis.statistics import paired_speedups
+from analysis.studies.base import Finding, Findings
+from analysis.studies.cells import NAMES, deterministic, faster, told
+from analysis.studies.render import percent
+from analysis.style import INK, decoder_style, figure, finish, legend_below, log_axis, theme
+
+UNCACHED = "uncached"
+"""The paper's baseline: a full forward pass for every token."""
+PAPER = {"ising": "e3-ising", "binary-digits": "e3-binary-mnist"}
+"""The paper's experiment beside each of ours."""
+CLAIMS = {"ising": "maf-ising", "binary-digits": "maf-digits"}
+SIDES = range(2, 65)
+"""Sides of square lattices among which the one is looked for whose independent spins explain the paper's figure."""
+KEPT = 0.05
+"""An observable counts as kept when it moves by no more than this share of what the coupling does to it."""
+
+
+def findings(runs: Runs) -> Findings:
+    """Costs, observables, and speed over either baseline."""
+    cells, times = deterministic(runs), speed(runs)
+    columns = ["decoder", "observable", "mean", "standard_error", "difference", "difference_error", "expected"]
+    observed = runs.tables["observables"].reindex(columns=[*columns, "independent", "num_samples"])
+    observed = observed.sort_values(["observable", "decoder"]).reset_index(drop=True)
+    paper = published()
+    paper = paper[paper["key"].isin(PAPER.values())].reset_index(drop=True)
+    return Findings(
+        tables={"costs": cells, "observables": observed, "published": paper},
+        timed={"speed": times},
+        figures={"speed-timed": draw(times)} if len(times) else {},
+        values={
+            "lattice": _lattice(paper),
+            "paper_tau": PAPER_TAU,
+            "largest": largest(observed),
+            "cached": _cached(times),
+        },
+        claims=tuple(_claims(times, observed)),
+    )
+
+
+def speed(runs: Runs) -> pd.DataFrame:
+    """A row per timed cell: its median time, and its speed-up over `uncached` and over `sequential`, with intervals.
+
+    Returns:
+        The columns of `NAMES`; wall_s, rounds; speedup, low, high over the paper's baseline; cached_speedup,
+        cached_low, cached_high over ours.
+    """
+    timings = runs.tables["timings"]
+    numbers = ["speedup", "low", "high"]
+    over = {name: paired_speedups(timings, baseline=name)[["cell_id", *numbers]] for name in (UNCACHED, BASELINE)}
+    ours = over[BASELINE].rename(columns={name: f"cached_{name}" for name in numbers})
+    cells = runs.cells[["cell_id", *NAMES]]
+    medians = runs.speedups[["cell_id", "wall_s", "rounds"]]
+    return (
+        cells.merge(medians, on="cell_id")
+        .merge(over[UNCACHED], on="cell_id")
+        .merge(ours, on="cell_id")
+        .drop(columns="cell_id")
+    )
+
+
+def independent(sites: int) -> float:
+    """Mean |magnetisation| of an even number of fair spins that ignore each other.
+
+    >>> independent(2)
+    0.5
+    """
+    return math.comb(sites, sites // 2) / 2**sites
+
+
+def largest(observed: pd.DataFrame) -> dict[str, float]:
+    """By observable, how far UJD at the paper's tau moves it from the exact samples, over what the coupling does to it.
+
+    What the coupling does is the difference between the model's expectation and that of independent spins, so that the
+    share depends on no number of samples.
+    """
+    rows = observed[observed["decoder"] == f"ujd tau={PAPER_TAU}"]
+    share = rows["difference"].abs() / (rows["expected"] - rows["independent"]).abs()
+    return dict(zip(rows["observable"].astype(str), share.astype(float), strict=True))
+
+
+def _lattice(paper: pd.DataFrame) -> dict[str, float]:
+    """The square lattice whose independent spins come nearest to the paper's |magnetisation|."""
+    reported = paper.loc[paper["quantity"] == "abs_magnetisation", "value"].mean()
+    side = min((side for side in SIDES if side % 2 == 0), key=lambda side: abs(independent(side**2) - reported))
+    return {"side": side, "abs_magnetisation": independent(side**2), "reported": reported}
+
+
+def _cached(times: pd.DataFrame) -> pd.DataFrame:
+    """What the cache alone is worth: sequential's speed-up over the paper's baseline."""
+    rows = times[times["decoder"] == BASELINE]
+    return rows[["flow", "batch_size", "speedup", "low", "high"]].reset_index(drop=True)
+
+
+def _claims(times: pd.DataFrame, observed: pd.DataFrame) -> list[Finding]:
+    found = []
+    chosen = times[(times["decoder"] == "ujd") & (times["tau"] == PAPER_TAU)]
+    for flow, rows in chosen.groupby("flow", sort=False):
+        row = rows.sort_values("batch_size").to_dict("records")[-1]
+        cached = {name: row[f"cached_{name}"] for name in ("speedup", "low", "high")}
+        text = (
+            f"UJD at tau = {PAPER_TAU:g}, batch {row['batch_size']:,}: {told(row)} over sequential decoding without a "
+            f"cache, the paper's baseline, {told(cached)} over sequential decoding with one"
+        )
+        reported = published().query("quantity == 'speedup' and key == @PAPER[@flow]")["value"]
+        agrees, criterion = (
+            faster(row),
+            f"faster than the paper's baseline with all of the interval; the paper has {reported.iloc[0]:g}x",
+        )
+        kept = largest(observed) if flow == "ising" else {}
+        if kept:
+            moved = [f"{name} by {percent(share, 1)}" for name, share in kept.items()]
+            text += f"; it moves {listing(moved)} of what the coupling does to it"
+            agrees = None if agrees is None else agrees and max(kept.values()) <= KEPT
+            criterion += f"; no observable moves by more than {percent(KEPT)} of what the coupling does to it"
+        found.append(Finding(CLAIMS[str(flow)], str(flow), text, agrees, criterion, timed=True))
+    return found
+
+
+def draw(times: pd.DataFrame) -> Figure:
+    """Speed-up over the paper's baseline against tau, a panel for each flow and batch size; dotted: our sequential."""
+    groups = list(times.groupby(["flow", "batch_size"], sort=False))
+    with theme():
+        fig = figure(3.0 * len(groups), 2.9)
+        axes = fig.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+        handles: dict[str, object] = {}
+        for ax, ((flow, batch), rows) in zip(axes, groups, strict=True):
+            for series, part in rows[rows["tau"] > 0].groupby("series", sort=False):
+                style, part = decoder_style(part["decoder"].iloc[0]), part.sort_values("tau")
+                (handles[str(series)],) = ax.plot(
+                    part["tau"], part["speedup"], color=style.color, ls=style.dashes, marker=style.marker
+                )
+                ax.fill_between(part["tau"], part["low"], part["high"], color=style.color, alpha=0.2, lw=0)
+            for value in rows.loc[rows["decoder"] == BASELINE, "speedup"]:
+                handles["sequential with a cache"] = ax.axhline(value, color=INK, lw=1, ls=":")
+            log_axis(ax.xaxis, sorted(rows.loc[rows["tau"] > 0, "tau"].unique()))
+            log_axis(ax.yaxis, [1, 2, 4, 8, 16])
+            ax.set(title=f"{flow}, batch {batch:,}", xlabel="tau")
+            finish(ax)
+        axes[0].set_ylabel("speed-up over uncached")
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig

@@ -1,0 +1,161 @@
+"""Snapshots of one training: what redundancy, iterations, deviation and speed-up are while a flow learns."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.load import PAPER_TAU, Runs
+from analysis.plot import listing, quantity
+from analysis.studies.base import Finding, Findings
+from analysis.studies.cells import deterministic, layerwise, speed, told
+from analysis.style import decoder_style, figure, finish, layer_colors, legend_below, theme
+
+READING, LEFT_OUT = "input", 5
+"""The reading in which the dependence is truly removed, and the paper's largest o."""
+
+MARKERS = "os^Dvp*X"
+
+
+def findings(runs: Runs) -> Findings:
+    """Everything against the share of the training that a snapshot has seen."""
+    cells, layers, times = (_ordered(frame) for frame in (deterministic(runs), layerwise(runs), speed(runs)))
+    redundancy = _redundancy(runs)
+    summary = _summary(cells, layers, redundancy)
+    return Findings(
+        tables={"cells": cells, "iterations": layers, "redundancy": redundancy, "summary": summary},
+        timed={"speed": times},
+        figures={"training": draw(layers, redundancy, cells)} if len(redundancy) else {},
+        values={"paper_tau": PAPER_TAU, "dataset": cells["dataset"].iloc[0], "o": LEFT_OUT},
+        claims=tuple(_claims(summary, times)),
+    )
+
+
+def trained(checkpoint: str) -> float:
+    """The share of the training that a snapshot has seen, told by its name.
+
+    >>> trained("cifar10-jpeg-25pct"), trained("cifar10-jpeg")
+    (0.25, 1.0)
+    """
+    found = re.search(r"-(\d+)pct$", checkpoint)
+    return int(found[1]) / 100 if found else 1.0
+
+
+def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    frame = frame.assign(trained=frame["checkpoint"].map(trained))
+    order = [name for name in ("trained", "decoder", "tau", "layer") if name in frame]
+    return frame.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def _redundancy(runs: Runs) -> pd.DataFrame:
+    """One row per snapshot, reading, layer and o, each layer alone."""
+    rows = runs.tables["redundancy"]
+    rows = rows[rows["scope"] == "layer"]
+    frame = rows.assign(trained=rows["checkpoint"].map(trained))
+    columns = ["checkpoint", "trained", "reading", "layer", "o", "cosine", "cosine_p10", "cosine_p90", "l2_relative"]
+    return frame[[*columns, "num_samples"]].sort_values(["reading", "trained", "layer", "o"]).reset_index(drop=True)
+
+
+def _summary(cells: pd.DataFrame, layers: pd.DataFrame, redundancy: pd.DataFrame) -> pd.DataFrame:
+    """One row per snapshot: what a reader compares."""
+    turned = redundancy[(redundancy["reading"] == READING) & (redundancy["o"] == LEFT_OUT)]
+    rows = []
+    for (share, checkpoint), part in cells.groupby(["trained", "checkpoint"]):
+        named = {
+            row["decoder"]: row for row in part[part["tau"].isna() | (part["tau"] == PAPER_TAU)].to_dict("records")
+        }
+        own = layers[(layers["checkpoint"] == checkpoint) & (layers["tau"] == PAPER_TAU) & (layers["decoder"] == "ujd")]
+        angle = turned[turned["checkpoint"] == checkpoint]
+        rows.append(
+            {
+                "checkpoint": checkpoint,
+                "trained": share,
+                "fid": named["sequential"]["fid"],
+                "iterations_layer_1": own.loc[own["layer"] == 1, "iterations"].max(),
+                "iterations_later": own.loc[own["layer"] > 1, "iterations"].mean(),
+                "fpe_ujd": named["ujd"]["fpe"],
+                "fpe_sejd": named["sejd"]["fpe"],
+                "deviation_ujd": named["ujd"]["deviation_rmse"],
+                "deviation_sejd": named["sejd"]["deviation_rmse"],
+                "turn_layer_1": 1 - angle.loc[angle["layer"] == 1, "cosine"].median(),
+                "turn_later": 1 - angle.loc[angle["layer"] > 1, "cosine"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _claims(summary: pd.DataFrame, times: pd.DataFrame) -> list[Finding]:
+    first, last = (row for row in summary.iloc[[0, -1]].to_dict("records"))
+    flow = f"{last['checkpoint']} at {listing([f'{share:.0%}' for share in summary['trained']])} of its training"
+    answered = bool(summary.drop(columns="fid").notna().all(axis=None))
+    measured = (
+        f"from the first snapshot to the end UJD's first layer goes from {first['iterations_layer_1']:g} to "
+        f"{last['iterations_layer_1']:g} iterations at tau = {PAPER_TAU:g}, the others from "
+        f"{quantity(first['iterations_later'])} to {quantity(last['iterations_later'])} in the mean; without the "
+        f"{LEFT_OUT} nearest predecessors (removed from the input) 1 - cosine similarity goes from "
+        f"{quantity(first['turn_layer_1'])} to {quantity(last['turn_layer_1'])} in the first layer and from "
+        f"{quantity(first['turn_later'])} to {quantity(last['turn_later'])} in the others; SeJD's deviation from "
+        f"{quantity(first['deviation_sejd'])} to {quantity(last['deviation_sejd'])}"
+    )
+    question = "redundancy, iterations and deviation were measured at every snapshot"
+    ratios = times[(times["decoder"] == "sejd") & (times["tau"] == PAPER_TAU)]
+    fast = ", ".join(f"{row['trained']:.0%}: {told(row)}" for row in ratios.to_dict("records"))
+    found = [Finding(claim="open-partial", flow=flow, measured=measured, agrees=answered, criterion=question)]
+    if ratios.empty:
+        return found
+    return [
+        *found,
+        Finding(
+            claim="open-partial",
+            flow=flow,
+            measured=f"SeJD's speed-up by share of the training: {fast}",
+            agrees=bool(ratios["low"].notna().all()),
+            criterion="the speed-up was measured at every snapshot in five rounds or more",
+            timed=True,
+        ),
+    ]
+
+
+def draw(layers: pd.DataFrame, redundancy: pd.DataFrame, cells: pd.DataFrame) -> Figure:
+    """Redundancy and iterations of every layer, and deviation, against the share of the training."""
+    shares = sorted(layers["trained"].unique())
+    nearest = redundancy[(redundancy["reading"] == READING) & (redundancy["o"] == LEFT_OUT)]
+    solved = layers[(layers["decoder"] == "ujd") & (layers["tau"] == layers["tau"].min())]
+    count = int(layers["layer"].max())
+    with theme():
+        fig = figure(9.6, 3.3)
+        turned, taken, strayed = fig.subplots(1, 3)
+        handles: dict[str, Any] = {}
+        for place, color in enumerate(layer_colors(count)):
+            style = {"color": color, "marker": MARKERS[place % len(MARKERS)]}
+            rows = nearest[nearest["layer"] == place + 1].sort_values("trained")
+            (handles[f"layer {place + 1}"],) = turned.plot(_places(rows, shares), 1 - rows["cosine"], **style)
+            rows = solved[solved["layer"] == place + 1].sort_values("trained")
+            taken.plot(_places(rows, shares), rows["iterations"], **style)
+        for (series, tau), rows in cells[cells["tau"] > 0].groupby(["series", "tau"], sort=False):
+            look, rows = decoder_style(rows["decoder"].iloc[0]), rows.sort_values("trained")
+            filled = "full" if tau == PAPER_TAU else "none"
+            (handles[f"{series}, tau = {tau:g}"],) = strayed.plot(
+                _places(rows, shares), rows["deviation_rmse"], color=look.color, ls=look.dashes, marker=look.marker,
+                fillstyle=filled,
+            )  # fmt: skip
+        turned.set_title(f"1 - cosine similarity, o = {LEFT_OUT}")
+        turned.set_yscale("log")
+        taken.set_title(f"UJD's iterations, tau = {layers['tau'].min():g}")
+        taken.set_ylim(bottom=0)
+        strayed.set_title("deviation (RMSE, image units)")
+        strayed.set_ylim(bottom=0)
+        for ax in (turned, taken, strayed):
+            ax.set_xticks(np.arange(len(shares)), [f"{share:.0%}" for share in shares])
+            ax.set_xlabel("share of the training")
+            finish(ax)
+        legend_below(fig, list(handles.values()), list(handles))
+    return fig
+
+
+def _places(rows: pd.DataFrame, shares: list[float]) -> list[int]:
+    return [shares.index(share) for share in rows["trained"]]

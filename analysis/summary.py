@@ -1,0 +1,184 @@
+"""What a run found, printed in the form of the SeJD paper's Table 1 (arXiv 2505.24791): a table per flow and batch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from analysis.breaks import break_conditions, warnings
+from analysis.drift import doubts
+from analysis.statistics import layer_costs, paired_speedups, valid_cells
+from harness.errors import StoreError
+from harness.runs.store import Run
+
+BASELINE = "sequential"
+
+_QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_rmse", "valid"]
+
+
+def summarise(run: Run) -> pd.DataFrame:
+    """One row per cell, in the order of the run's cells.
+
+    Returns:
+        The columns of `paired_speedups`, those of `quality`, `valid` (None where nothing was stated or measured), fpe,
+        depth, iterations and modes (of each layer, in decoding order, as text), status, error and pass: those of the
+        first pass that did not end well.
+    """
+    cells = run.table("cells")[["cell_id"]]
+    frame = cells.merge(paired_speedups(run.table("timings"), BASELINE), on="cell_id")
+    quality = run.table("quality").merge(frame[["cell_id", "group_id", "decoder"]], on="cell_id")
+    quality = quality.assign(valid=valid_cells(quality, tolerance(run)))
+    frame = frame.merge(quality[["cell_id", *_QUALITY]], on="cell_id", how="left")
+    shape = run.table("cells")[["cell_id", "num_tokens", "num_layers"]]
+    costs = layer_costs(run.table("layers").merge(shape, on="cell_id"))
+    frame = frame.merge(costs, on="cell_id", how="left")
+    return frame.merge(_outcomes(run), on="cell_id", how="left")
+
+
+def tolerance(run: Run) -> dict[str, float]:
+    """How much a cell's quality may differ from sequential's, as the run's matrix states it."""
+    names = ("max_deviation", "max_fid_increase")
+    try:
+        return {name: float(run.manifest["matrix"]["quality"][name]) for name in names}
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"the manifest of '{run.path}' does not state what its matrix tolerates: {error!r}") from error
+
+
+def print_summary(run: Run, console: Console) -> None:
+    """Print one table per flow, guidance and batch size, and what is needed to read them."""
+    frame = summarise(run)
+    absent = frame[frame["status"].eq("skipped") & frame["pass"].eq("timings")]
+    frame = frame.drop(absent.index)
+    broken = break_conditions(run.table("cells"), run.table("layers"), run.table("quality"), BASELINE)
+    setting = ["dataset", "checkpoint", "guidance", "denoise", "batch_size", "seed", "device", "dtype", "threads"]
+    for key, group in frame.groupby(setting, sort=False, dropna=False):
+        console.print(_table(dict(zip(setting, key, strict=True)), group), new_line_start=True)
+        console.print(_headline(group), highlight=False)
+        for sentence in warnings(broken[broken["cell_id"].isin(group["cell_id"])], group):
+            console.print(f"Warning: {escape(sentence)}", style="yellow", highlight=False)
+    limits = tolerance(run)
+    console.print(
+        "\nTime is the median of a batch's rounds; speed-up the median of paired rounds against sequential with its "
+        "95 % interval; fwd the time in forward passes; deviation the RMSE to the sequential samples, in image units; "
+        f"FPE forward-pass equivalents. Valid: deviation at most {limits['max_deviation']:g} and FID at most "
+        f"{limits['max_fid_increase']:.0%} above sequential's; a speed-up in brackets is of a cell that is not.",
+        style="dim",
+        highlight=False,
+    )
+    for features, rows in frame.dropna(subset=["fid"]).groupby("fid_features"):
+        counts = ", ".join(f"{count:,.0f}" for count in sorted(rows["num_samples"].unique()))
+        console.print(
+            f"FID and KID: features of {escape(str(features))}, {counts} samples.", style="dim", highlight=False
+        )
+    for dataset, checkpoint, reason in absent[["dataset", "checkpoint", "error"]].drop_duplicates().to_numpy():
+        console.print(
+            f"Skipped: {escape(f'{dataset} ({checkpoint})')}: {escape(reason)}", style="yellow", highlight=False
+        )
+    for sentence in _left_out(run):
+        console.print(escape(sentence), style="yellow", highlight=False)
+    for row in frame[frame["status"] != "ok"].to_dict("records"):
+        sentence = f"{_name(row)}, batch {row['batch_size']}, {row['pass']}: {escape(str(row['error']))}"
+        console.print(sentence, highlight=False)
+    for sentence in doubts(run.table("cells"), run.table("sentinels"), run.table("devices")):
+        console.print(escape(sentence), style="yellow", highlight=False)
+
+
+def _left_out(run: Run) -> list[str]:
+    """What was done or left out beside the plain decodes and comparisons: never silent."""
+    quality = run.table("quality").merge(run.table("cells")[["cell_id", "dataset"]], on="cell_id")
+    sentences = []
+    for dataset, rows in quality.groupby("dataset"):
+        if retries := rows["nonfinite_retries"].fillna(0).sum():
+            sentences.append(f"{dataset}: {retries:,.0f} layers were decoded again, exactly: they were not finite.")
+        if skipped := rows["skipped_images"].fillna(0).max():
+            sentences.append(f"{dataset}: {skipped:,.0f} corrupt real images were left out.")
+        if rows["reference"].eq("shipped-test").any():
+            sentences.append(f"{dataset}: FID and KID against the shipped features of the test split.")
+    return sentences
+
+
+def _table(setting: dict[str, Any], group: pd.DataFrame) -> Table:
+    checkpoint = "" if setting["checkpoint"] == setting["dataset"] else f" ({setting['checkpoint']})"
+    guidance = "" if pd.isna(setting["guidance"]) else f", guidance {json.loads(setting['guidance'])['scale']:g}"
+    guidance += "" if pd.isna(setting["denoise"]) else f", denoised by {setting['denoise']:g}"
+    title = (
+        f"{setting['dataset']}{checkpoint}{guidance}, batch {setting['batch_size']}, seed {setting['seed']}, "
+        f"{setting['device']}, {setting['dtype']}, {setting['threads']} threads"
+    )
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    table.add_column("decoder")
+    for column in ("tau", "time s", "speed-up", "fwd", "FID", "KID", "deviation", "FPE", "depth"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("iterations per layer", no_wrap=True)
+    table.add_column("")
+    best = _best(group)
+    for row in group.to_dict("records"):
+        style = "bold" if best is not None and row["cell_id"] == best["cell_id"] else None
+        table.add_row(*_entries(row), style=style)
+    return table
+
+
+def _entries(row: dict[Any, Any]) -> list[str]:
+    verdict = {True: "valid", False: "invalid"}.get(row["valid"], "")
+    if row["status"] != "ok":
+        verdict = f"{verdict}, {row['pass']}: {row['status']}".removeprefix(", ")
+    return [
+        escape(row["label"]),
+        _number(row["tau"], "g"),
+        _number(row["wall_s"], ".3g"),
+        _speedup(row),
+        _number(row["forward_ratio"], ".1f"),
+        _number(row["fid"], ".2f"),
+        _number(row["kid"], ".4f") + ("" if pd.isna(row["kid_std"]) else f" ± {row['kid_std']:.4f}"),
+        _number(row["deviation_rmse"], ".2g"),
+        _number(row["fpe"], ".2f"),
+        _number(row["depth"], ".0f"),
+        row["iterations"] if isinstance(row["iterations"], str) else "",
+        verdict,
+    ]
+
+
+def _speedup(row: dict[Any, Any]) -> str:
+    if pd.isna(row["speedup"]):
+        return ""
+    if row["decoder"] == BASELINE and row["speedup"] == row["low"] == row["high"] == 1:
+        return "1"
+    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
+    text = f"{row['speedup']:.2f}x{interval}"
+    return escape(f"({text})" if row["valid"] is False else text)
+
+
+def _headline(group: pd.DataFrame) -> str:
+    best = _best(group)
+    if best is None:
+        return "No decoder is faster than sequential and valid here."
+    return f"Fastest valid: {_name(best)}, {_speedup(best)} at deviation {_number(best['deviation_rmse'], '.2g')}."
+
+
+def _best(group: pd.DataFrame) -> dict[Any, Any] | None:
+    """The fastest valid cell that beats sequential, or None."""
+    valid = group[group["valid"].eq(True) & group["speedup"].gt(1) & group["decoder"].ne(BASELINE)]
+    return None if valid.empty else valid.nlargest(1, "speedup").to_dict("records")[0]
+
+
+def _name(row: dict[Any, Any]) -> str:
+    return escape(row["label"]) + ("" if pd.isna(row["tau"]) else f" tau {row['tau']:g}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or pd.isna(value) else format(value, form)
+
+
+def _outcomes(run: Run) -> pd.DataFrame:
+    """cell_id, status, error and the pass they come from: of the first pass that was not "ok", timing first."""
+    tables = {name: run.table(name) for name in ("timings", "failures", "quality", "memory")}
+    named = [frame.assign(**({} if name == "failures" else {"pass": name})) for name, frame in tables.items()]
+    columns = ["cell_id", "status", "error", "pass"]
+    outcomes = pd.concat([frame[columns] for frame in named if len(frame)] or [named[0][columns]], ignore_index=True)
+    outcomes = outcomes.assign(fine=outcomes["status"].eq("ok")).sort_values("fine", kind="stable")
+    return outcomes.drop_duplicates("cell_id")[columns]

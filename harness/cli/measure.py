@@ -1,0 +1,126 @@
+"""Commands that measure: run, sample, probe, study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.cli.app import app, data_root
+from harness.cli.probes import ProbeGroup
+
+
+@app.command("run")
+@click.argument("matrix")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default runs/NAME.")
+@click.option("--resume", is_flag=True, help="Finish what a killed run left; a finished one is only summarised.")
+@click.option("--profile", help="A variant of the matrix, such as fast or full.")
+@click.option("--decoder", "decoders", multiple=True, metavar="SPEC", help="One more: 'NAME option=value ...', where "
+              "NAME may be package.module:Class (repeatable).")  # fmt: skip
+@click.option("--against", metavar="BASELINE", help="Then compare with a stored baseline or another run.")
+@click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
+@click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave unreadable real images out; the quality rows count them.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the matrix's.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+@click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
+              help="Where it runs: here, or on a Ray cluster.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes of this machine at a time on the CPU; what is timed is always alone.")  # fmt: skip
+@click.option("--retries", type=click.IntRange(min=0), default=2, show_default=True,
+              help="Times that what a lost process or machine had begun is run again.")  # fmt: skip
+def run_command(
+    matrix: str,
+    out: Path | None,
+    resume: bool,
+    profile: str | None,
+    decoders: tuple[str, ...],
+    against: str | None,
+    device: str | None,
+    on: str,
+    workers: int,
+    **options: str | int | None,
+) -> int:
+    """Measure a matrix, by name or .toml file, or a checkpoint: speed, cost, quality and memory of every cell."""
+    from rich.console import Console
+
+    from analysis.compare.render import print_comparison
+    from analysis.summary import print_summary
+    from harness.measure.matrix import parse_decoder
+    from harness.measure.runner import run_matrix
+    from harness.measure.sources import matrix_of
+    from harness.measure.workers.choose import executor
+    from harness.progress import reporter
+    from harness.runs.baselines import open_run
+
+    stored = open_run(against) if against else None  # a wrong name is told before anything is measured
+    overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
+    parsed = matrix_of(matrix, profile, overrides)
+    where = executor(on, workers)
+    run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), resume=resume, executor=where, **options)  # type: ignore[arg-type]
+    console = Console()
+    print_summary(run, console if console.is_terminal else Console(width=170))
+    click.echo(f"\n{run.path}; `harness report {run.path}` draws it")
+    return 0 if stored is None else print_comparison(stored, run)
+
+
+@app.command("sample")
+@click.argument("flow", metavar="FLOW")
+@click.option("--decoder", "spec", default="sejd", show_default=True, metavar="SPEC", help="'NAME option=value ...'.")
+@click.option("--tau", type=float, help="Stopping threshold; by default the decoder's.")
+@click.option("-n", "--number", "count", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the latents.")
+@click.option("--labels", help="Classes that take turns, such as 0,1,2; -1 is none. By default all of them.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--guidance", type=float, help="Scale of classifier-free guidance.")
+@click.option("--guidance-components", type=click.Choice(["a", "b", "ab"]), default="ab", show_default=True)
+@click.option("--annealed", is_flag=True, help="Guidance grows along the sequence.")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="Of guidance's unconditional pass.")
+@click.option("--denoise", metavar="[SIGMA]", is_flag=False, flag_value="auto", help="One denoising step afterwards; "
+              "SIGMA is the noise in training, by default the checkpoint's own.")  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+@click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
+              help="Where folders and Parquet files are drawn.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="CPU processes at a time.")
+def sample_command(out: Path, threads: int | None, on: str, workers: int, **options: Any) -> None:
+    """Draw samples from FLOW, a shipped flow's name or a checkpoint file.
+
+    --out says how they are written: a .png is one grid, a .parquet a table of images, anything else a folder of them.
+    The latter two are drawn in shards; the same command goes on where a killed one stopped.
+    """
+    from harness.measure.sampling import read_request, sample_to_grid
+
+    request = read_request(**options)
+    if out.suffix == ".png":
+        click.echo(sample_to_grid(request, out, threads))
+        return
+    from harness.measure.tasks.samples import draw_to_files
+    from harness.measure.workers.choose import executor
+    from harness.progress import reporter
+
+    click.echo(draw_to_files(request, out, executor(on, workers), reporter(), threads=threads))
+
+
+@app.group(cls=ProbeGroup)
+def probe() -> None:
+    """Experiments on the layers of a flow, each with options of its own: harness probe NAME --help."""
+
+
+@app.command("study")
+@click.argument("name", metavar="NAME|all")
+@click.option("--profile", type=click.Choice(["fast", "full"]), default="fast", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/studies"),
+              show_default=True, help="Where the runs go.")  # fmt: skip
+@click.option("--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results/studies"),
+              show_default=True, help="Where texts, tables and figures go.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Measure only what is missing in --out.")
+@click.option("--check", is_flag=True, help="Exit 1, and leave what is stored, where a deterministic table differs.")
+@data_root
+def study_command(name: str, root: Path | None, **options: Any) -> int:
+    """Measure a study of the paper's claims and write its text: NAME, or all of them."""
+    from harness.cli.studies import run_studies
+
+    return run_studies(name, data_root=root, **options)

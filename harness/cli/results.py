@@ -1,0 +1,97 @@
+"""Commands that look at what there is: compare, report, list, baselines, and the contract of a decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.cli.app import app
+
+
+@app.command()
+@click.argument("decoder")
+@click.option("--flow", "flows", multiple=True, help="Flow to check on: a contract flow, a shipped one, or a path.")
+@click.option("--clause", "clauses", multiple=True, help="Only this clause (repeatable).")
+@click.option("--seed", default=0, show_default=True, help="Of latents and random flows.")
+def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: int) -> int:
+    """Check a decoder, NAME or package.module:Class, against the contract every decoder keeps."""
+    from harness.contract import check, print_findings
+
+    return print_findings(decoder, check(decoder, flows, seed, clauses))
+
+
+@app.command()
+@click.argument("base")
+@click.argument("new")
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@click.option("--only", type=click.Choice(["regressed"]), help="Leave the other cells out.")
+@click.option("--tolerance", type=float, default=0.05, show_default=True, help="Share that is no regression.")
+def compare(base: str, new: str, form: str, only: str | None, tolerance: float) -> int:
+    """Compare the run NEW with BASE, each a run folder or a stored baseline; exit 1 on a regression."""
+    from analysis.compare.render import print_comparison
+    from harness.runs.baselines import open_run
+
+    return print_comparison(open_run(base), open_run(new), form, only == "regressed", tolerance)
+
+
+@app.command("bench-compare")
+@click.argument("base")
+@click.argument("new", default="HEAD")
+@click.option("--tolerance", type=float, default=0.1, show_default=True, help="Share that is no regression.")
+def bench_compare(base: str, new: str, tolerance: float) -> int:
+    """Compare asv's stored results of NEW with those of BASE, each a commit or a file; exit 1 on a regression."""
+    from analysis.compare.asv import find_results, print_comparison
+
+    return print_comparison(find_results(base), find_results(new), tolerance)
+
+
+@app.command("list")
+@click.argument("kind", required=False, metavar="[decoders|flows|datasets|probes|matrices|baselines]")
+def list_command(kind: str | None) -> None:
+    """List decoders, flows, datasets, probes, matrices and baselines, and where they come from."""
+    from harness.cli.catalog import print_catalog
+
+    print_catalog(kind)
+
+
+@app.group()
+def baseline() -> None:
+    """Stored runs that new ones are compared with."""
+
+
+@baseline.command("save")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.option("--replace", is_flag=True, help="Overwrite a baseline of that name.")
+def save(run: Path, name: str, replace: bool) -> None:
+    """Store RUN as results/baselines/NAME: its tables and environment, without images."""
+    from harness.runs.baselines import save_baseline
+
+    click.echo(save_baseline(run, name, replace=replace))
+
+
+@baseline.command("bench")
+@click.argument("commit", default="HEAD")
+def bench_baseline(commit: str) -> None:
+    """Store the costs that asv tracked for COMMIT as results/baselines/asv.json."""
+    from analysis.compare.asv import find_results, save_costs
+
+    click.echo(save_costs(find_results(commit)))
+
+
+@app.command()
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; by default the first RUN.")
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["png", "svg", "pdf"]),
+    multiple=True,
+    help="Of the figures besides PNG; may be given several times.",
+)
+def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...]) -> None:
+    """Render figures, tables and report.html from run folders, or from folders that hold some."""
+    from analysis.report import build
+
+    click.echo(f"the report is {build(runs, out, formats)}")

@@ -1,0 +1,55 @@
+"""`harness study`: measure what is missing, write the texts, say what no longer is as stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from analysis.studies.render import render_study, require_text
+from analysis.studies.stored import FLOAT32, OF_COLUMN, OF_ITSELF, ROUNDED, Comparison
+from harness.measure.studies.execute import execute
+from harness.measure.studies.plan import plans
+from harness.progress import reporter
+from harness.runs.store import MANIFEST
+
+
+def run_studies(
+    name: str, profile: str, out: Path, results: Path, resume: bool, check: bool, data_root: Path | None
+) -> int:
+    """Run a study, those it reads first, or ``"all"``.
+
+    Returns:
+        1 where `check` found a deterministic table that differs from the stored one, else 0.
+
+    Raises:
+        HarnessError: a mistake in a plan or text, or a folder that cannot be used.
+    """
+    folders: dict[str, Path] = {}
+    compared = Comparison()
+    wanted = plans(name)
+    for plan in wanted:
+        require_text(plan.name)
+    for plan in wanted:
+        root = str(data_root) if data_root else None
+        folders[plan.name] = execute(plan, profile, out, reporter, resume=resume, data_root=root)
+        read = [folders[one] for one in (*plan.reads, plan.name)]
+        measured = [folder for folder in read if any(folder.rglob(MANIFEST))]
+        staging = out / "rendered" / plan.name
+        compared += render_study(plan.name, plan.title, profile, measured, staging, results, check)
+        click.echo(results / f"{plan.name}.md")
+    for sentence in compared.differing:
+        click.echo(sentence, err=True)
+    if check and not compared.differing:
+        click.echo(f"every deterministic table of {name} is as stored in '{results}'{_up_to_rounding(compared)}")
+    return 1 if compared.differing else 0
+
+
+def _up_to_rounding(compared: Comparison) -> str:
+    if not compared.rounded:
+        return ""
+    return (
+        f"; {len(compared.rounded)} of them up to rounding, as on another kind of processor: each number within "
+        f"{OF_ITSELF:g} of itself, {OF_COLUMN:g} of its column's largest or {FLOAT32:g}, each count the same, and what "
+        f"rounding alone decides (*{ROUNDED}) not compared"
+    )

@@ -1,0 +1,262 @@
+"""Staying under a bound on memory: a layer is solved a few samples at a time, with the results of the whole batch.
+
+Samples that do not depend on each other are solved in micro-batches. Where a stopping rule looks at the whole batch
+they must stay together, iteration by iteration; then each network call is made on a few samples at a time, so that the
+activations of these alone are alive at once, while keys and values of all of them are kept.
+
+How many that are is arithmetic, not trial: bytes are counted, weights and buffers inside the libraries' own kernels
+apart, by watching the tensors of one call on one sample.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from harness.decoders.trace import LayerTrace
+from harness.errors import HarnessError
+from harness.flows.precision import in_dtype
+from harness.flows.protocols import CausalLayer, Condition
+
+WALK, SOLVER, UPDATE = 3, 2, 8
+"""(B, L, D) tensors that the walk holds, and a solver besides; tensors of a window's size that an update takes."""
+
+INDEX = 8
+"""Bytes of a number that says which sample or token; there are as many as samples and tokens."""
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+Solve = Callable[[CausalLayer, Tensor, Condition], tuple[Tensor, LayerTrace]]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What solving a layer takes in memory, as its decoder knows it.
+
+    Args:
+        window: the most tokens of one network call.
+        cached: whether keys and values are kept.
+        shared: whether a sample may depend on the others of its batch, as where one stopping rule looks at all.
+    """
+
+    window: int
+    cached: bool = True
+    shared: bool = True
+
+
+SEQUENTIAL = Footprint(window=1, shared=False)
+"""Of the exact baseline, whatever decoder it is part of."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many samples are solved together, and how many of these are in a network call."""
+
+    together: int
+    in_call: int
+
+
+def parse_bytes(text: Any) -> int:
+    """A number of bytes, or a text such as ``"2GB"`` or ``"512 MiB"``.
+
+    Raises:
+        HarnessError: it is neither, or not above 0.
+
+    Example:
+        >>> parse_bytes("1.5 GB"), parse_bytes("2KiB"), parse_bytes(4096)
+        (1500000000, 2048, 4096)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(text).strip())
+    unit = UNITS.get((match[2] or "B").upper()) if match and not isinstance(text, bool) else None
+    if match is None or unit is None or (size := int(float(match[1]) * unit)) < 1:
+        raise HarnessError(f"max_memory must be a number of bytes or a text such as '2GB' or '512MiB', not {text!r}")
+    return size
+
+
+class Room:
+    """How the layers of one batch are solved so that no more than so many bytes are alive at once, weights apart.
+
+    Args:
+        bound: in bytes.
+        latents: (B, L, D), or anything of that shape, dtype and device.
+        condition: of the batch.
+    """
+
+    def __init__(self, bound: int, latents: Tensor, condition: Condition) -> None:
+        self.bound, self._latents, self._condition = bound, latents, condition
+        self._plans: dict[tuple[int, Footprint], Plan] = {}
+
+    def plan(self, layer: CausalLayer, footprint: Footprint) -> None:
+        """Find out how a layer is solved; that takes one network call on one sample.
+
+        Raises:
+            HarnessError: the bound is too little for even one sample at a time.
+        """
+        if (layer.number, footprint) in self._plans:
+            return
+        batch, length, dim = self._latents.shape
+        token, window = dim * self._latents.element_size(), min(footprint.window, length - 1)
+        cache, call = bytes_of_one(layer, self._latents[:1], self._condition, window, footprint.cached)
+        state = SOLVER * length * token + UPDATE * window * token + cache
+        left = self.bound - WALK * batch * length * token - INDEX * (batch + length)
+        if footprint.shared:
+            together, in_call, least = batch, (left - batch * state) // max(call, 1), batch * state + call
+        else:
+            in_call, least = left // (state + call), state + call
+            together = in_call
+        if in_call < 1:
+            raise HarnessError(
+                f"max_memory of {self.bound:,} bytes is too little: layer {layer.number} takes "
+                f"{self.bound - left + least:,} for {batch} samples"
+                + (", which stop together, even if" if footprint.shared else " if")
+                + " the network is called on one at a time"
+            )
+        self._plans[layer.number, footprint] = Plan(min(together, batch), min(in_call, batch))
+
+    def within(self, solve: Solve, footprint: Footprint) -> Solve:
+        """`solve` as it was planned for this footprint: the same results, fewer bytes."""
+
+        def solve_within(layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
+            planned = self._plans[layer.number, footprint]
+            if planned.in_call == len(inputs):
+                return solve(layer, inputs, condition)
+            if footprint.shared:
+                return solve(PartedLayer(layer, planned.in_call, inputs.device), inputs, condition)
+            outputs, traces = torch.empty_like(inputs), []
+            parts = torch.arange(len(inputs), device=inputs.device).split(planned.together)
+            for rows, part, into in zip(parts, *(x.split(planned.together) for x in (inputs, outputs)), strict=True):
+                solved, trace = solve(layer, part, condition.select(rows))
+                into.copy_(solved)
+                traces.append(trace)
+            return outputs, merged(traces, [len(rows) for rows in parts])
+
+        return solve_within
+
+
+def merged(traces: Sequence[LayerTrace], sizes: Sequence[int]) -> LayerTrace:
+    """One trace of a layer that was solved in micro-batches of these sizes: the slowest of them, and all they cost."""
+    residuals = zip_longest(*(trace.residuals for trace in traces), fillvalue=0.0)
+    return replace(
+        traces[0],
+        iterations=max(trace.iterations for trace in traces),
+        converged=all(trace.converged for trace in traces),
+        residuals=[max(norms, key=lambda norm: math.inf if math.isnan(norm) else norm) for norms in residuals],
+        token_evaluations=sum(trace.token_evaluations * size for trace, size in zip(traces, sizes, strict=True))
+        / sum(sizes),
+        depth=max(trace.depth for trace in traces),
+        flags=tuple(dict.fromkeys(flag for trace in traces for flag in trace.flags)),
+    )
+
+
+class PartedLayer:
+    """A layer whose network sees a few samples at a time.
+
+    Args:
+        layer: what is called.
+        size: samples in one call.
+        device: of the tokens.
+    """
+
+    def __init__(self, layer: CausalLayer, size: int, device: torch.device) -> None:
+        self._layer, self._size, self._device = layer, size, device
+        self.number, self.block = layer.number, layer.block
+        self.num_tokens, self.token_dim = layer.num_tokens, layer.token_dim
+        self.arrange, self.restore = layer.arrange, layer.restore
+
+    def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
+        """The same parts of the layer in another dtype."""
+        return PartedLayer(in_dtype(self._layer, dtype), self._size, self._device)
+
+    def new_cache(self, batch: int, condition: Condition) -> _PartedCache:
+        """A cache for every part."""
+        rows = torch.arange(batch, device=self._device).split(self._size)
+        conditions = [condition.select(part) for part in rows] if len(rows) > 1 else [condition]
+        caches = [self._layer.new_cache(len(part), own) for part, own in zip(rows, conditions, strict=True)]
+        return _PartedCache(caches, conditions)
+
+    def affine(
+        self, tokens: Tensor, cache: _PartedCache | None, start: int, condition: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """As the layer's, part by part."""
+        parts = tokens.split(self._size)
+        if cache is not None:
+            kept: list[tuple[Any, Condition]] = list(zip(cache.parts, cache.conditions, strict=True))
+        elif len(parts) == 1:
+            kept = [(None, condition)]
+        else:
+            rows = torch.arange(len(tokens), device=self._device).split(self._size)
+            kept = [(None, condition.select(part)) for part in rows]
+        outputs = torch.empty((2, *tokens.shape), dtype=tokens.dtype, device=tokens.device)
+        for i, (part, (own, under)) in enumerate(zip(parts, kept, strict=True)):
+            here = slice(i * self._size, i * self._size + len(part))
+            outputs[0, here], outputs[1, here] = self._layer.affine(part, own, start, under)
+        return outputs[0], outputs[1]
+
+
+class _PartedCache:
+    def __init__(self, parts: list[Any], conditions: list[Condition]) -> None:
+        self.parts, self.conditions = parts, conditions
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
+def bytes_of_one(
+    layer: CausalLayer, inputs: Tensor, condition: Condition, window: int, cached: bool
+) -> tuple[int, int]:
+    """What one sample takes: bytes that its cache keeps, and the most alive besides in a call of `window` tokens.
+
+    Found by a call on the first window of `inputs`, (1, L, D) whose values do not matter, and, where there is a prefix
+    to look back at, on windows up to the last: a call may grow with its prefix, or with its place.
+    """
+    one = condition.select(torch.zeros(1, dtype=torch.long, device=inputs.device))
+    last = inputs.shape[1] - 1 - window
+    with LiveBytes() as live:
+        cache = layer.new_cache(1, one) if cached else None
+        kept = live.bytes
+        for start in sorted({*range(0, last, max(last // 8, 1)), last}) if cached else [0]:
+            layer.affine(inputs[:, start : start + window], cache, start, one)
+    return kept, live.peak - kept
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that were made inside and are alive, and the most there were: `peak`.
+
+    Deterministic: it sees tensors, not what an allocator keeps or a kernel uses inside.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._known: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self._note((args, kwargs), made=False)  # weights, and whatever else was there before
+        outputs = func(*args, **kwargs)
+        self._note(outputs, made=True)
+        self.peak = max(self.peak, self.bytes)
+        return outputs
+
+    @property
+    def bytes(self) -> int:
+        """Bytes alive after the last operation."""
+        return sum(size for _, size in self._known.values())
+
+    def _note(self, tensors: Any, made: bool) -> None:
+        self._known = {key: (ref, size) for key, (ref, size) in self._known.items() if not ref.expired()}
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._known.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes() if made else 0))

@@ -1,5 +1,0 @@
-"""Where a measurement runs: in fresh processes of this machine, or on the machines of a Ray cluster."""
-
-from harness.executors.process import FreshProcess, ProcessDied
-
-__all__ = ["FreshProcess", "ProcessDied"]

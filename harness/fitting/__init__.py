@@ -1,0 +1,1 @@
+"""What is learned about a flow so that decoders can be fast: calibration and schedules. Decoders only read it."""

@@ -1,0 +1,321 @@
+"""Choosing how each layer of a flow is decoded: what `harness tune` does.
+
+Nothing is searched blindly. The error of every candidate is measured on every layer, on latents decoded exactly; a
+candidate is a fixed amount of work, so its error is the same whatever the batch. How much an error in a layer's output
+matters in the sample is measured too, by decoding the rest exactly from a perturbed output. For each batch size every
+candidate is then timed on one layer of the flow, in shuffled rounds. With errors of different layers taken as
+independent, the fastest schedule for every deviation is found exactly, layer by layer. The fastest within the budget is
+decoded on latents that it was not chosen on; while it cannot be said there, with 95 % confidence, that it keeps the
+budget on others, a safer one is tried, and sequential decoding ends the list. What is left to choose is the
+dtype of its networks, where a layer's clock tells least: the schedule, and itself with all networks in one dtype, are
+timed as whole decodes.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analysis.statistics import RootMean, root_mean
+from harness.decoders import Decoder, build_decoder
+from harness.decoders.auto import Auto, LayerChoice, LayerSchedule, bind_choices, schedule_path
+from harness.decoders.fits import checkpoint_digest
+from harness.flows.precision import multiplies_bfloat16
+from harness.flows.protocols import CausalFlow, CausalLayer
+
+ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 40.0
+"""Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
+SAMPLES = 256
+"""Latents that errors are measured on, and as many to confirm a schedule."""
+BATCH = 64
+"""Samples decoded together where only errors matter."""
+
+SEQUENTIAL = LayerChoice("sequential")
+HALF = "bfloat16"
+
+Layers = tuple[LayerChoice, ...]
+
+
+def candidates(flow: CausalFlow) -> list[LayerChoice]:
+    """What a layer may be decoded by, each a fixed amount of work; also in half precision, which has its own error, on
+    a device that gains by it.
+    """
+    longest = flow.num_tokens - 1
+    fitted = [{"iterations": [n]} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
+    strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 8]
+    shared = {"initial": "fitted", "correction": "fitted", "fallback": "leave"}
+    slides = [
+        {"window": times * stride, "advance": stride, **shared}
+        for stride in strides
+        for times in (2, 3, 4)
+        if times * stride <= longest
+    ]
+    choices: list[tuple[str, dict[str, Any]]] = [
+        *(("fitted", options) for options in fitted),
+        *(("frontier", options) for options in slides),
+    ]
+    dtypes = (None, HALF) if multiplies_bfloat16(flow.sample_latents(1).device) else (None,)
+    return [SEQUENTIAL, *(LayerChoice(*choice).with_networks(dtype) for dtype in dtypes for choice in choices)]
+
+
+def _all_in(dtype: str | None, layers: Layers) -> Layers:
+    """The same schedule with all networks of iterated layers in half precision, or none."""
+    return tuple(choice.with_networks(dtype) for choice in layers)
+
+
+def tune_checkpoint(
+    flow: CausalFlow, source: Path, batches: Sequence[int], budgets: Sequence[float | None], samples: int | None = None
+) -> list[Path]:
+    """Tune and store a schedule for every batch size and budget; the paths they were written to."""
+    tuner, paths = Tuner(flow, samples or SAMPLES), []
+    for batch in batches:
+        for budget in budgets:
+            schedule = tuner.schedule(batch, budget, digest=checkpoint_digest(source))
+            paths.append(schedule_path(source, schedule.device, batch, budget))
+            schedule.save(paths[-1])
+    return paths
+
+
+class Tuner:
+    """What is measured of a flow once, and the schedules that follow from it.
+
+    Args:
+        flow: what is decoded.
+        samples: latents that errors are measured on, and as many to confirm a schedule.
+        seed: of the latents and classes.
+    """
+
+    @torch.no_grad()
+    def __init__(self, flow: CausalFlow, samples: int = SAMPLES, seed: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.flow, self.seed = flow, seed
+        self.tuned_on, self.held_out = (_Sample.draw(flow, samples, generator) for _ in range(2))
+        self.choices = candidates(flow)
+        self.solvers = [choice.build().bind(flow, samples) for choice in self.choices]
+        self.errors = _errors(flow, self.tuned_on, self.solvers)
+        self._seconds: dict[int, list[float]] = {}
+        self._sejd: dict[int, float] = {}
+        self._deviations: dict[str, RootMean] = {}
+
+    @torch.no_grad()
+    def schedule(self, batch: int, budget: float | None = None, digest: str = "") -> LayerSchedule:
+        """The fastest schedule within a budget.
+
+        Args:
+            batch: samples decoded together.
+            budget: the deviation allowed, RMSE of tokens to the exact sample; None for that of SeJD at tau 0.5.
+            digest: of the checkpoint.
+        """
+        seconds, allowed = self.seconds(batch), self.allowed(batch, budget)
+        chosen = self._within(allowed, seconds)
+        dtypes = dict.fromkeys(choice.options.get("network_dtype") for choice in self.choices)
+        others = [other for dtype in dtypes if (other := _all_in(dtype, chosen)) != chosen]
+        layers = self._fastest(batch, [chosen, *(other for other in others if self._held(other).upper <= allowed)])
+        predicted_s = sum(seconds[self.choices.index(choice)] for choice in layers)
+        device, deviation = self.tuned_on.latents.device.type, self._held(layers).value
+        return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted_s, digest)
+
+    def _within(self, allowed: float, seconds: Sequence[float]) -> Layers:
+        """The fastest schedule whose deviation on the latents held out is surely within what is allowed.
+
+        After one that is not, the next to be tried is predicted to be as much safer as was missing.
+        """
+        safe = allowed**2
+        for places in _pareto(seconds, self.errors, safe):
+            predicted = sum(errors[place] for errors, place in zip(self.errors, places, strict=True))
+            if predicted <= safe:
+                layers = tuple(self.choices[place] for place in places)
+                upper = self._held(layers).upper
+                if upper <= allowed:
+                    return layers
+                safe = predicted * (allowed / upper) ** 2
+        return (SEQUENTIAL,) * self.flow.num_layers
+
+    def _held(self, layers: Layers) -> RootMean:
+        """Deviation of a schedule on the latents held out, where each sample is by itself."""
+        key = str(layers)
+        if key not in self._deviations:
+            self._deviations[key] = root_mean(self.held_out.squared(_Fixed(layers), BATCH))
+        return self._deviations[key]
+
+    def _fastest(self, batch: int, schedules: Sequence[Layers]) -> Layers:
+        """The schedule whose whole decodes take least time."""
+        if len(schedules) == 1:
+            return schedules[0]
+        latents, labels = _drawn(self.flow, batch, torch.Generator().manual_seed(0))
+        decodes = [partial(_Fixed(layers).decode, self.flow, latents, labels) for layers in schedules]
+        seconds = _medians(decodes, latents)
+        return schedules[seconds.index(min(seconds))]
+
+    def seconds(self, batch: int) -> list[float]:
+        """Of every candidate for one layer."""
+        if batch not in self._seconds:
+            self._seconds[batch] = _time(self.flow, batch, self.solvers)
+        return self._seconds[batch]
+
+    def allowed(self, batch: int, budget: float | None) -> float:
+        """The deviation that a budget comes to: for SeJD's, what it is at least.
+
+        SeJD's stopping rule spans the batch, so batches are what its deviation is known from.
+        """
+        if budget is not None:
+            return budget
+        if batch not in self._sejd:
+            count = batch * max(4, len(self.held_out.latents) // 16)
+            drawn = self.held_out
+            if count > len(drawn.latents):
+                drawn = _Sample.draw(self.flow, count, torch.Generator().manual_seed(self.seed + 1))
+            self._sejd[batch] = root_mean(drawn.squared(build_decoder("sejd"), batch), batch).lower
+        return self._sejd[batch]
+
+
+class _Fixed(Auto):
+    """A schedule that is not stored yet."""
+
+    def __init__(self, layers: Layers) -> None:
+        super().__init__()
+        self._choices = layers
+
+    def bind(self, flow: CausalFlow, batch: int) -> Decoder:
+        """With these choices."""
+        self._layers = bind_choices(flow, batch, self._choices)
+        return self
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Latents with their classes and exact samples."""
+
+    flow: CausalFlow
+    latents: Tensor
+    labels: Tensor | None
+    exact: Tensor
+
+    @classmethod
+    def draw(cls, flow: CausalFlow, count: int, generator: torch.Generator) -> _Sample:
+        latents, labels = _drawn(flow, count, generator)
+        drawn = cls(flow, latents, labels, latents)
+        return replace(drawn, exact=drawn.decode(build_decoder("sequential"), BATCH))
+
+    def decode(self, decoder: Decoder, batch: int) -> Tensor:
+        """(samples, L, D) tokens, decoded a batch at a time."""
+        return torch.cat([decoder.decode(self.flow, z, y).tokens for z, y in self._batches(self.latents, batch)])
+
+    def squared(self, decoder: Decoder, batch: int) -> NDArray[np.float64]:
+        """(samples,) mean squared deviation of each sample from the exact one, decoded a batch at a time."""
+        return (self.decode(decoder, batch) - self.exact).double().square().mean(dim=(1, 2)).cpu().numpy()
+
+    def through(self, layers: Sequence[CausalLayer], tokens: Tensor, solver: Decoder) -> Tensor:
+        """(samples, L, D) what some layers make of tokens of these samples, each of them solved by a decoder."""
+        parts = []
+        for part, labels in self._batches(tokens, BATCH):
+            condition = self.flow.condition(len(part), labels)
+            for layer in layers:
+                part = layer.restore(solver.solve(layer, layer.arrange(part), condition)[0])
+            parts.append(part)
+        return torch.cat(parts)
+
+    def _batches(self, tokens: Tensor, size: int) -> list[tuple[Tensor, Tensor | None]]:
+        labels = [None] * len(tokens) if self.labels is None else self.labels.split(size)
+        return list(zip(tokens.split(size), labels, strict=False))
+
+
+def _drawn(flow: CausalFlow, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """(count, L, D) latents, and (count,) classes drawn uniformly where the flow has any."""
+    latents = flow.sample_latents(count, generator)
+    if not flow.num_classes:
+        return latents, None
+    return latents, torch.randint(flow.num_classes, (count,), generator=generator).to(latents.device)
+
+
+def _time(flow: CausalFlow, batch: int, solvers: Sequence[Decoder]) -> list[float]:
+    """Median seconds that each candidate takes for the first layer."""
+    latents, labels = _drawn(flow, batch, torch.Generator().manual_seed(0))
+    layer, condition = flow.layers[0], flow.condition(batch, labels)
+    inputs = layer.arrange(flow.scale_latents(latents))
+    return _medians([partial(solver.solve, layer, inputs, condition) for solver in solvers], inputs)
+
+
+def _medians(calls: Sequence[Callable[[], object]], like: Tensor) -> list[float]:
+    """Median seconds of each call, all of them made in every round, in shuffled order, on the device of a tensor."""
+    rounds: list[list[float]] = [[] for _ in calls]
+    order = list(range(len(calls)))
+    shuffle = random.Random(0).shuffle
+    began = time.perf_counter()
+    for attempt in range(MOST_ROUNDS + 1):
+        if attempt > ROUNDS and time.perf_counter() - began > ENOUGH_S:
+            break
+        shuffle(order)
+        for place in order:
+            _wait(like)
+            start = time.perf_counter()
+            calls[place]()
+            _wait(like)
+            if attempt:  # the first is a warm-up
+                rounds[place].append(time.perf_counter() - start)
+    return [statistics.median(times) for times in rounds]
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+def _errors(flow: CausalFlow, sample: _Sample, solvers: Sequence[Decoder]) -> list[list[float]]:
+    """For every layer and candidate, the mean squared deviation of the sample that it causes alone."""
+    tokens, errors, sequential = flow.scale_latents(sample.latents), [], SEQUENTIAL.build()
+    for place, layer in enumerate(flow.layers):
+        exact = sample.through([layer], tokens, sequential)
+        outputs = [sample.through([layer], tokens, solver) for solver in solvers]
+        squared = [_rmse(output, exact) ** 2 for output in outputs]
+        typical = min(range(len(solvers)), key=lambda i: abs(squared[i] - _middle(squared)))
+        gain = 1.0
+        if squared[typical] > 0:
+            sampled = sample.through(flow.layers[place + 1 :], outputs[typical], sequential)
+            gain = _rmse(sampled, sample.exact) ** 2 / squared[typical]
+        errors.append([gain * error for error in squared])
+        tokens = exact
+    return errors
+
+
+def _middle(squared: Sequence[float]) -> float:
+    """The error of a candidate that is neither exact nor rough, where perturbations are the size that matters."""
+    inexact = [error for error in squared if error > 1e-10]
+    return statistics.median(inexact) if inexact else 0.0
+
+
+def _rmse(tokens: Tensor, exact: Tensor) -> float:
+    deviation = float((tokens - exact).square().mean().sqrt())
+    return deviation if deviation == deviation else float("inf")
+
+
+def _pareto(seconds: Sequence[float], errors: Sequence[Sequence[float]], allowed: float) -> list[tuple[int, ...]]:
+    """All schedules within the allowed squared error that none beats in both time and error, fastest first.
+
+    Layers are added one by one and what is beaten is dropped, which is exact because both costs add up.
+    """
+    frontier: list[tuple[float, float, tuple[int, ...]]] = [(0.0, 0.0, ())]
+    for layer_errors in errors:
+        grown = sorted(
+            (time_s + seconds[place], error + layer_error, (*places, place))
+            for time_s, error, places in frontier
+            for place, layer_error in enumerate(layer_errors)
+            if error + layer_error <= allowed
+        )
+        frontier, least = [], float("inf")
+        for entry in grown:
+            if entry[1] < least:
+                frontier.append(entry)
+                least = entry[1]
+    return [places for _, _, places in frontier]

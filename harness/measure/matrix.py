@@ -1,0 +1,323 @@
+"""An experiment matrix: what a TOML file may say. `harness.measure.cells` turns it into cells.
+
+Every mistake in a file becomes one sentence that names the key and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from harness.errors import HarnessError, unknown
+from harness.files import file_name, parse_toml, read_toml
+
+SHIPPED = Path(str(files("harness.measure"))) / "matrices"
+GROUP = "harness.matrices"
+"""Entry points of this group name packages whose folder holds further ``.toml`` matrices."""
+
+Tau = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Some = Field(min_length=1)
+
+
+class Table(BaseModel):
+    """A TOML table whose unknown keys are refused with the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and cls.model_config.get("extra") == "forbid":
+            for key in data:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(key, cls.model_fields, n=1)
+                    hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
+                    raise ValueError(f"has no key '{key}'; {hint}")
+        return data
+
+
+class GuidanceTable(Table):
+    """Classifier-free guidance; scale 0 is none. See `harness.flows.protocols.Guidance`."""
+
+    scale: Annotated[float, Field(allow_inf_nan=False)]
+    components: Literal["a", "b", "ab"] = "ab"
+    annealed: bool = False
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
+Denoise = bool | Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A denoising step after decoding: false for none, true for the noise that the checkpoint was trained with, or a noise
+in image units ([-1, 1])."""
+
+
+class DatasetTable(Table):
+    """Real images and the flow that was trained on them.
+
+    `checkpoint` is a flow's name or a file, by default the dataset's name; `size` the side of the images, by default
+    the flow's; `guidance` and `denoise` override the grid's, and with `published` they are what the publishers
+    evaluated the checkpoint with. With `optional` a checkpoint that is not there costs rows of the status "skipped".
+    """
+
+    name: str
+    checkpoint: str | None = None
+    root: str | None = None
+    size: Count | None = None
+    guidance: Annotated[list[GuidanceTable], Some] | None = None
+    denoise: Annotated[list[Denoise], Some] | None = None
+    published: bool = False
+    optional: bool = False
+
+
+class DecoderTable(Table):
+    """A decoder by name or ``package.module:Class``; every further key is an option of it.
+
+    An option written as ``{ grid = [...] }`` takes part in the product; `tau` overrides the grid's.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str
+    label: str | None = None
+    tau: Annotated[list[Tau], Some] | None = None
+
+    @field_validator("tau", mode="before")
+    @classmethod
+    def _one_tau(cls, tau: Any) -> Any:
+        return [tau] if isinstance(tau, int | float) and not isinstance(tau, bool) else tau
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but name, label and tau."""
+        return dict(self.model_extra or {})
+
+
+class Grid(Table):
+    """What every dataset and decoder is multiplied with."""
+
+    tau: Annotated[list[Tau], Some] = [0.5]
+    batch_sizes: Annotated[list[Count], Some] = [16]
+    seeds: Annotated[list[Seed], Some] = [0]
+    guidance: Annotated[list[GuidanceTable], Some] = [GuidanceTable(scale=0.0)]
+    denoise: Annotated[list[Denoise], Some] = [False]
+
+
+class Filter(Table):
+    """Names cells: those whose every given field is the value, or one of the values, given here."""
+
+    dataset: str | list[str] | None = None
+    checkpoint: str | list[str] | None = None
+    decoder: str | list[str] | None = None
+    label: str | list[str] | None = None
+    tau: float | list[float] | None = None
+    batch_size: int | list[int] | None = None
+    seed: int | list[int] | None = None
+
+    def matches(self, facts: Mapping[str, Any]) -> bool:
+        """Whether a cell with these facts is named."""
+        given = {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+        return all(facts[name] in (value if isinstance(value, list) else [value]) for name, value in given.items())
+
+
+class Timing(Table):
+    """Paired rounds; each decodes every cell of a group once."""
+
+    rounds: Count = 5
+    warmup: Annotated[int, Field(ge=0)] = 1
+
+
+class Quality(Table):
+    """Samples against the sequential ones and against real images.
+
+    Samples are decoded in the cell's own batch size, since the batch is the scope of stopping rules; `max_batches`
+    bounds the cost of small batches, whose rows then rest on fewer samples and carry no FID. A cell is valid when its
+    deviation is at most `max_deviation` (RMSE in image units) and its FID at most sequential's times
+    1 + `max_fid_increase`.
+    """
+
+    enabled: bool = True
+    num_samples: Annotated[int, Field(ge=2)] = 1000
+    max_batches: Count = 1000
+    max_deviation: Share = 0.15
+    max_fid_increase: Share = 0.05
+
+
+class Switch(Table):
+    """A pass that can be switched off."""
+
+    enabled: bool = True
+
+
+class Matrix(Table):
+    """A validated matrix, the profile applied."""
+
+    name: str
+    description: str = ""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    datasets: Annotated[list[DatasetTable], Some]
+    decoders: Annotated[list[DecoderTable], Some]
+    grid: Grid = Grid()
+    include: list[Filter] = []
+    exclude: list[Filter] = []
+    timing: Timing = Timing()
+    quality: Quality = Quality()
+    memory: Switch = Switch()
+    residuals: Switch = Switch()
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return file_name("a matrix", name)
+
+    @model_validator(mode="after")
+    def _filters_name_what_is_there(self) -> Self:
+        known = {
+            "dataset": [dataset.name for dataset in self.datasets],
+            "decoder": [decoder.name for decoder in self.decoders],
+        }
+        for entry in (*self.include, *self.exclude):
+            for field, names in known.items():
+                given = getattr(entry, field) or []
+                for name in [given] if isinstance(given, str) else given:
+                    if name not in names:
+                        raise ValueError(f"filters by {unknown(field, name, set(names))}")
+        return self
+
+
+def matrices() -> dict[str, Path]:
+    """Matrices by name: the shipped ones and those of installed plugins."""
+    folders = [SHIPPED]
+    for entry in entry_points(group=GROUP):
+        try:
+            folders += map(Path, entry.load().__path__)
+        except Exception as error:
+            raise HarnessError(
+                f"the installed matrices '{entry.name}' ({entry.value}) are no importable package: {error}"
+            ) from error
+    return {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.toml"))}
+
+
+def matrix_path(name_or_path: str) -> Path:
+    """The file of a matrix, by name or path.
+
+    Raises:
+        HarnessError: there is none.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise HarnessError(f"there is no matrix at '{path}'")
+        return path
+    known = matrices()
+    if name_or_path not in known:
+        raise HarnessError(f"{unknown('matrix', name_or_path, known)}; or give the path of a .toml file")
+    return known[name_or_path]
+
+
+def load_matrix(name_or_path: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> Matrix:
+    """Read and validate a matrix.
+
+    Args:
+        name_or_path: a shipped or installed matrix, or a ``.toml`` file.
+        profile: a table of ``[profiles]`` whose keys override the file's; lists are replaced, tables merged.
+        overrides: further keys that override the file's, as from the command line; a list under ``"decoders"`` is
+            appended instead.
+
+    Raises:
+        HarnessError: the file is missing or wrong; the sentence names the key.
+    """
+    path = matrix_path(name_or_path)
+    return build_matrix({"name": path.stem} | read_toml(path), f"'{path}'", profile, overrides)
+
+
+def build_matrix(
+    raw: Mapping[str, Any], where: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Matrix:
+    """Validate a matrix given as plain tables: a file's content, or a part of one.
+
+    Args:
+        raw: the tables; `profiles` may be among them.
+        where: what messages call it.
+        profile, overrides: as in `load_matrix`.
+
+    Raises:
+        HarnessError: a mistake; the sentence names the key.
+    """
+    tables = dict(raw)
+    profiles = tables.pop("profiles", {})
+    if profile is not None:
+        if not isinstance(profiles, dict) or profile not in profiles:
+            raise unknown(f"profile of {where}:", profile, profiles)
+        tables = merged(tables, profiles[profile])
+    overrides = dict(overrides or {})
+    extra = overrides.pop("decoders", [])
+    if extra and isinstance(tables.get("decoders"), list):
+        tables["decoders"] = [*tables["decoders"], *extra]
+    try:
+        return Matrix.model_validate(merged(tables, overrides))
+    except ValidationError as error:
+        raise HarnessError(f"{where}: {sentence(error)}") from error
+
+
+def parse_decoder(spec: str) -> dict[str, Any]:
+    """A decoder and its options from one command-line argument, as a table of a matrix.
+
+    Values are TOML; what is no TOML value is taken as a string.
+
+    Example:
+        >>> parse_decoder("sejd initial=input tau=0.1 sequential_layers=[1,2]")
+        {'name': 'sejd', 'initial': 'input', 'tau': 0.1, 'sequential_layers': [1, 2]}
+    """
+    if not spec.strip():
+        raise HarnessError("a decoder is given as 'name option=value ...'")
+    name, *options = spec.split()
+    table: dict[str, Any] = {"name": name}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key:
+            raise HarnessError(f"'{option}' in decoder '{spec}' should read option=value")
+        try:
+            table[key] = parse_toml(f"value = {value}")["value"]
+        except ValueError:
+            table[key] = value
+    return table
+
+
+def merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`: tables key by key, everything else replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        both_tables = isinstance(value, Mapping) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both_tables else value
+    return result
+
+
+def sentence(error: ValidationError, whole: str = "the matrix") -> str:
+    """The first mistake, as the path of the key and what is wrong there; `whole` is what has no path."""
+    first = error.errors()[0]
+    where = ""
+    for step in first["loc"]:
+        if isinstance(step, int):
+            where += f"[{step}]"
+        elif not step.endswith("]") and step not in ("str", "int", "float"):  # pydantic's names of union members
+            where += f".{step}" if where else step
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"'{where}' is missing"
+    if first["type"] == "value_error":
+        return f"{f'[{where}]' if where else whole} {message}"
+    value = first["input"]
+    got = (
+        "" if isinstance(value, dict | list) or (isinstance(value, float) and math.isnan(value)) else f", not {value!r}"
+    )
+    return f"'{where}' {message.removeprefix('Input ')[0].lower()}{message.removeprefix('Input ')[1:]}{got}"

@@ -1,0 +1,177 @@
+"""How fast Jacobi iteration of one layer converges, and why (SeJD, arXiv 2505.24791, Prop. 3.1 and 3.2).
+
+Every layer is given its exact input, so that the layers are seen apart from each other, and everything is computed in
+float64. The update ``F(x)[l] = z_in[l] * exp(log_scale(x[<l])) + shift(x[<l])`` has a strictly block lower triangular
+Jacobian J: its powers vanish after L, which is why iteration ends, and their norms until then are how errors shrink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.decoders.fits import Calibration, calibration_of
+from harness.decoders.initial import INITIAL
+from harness.errors import unknown
+from harness.flows import load_flow
+from harness.flows.protocols import CausalLayer
+from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.measure.probes.problems import LayerProblem, layer_problems
+
+GUESSES = (*INITIAL, "fitted")
+JACOBIAN_LIMIT = 512
+"""Numbers L * D of a sequence up to which Jacobians are written out."""
+
+
+@probes.register("convergence")
+@dataclass(kw_only=True)
+class Convergence(Probe):
+    """Jacobi iteration of every layer in float64: residual and error, exact end, and norms of the Jacobian's powers."""
+
+    dtype = "float64"
+
+    samples: Annotated[int, Field(ge=1, description="Latents that are decoded.")] = 8
+    initial: Annotated[tuple[str, ...], Field(description="Initial guesses.")] = GUESSES
+    iterations: Annotated[int | None, Field(ge=1, description="At most; by default until nothing changes.")] = None
+    jacobians: Annotated[int, Field(ge=0, description="Samples whose Jacobians are computed, on small flows.")] = 4
+
+    def units(self, subject: Subject) -> list[Unit]:
+        """One per layer and initial guess, and one per layer for its Jacobian where the flow is small enough.
+
+        Raises:
+            HarnessError: an initial guess that does not exist.
+        """
+        for name in self.initial:
+            if name not in GUESSES:
+                raise unknown("initial guess", name, GUESSES)
+        flow = subject.flow
+        small = flow.num_tokens * flow.token_dim <= JACOBIAN_LIMIT
+        layers = range(1, flow.num_layers + 1)
+        return [
+            Unit(f"layer {n} from {name}", {"layer": n, "initial": name}, ("convergence", "fixed_points"))
+            for n in layers
+            for name in self.initial
+        ] + [Unit(f"layer {n}, Jacobian", {"layer": n}, ("jacobians",)) for n in layers if small and self.jacobians]
+
+    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+        """Rows of one layer from one guess, or of one layer's Jacobians."""
+        if not units:
+            return
+        guesses: dict[str, Callable[[LayerProblem], Tensor]] = {
+            name: partial(_plain, guess) for name, guess in INITIAL.items()
+        }
+        if any(unit.key.get("initial") == "fitted" for unit in units):
+            calibration = calibration_of(load_flow(subject.path, subject.device))  # fitted in float32, as decoders are
+            guesses["fitted"] = partial(fitted, calibration)
+        problems = list(layer_problems(subject.flow, *subject.samples(range(self.samples))))
+        for unit in units:
+            problem = problems[unit.key["layer"] - 1]
+            place = {"layer": problem.layer.number, "block": problem.layer.block}
+            if "initial" not in unit.key:
+                count = min(self.jacobians, self.samples)
+                rows = [place | row for sample in range(count) for row in power_rows(problem, sample)]
+                yield {"jacobians": rows}
+                continue
+            place["initial"] = unit.key["initial"]
+            start = guesses[unit.key["initial"]](problem)
+            steps, ends = iterate(problem, start, self.iterations)
+            yield {"convergence": [place | row for row in steps], "fixed_points": [place | row for row in ends]}
+
+
+def _plain(guess: Callable[[CausalLayer, Tensor], Tensor], problem: LayerProblem) -> Tensor:
+    return guess(problem.layer, problem.inputs)
+
+
+def fitted(calibration: Calibration, problem: LayerProblem) -> Tensor:
+    """(B, L, D) the guess that was fitted to this layer."""
+    guess = calibration.layers[problem.layer.number].guess
+    return guess(problem.inputs.float(), problem.condition.labels).to(problem.inputs)
+
+
+@torch.no_grad()
+def iterate(problem: LayerProblem, start: Tensor, limit: int | None = None) -> tuple[Rows, Rows]:
+    """Jacobi iteration of one layer from a guess, until it changes nothing more.
+
+    Args:
+        problem: the layer.
+        start: (B, L, D) guess; its first token is replaced by that of z_in, which is known.
+        limit: iterations at most; by default L, which are always enough (Prop. 3.2).
+
+    Returns:
+        Rows of `convergence`, one per sample and iteration, 0 being the guess, up to the first that changes nothing;
+        and rows of `fixed_points`, one per sample.
+    """
+    length = problem.layer.num_tokens
+    tokens = start.clone()
+    tokens[:, 0] = problem.inputs[:, 0]
+    residual = torch.full((len(tokens),), torch.nan)
+    settled = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    running = torch.ones(len(tokens), dtype=torch.bool)
+    steps: Rows = []
+    for iteration in range(min(limit or length, length) + 1):
+        if iteration:
+            update = problem.update(tokens)
+            settled[(update != tokens).any(dim=2)] = iteration
+            residual, tokens = _infinity(update - tokens).cpu(), update
+        error = tokens - problem.exact
+        error_inf, error_rms = _infinity(error), error.square().mean(dim=(1, 2)).sqrt()
+        steps += [
+            {
+                "sample": sample,
+                "iteration": iteration,
+                "residual": float(residual[sample]) if iteration else None,
+                "error_inf": float(error_inf[sample]),
+                "error_rms": float(error_rms[sample]),
+            }
+            for sample in running.nonzero().flatten().tolist()
+        ]
+        running &= residual != 0
+        if not running.any():
+            break
+    late = settled - torch.arange(length, device=tokens.device)
+    ends = [
+        {
+            "sample": sample,
+            "iterations": None if running[sample] else int(settled[sample].max()),
+            "latest_token": int(late[sample, 1:].max()),
+            "error_inf": float(error_inf[sample]),
+        }
+        for sample in range(len(tokens))
+    ]
+    return steps, ends
+
+
+def update_jacobian(problem: LayerProblem, sample: int = 0) -> Tensor:
+    """(L*D, L*D) Jacobian of one Jacobi iteration at the fixed point of one sample: strictly block lower triangular."""
+    one = problem.select(torch.tensor([sample]))
+    size = one.exact.numel()
+    jacobian = torch.autograd.functional.jacobian(one.update, one.exact, vectorize=True)
+    return jacobian.reshape(size, size)
+
+
+def power_rows(problem: LayerProblem, sample: int) -> Iterator[dict[str, Any]]:
+    """Norms of the powers 1..L of the update's Jacobian at the fixed point of one sample.
+
+    ``error after t iterations = J^t * error before`` to first order, so the spectral norm of J^t bounds what is left;
+    the spectral radius is 0 whatever the norms, since J is nilpotent.
+    """
+    jacobian = update_jacobian(problem, sample)
+    power = torch.eye(len(jacobian), dtype=jacobian.dtype, device=jacobian.device)
+    for exponent in range(1, problem.layer.num_tokens + 1):
+        power = jacobian @ power
+        yield {
+            "sample": sample,
+            "power": exponent,
+            "norm_spectral": float(torch.linalg.matrix_norm(power, ord=2)),
+            "norm_frobenius": float(torch.linalg.matrix_norm(power)),
+        }
+
+
+def _infinity(update: Tensor) -> Tensor:
+    return update.abs().amax(dim=(1, 2))

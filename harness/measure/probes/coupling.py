@@ -1,0 +1,83 @@
+"""How many iterations a layer takes as its tokens depend on each other more or less (SeJD, open question 3).
+
+The last projection of every layer's network is what turns other tokens into log_scale and shift. With the rows of
+shift multiplied by a gain, the mean of a token depends on the others by as much more or less. Those of log_scale are
+left alone: tokens grow with its exponential and soon overflow.
+
+On flows with random weights resolution, patch size and sequence length vary by the name of the shape, with the gain
+held; a trained flow at gain 1 is the flow itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from harness.decoders import build_decoder
+from harness.flows.tarflow import TarFlow
+from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.measure.probes.shapes import image_columns, network_columns, tarflow_of
+
+Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@probes.register("coupling")
+@dataclass(kw_only=True)
+class Coupling(Probe):
+    """Iterations per layer of UJD, over batch sizes and the strength of dependency."""
+
+    gains: Annotated[tuple[Positive, ...], Field(description="Factors on what tokens depend on.")] = (1.0,)
+    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="Samples decoded together.")] = (
+        1, 16, 64,
+    )  # fmt: skip
+    tau: Annotated[float, Field(ge=0, allow_inf_nan=False, description="Stopping threshold.")] = 0.5
+
+    def units(self, subject: Subject) -> list[Unit]:
+        """One per gain and batch size.
+
+        Raises:
+            HarnessError: a flow that is no TarFlow.
+        """
+        tarflow_of(subject.flow)
+        return [
+            Unit(f"gain {gain:g}, batch {batch}", {"gain": gain, "batch_size": batch}, ("couplings",), cost=batch)
+            for gain in self.gains
+            for batch in self.batches
+        ]
+
+    @torch.no_grad()
+    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+        """A row per layer."""
+        decoder = build_decoder("ujd", tau=self.tau, fallback="leave")
+        columns = network_columns(subject.flow) | image_columns(subject.flow) | {"tau": self.tau}
+        for unit in units:
+            flow = amplified(tarflow_of(subject.flow), unit.key["gain"])
+            latents, labels = subject.samples(range(unit.key["batch_size"]))
+            yield {
+                "couplings": [
+                    unit.key
+                    | columns
+                    | {
+                        "layer": trace.layer,
+                        "block": trace.block,
+                        "iterations": trace.iterations,
+                        "converged": trace.converged,
+                    }
+                    for trace in decoder.decode(flow, latents, labels).layers
+                ]
+            }
+
+
+def amplified(flow: TarFlow, gain: float) -> TarFlow:
+    """A flow whose shifts depend on its tokens `gain` times as much; the biases are kept."""
+    if gain == 1:
+        return flow
+    flow = deepcopy(flow)
+    for layer in flow.layers:
+        layer.proj_out.weight[-layer.token_dim :].mul_(gain)  # the last rows, the only ones if volume preserving
+    return flow

@@ -1,0 +1,212 @@
+"""Which layers to keep sequential: every one of the 2^K choices (SeJD, arXiv 2505.24791, takes the first alone).
+
+Every choice is decoded once, which gives its depth, token evaluations and deviation, the same on every machine. Its
+seconds are the sum of its layers', each timed both ways from its exact input. The fastest choices at every deviation,
+and those that the literature would take, are then timed as whole decodes, in shuffled rounds with sequential decoding.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.decoders import Decoder, DecodeResult, build_decoder
+from harness.decoders.auto import stored_schedule
+from harness.flows.protocols import CausalFlow
+from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.measure.probes.problems import layer_problems
+from harness.metrics.deviation import Deviation
+from harness.metrics.timing import timed
+
+Choice = tuple[int, ...]
+"""Layers that are decoded sequentially, by their place in decoding order."""
+
+AUTO = "auto"
+
+
+@probes.register("layers")
+@dataclass(kw_only=True)
+class Layers(Probe):
+    """All 2^K choices of the layers that are decoded sequentially: cost, deviation, and the best few by the clock."""
+
+    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="Samples decoded together.")] = (
+        1, 16, 64,
+    )  # fmt: skip
+    tau: Annotated[float, Field(ge=0, allow_inf_nan=False, description="Stopping threshold of the others.")] = 0.5
+    rounds: Annotated[int, Field(ge=1, description="Of every timing.")] = 7
+    best: Annotated[int, Field(ge=1, description="How many of the fastest choices within a deviation to time.")] = 8
+
+    def units(self, subject: Subject) -> list[Unit]:
+        """One per batch size: what is timed depends on what was measured before."""
+        tables = ("layer_costs", "layer_seconds", "layer_sets", "layer_set_rounds")
+        return [Unit(f"batch {batch}", {"batch_size": batch}, tables, cost=1 + batch / 8) for batch in self.batches]
+
+    @torch.no_grad()
+    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+        """All tables of one batch size."""
+        for unit in units:
+            bench = _Bench.draw(subject, unit.key["batch_size"], self.tau)
+            found = bench.choices()
+            seconds = bench.layer_seconds(self.rounds)
+            for row in found:
+                row["predicted_s"] = _predicted(row["_choice"], seconds)
+            rounds = bench.choice_rounds(self._timed(subject, found), self.rounds)
+            sets = [{name: value for name, value in row.items() if name != "_choice"} for row in found]
+            tables = {
+                "layer_costs": [row | {"tau": self.tau} for row in bench.alone(found)],
+                "layer_seconds": seconds,
+                "layer_sets": [row | {"tau": self.tau} for row in sets],
+                "layer_set_rounds": rounds,
+            }
+            yield {name: [unit.key | row for row in rows] for name, rows in tables.items()}
+
+    def _timed(self, subject: Subject, found: Rows) -> list[Choice | None]:
+        """The choices on the frontier of seconds and deviation, the fastest first, each single layer, all, and none.
+
+        None stands for the tuned schedule, where one is stored.
+        """
+        frontier, least = [], float("inf")
+        for row in sorted(found, key=lambda row: (row["predicted_s"], row["deviation_rmse"])):
+            if row["deviation_rmse"] < least:
+                least = row["deviation_rmse"]
+                frontier.append(row["_choice"])
+        single = [row["_choice"] for row in found if len(row["_choice"]) <= 1]
+        choices: list[Choice | None] = list(dict.fromkeys([*frontier[: self.best], *single]))
+        source, batch = getattr(subject.flow, "source", None), len(found) and found[0]["batch_size"]
+        if source is not None and stored_schedule(source, subject.device, batch, None) is not None:
+            choices.append(None)
+        return choices
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """One batch of a flow, decoded exactly, and the decoder of every choice."""
+
+    flow: CausalFlow
+    device: str
+    latents: Tensor
+    labels: Tensor | None
+    exact: DecodeResult
+    tau: float
+
+    @classmethod
+    def draw(cls, subject: Subject, batch: int, tau: float) -> _Bench:
+        latents, labels = subject.samples(range(batch))
+        exact = build_decoder("sequential").decode(subject.flow, latents, labels)
+        return cls(subject.flow, subject.device, latents, labels, exact, tau)
+
+    def decoder(self, choice: Choice | None) -> Decoder:
+        """Sequential in the layers chosen and Jacobi in the others; the tuned schedule for None."""
+        if choice is None:
+            return build_decoder("auto")
+        return build_decoder("sejd", tau=self.tau, sequential_layers=choice)
+
+    def decode(self, decoder: Decoder) -> DecodeResult:
+        return decoder.decode(self.flow, self.latents, self.labels)
+
+    def choices(self) -> Rows:
+        """A row per choice, decoded once."""
+        rows = []
+        for choice in _subsets(self.flow.num_layers):
+            result = self.decode(self.decoder(choice))
+            rows.append(
+                {
+                    "_choice": choice,
+                    "batch_size": len(self.latents),
+                    "sequential_layers": name_of(choice),
+                    "iterations": sum(trace.iterations for trace in result.layers if trace.mode != "sequential"),
+                    "depth": result.depth,
+                    "token_evaluations": result.token_evaluations,
+                    **self._deviation(result),
+                }
+            )
+        return rows
+
+    def alone(self, found: Rows) -> Rows:
+        """A row per layer: it alone by Jacobi iteration, all others exact."""
+        numbers = {layer.number: layer.block for layer in self.flow.layers}
+        by_choice = {row["_choice"]: row for row in found}
+        rows = []
+        for number, block in numbers.items():
+            row = by_choice[tuple(other for other in numbers if other != number)]
+            kept = ("iterations", "deviation_rmse", "deviation_max")
+            rows.append({"layer": number, "block": block} | {name: row[name] for name in kept})
+        return rows
+
+    def layer_seconds(self, rounds: int) -> Rows:
+        """A row per layer and round: its seconds sequentially and by Jacobi iteration, one after the other."""
+        solvers = {
+            "sequential_s": build_decoder("sequential"),
+            "jacobi_s": build_decoder("ujd", tau=self.tau, fallback="leave"),
+        }
+        rows = []
+        for problem in layer_problems(self.flow, self.latents, self.labels):
+            arguments = (problem.layer, problem.inputs, problem.condition)
+            for number in range(-1, rounds):  # the first is warm-up
+                names = list(solvers)[:: -1 if number % 2 else 1]
+                with torch.inference_mode():
+                    seconds = {
+                        name: timed(lambda name=name, given=arguments: solvers[name].solve(*given), self.device)[0]  # type: ignore[misc]
+                        for name in names
+                    }
+                if number >= 0:
+                    rows.append({"layer": problem.layer.number, "round": number} | seconds)
+        return rows
+
+    def choice_rounds(self, choices: Sequence[Choice | None], rounds: int) -> Rows:
+        """A row per choice and round; every round decodes each of them once, in shuffled order."""
+        everything = tuple(layer.number for layer in self.flow.layers)
+        decoders = {choice: self.decoder(choice) for choice in dict.fromkeys([*choices, everything])}
+        shuffle, rows = random.Random(0).shuffle, []
+        for number in range(-1, rounds):
+            order = list(decoders)
+            shuffle(order)
+            seconds = {
+                choice: timed(lambda choice=choice: self.decode(decoders[choice]), self.device)[0]  # type: ignore[misc]
+                for choice in order
+            }
+            if number >= 0:
+                rows += [
+                    {
+                        "sequential_layers": AUTO if choice is None else name_of(choice),
+                        "round": number,
+                        "wall_s": wall_s,
+                        "sequential_s": seconds[everything],
+                    }
+                    for choice, wall_s in seconds.items()
+                ]
+        return rows
+
+    def _deviation(self, result: DecodeResult) -> dict[str, Any]:
+        deviation = Deviation()
+        deviation.add(result.tokens, self.exact.tokens)
+        return {name: value for name, value in deviation.result().items() if name != "nonfinite_samples"}
+
+
+def name_of(choice: Choice) -> str:
+    """A choice as the tables name it.
+
+    >>> name_of((1, 3)), name_of(())
+    ('1+3', 'none')
+    """
+    return "+".join(map(str, choice)) or "none"
+
+
+def _subsets(layers: int) -> list[Choice]:
+    numbers = range(1, layers + 1)
+    return [choice for size in range(layers + 1) for choice in combinations(numbers, size)]
+
+
+def _predicted(choice: Choice, seconds: Rows) -> float:
+    """Sum over layers of the median seconds of each, the way it is decoded in this choice."""
+    numbers = sorted({row["layer"] for row in seconds})
+    way = {number: "sequential_s" if number in choice else "jacobi_s" for number in numbers}
+    return sum(median(row[way[number]] for row in seconds if row["layer"] == number) for number in numbers)

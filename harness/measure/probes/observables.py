@@ -1,0 +1,102 @@
+"""Observables of samples of a physical model: a quality measure where there are no images (arXiv 2505.24791, Sec. E.3).
+
+Every decoder decodes the same latents, and its spins are drawn with the same random numbers, so that the difference to
+the exact samples is that of the decoder alone, far below the statistical error of either mean. Beside them stand the
+model's true expectations: what separates the flow's exact samples from these is the flow's own error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.decoders import Decoder, build_decoder
+from harness.errors import HarnessError
+from harness.flows.ising import Ising
+from harness.measure.cells import BASELINE
+from harness.measure.matrix import parse_decoder
+from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+
+
+@probes.register("observables")
+@dataclass(kw_only=True)
+class Observables(Probe):
+    """Observables of a flow's samples, decoder by decoder, beside the exact ones of the model it was trained on."""
+
+    decoders: Annotated[tuple[str, ...], Field(description="As 'NAME option=value'; sequential comes by itself.")] = (
+        "ujd tau=2.0", "ujd tau=1.0", "ujd tau=0.5", "ujd tau=0.1", "ujd tau=0.01", "sejd tau=0.5",
+    )  # fmt: skip
+    samples: Annotated[int, Field(ge=2, description="Latents that are decoded.")] = 100_000
+    batch: Annotated[int, Field(ge=1, description="Samples that are decoded together.")] = 1000
+
+    def units(self, subject: Subject) -> list[Unit]:
+        """One per decoder.
+
+        Raises:
+            HarnessError: a flow of nothing that has observables, or a decoder that cannot be built.
+        """
+        _model(subject)
+        for spec in self.decoders:
+            _build(spec)
+        specs = dict.fromkeys([BASELINE, *self.decoders])
+        return [
+            Unit(spec, {"decoder": spec}, ("observables",), cost=8.0 if spec == BASELINE else 1.0) for spec in specs
+        ]
+
+    @torch.no_grad()
+    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+        """The rows of one decoder: one per observable."""
+        if not units:
+            return
+        model = _model(subject)
+        exact = self._values(subject, _build(BASELINE))
+        for unit in units:
+            found = exact if unit.key["decoder"] == BASELINE else self._values(subject, _build(unit.key["decoder"]))
+            yield {
+                "observables": [
+                    unit.key
+                    | {
+                        "observable": name,
+                        "mean": float(values.mean()),
+                        "standard_error": _standard_error(values),
+                        "difference": float((values - exact[name]).mean()),
+                        "difference_error": _standard_error(values - exact[name]),
+                        "expected": model.exact[name],
+                        "independent": model.independent()[name],
+                        "num_samples": len(values),
+                    }
+                    for name, values in found.items()
+                ]
+            }
+
+    def _values(self, subject: Subject, decoder: Decoder) -> dict[str, Tensor]:
+        """(N,) values of every observable."""
+        tokens = []
+        for first in range(0, self.samples, self.batch):
+            latents, _ = subject.samples(range(first, min(first + self.batch, self.samples)))
+            tokens.append(decoder.decode(subject.flow, latents).tokens[..., 0].cpu())
+        return _model(subject).measure(torch.cat(tokens), torch.Generator().manual_seed(self.seed))
+
+
+def _model(subject: Subject) -> Ising:
+    model = getattr(subject.flow, "target", None)
+    if model is None:
+        raise HarnessError(
+            f"'{subject.checkpoint}' was not trained on a model with observables; the shipped flow 'ising' was"
+        )
+    return model
+
+
+def _build(spec: str) -> Decoder:
+    options = parse_decoder(spec)
+    return build_decoder(options.pop("name"), **options)
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std()) / math.sqrt(len(values))

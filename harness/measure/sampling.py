@@ -1,0 +1,219 @@
+"""`harness sample`: draw images from a flow with any decoder; here as one grid, as many files in `tasks.samples`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.datasets.grids import save_grid
+from harness.decoders import Decoder, DecodeResult, Guidance, build_decoder
+from harness.errors import HarnessError
+from harness.flows import CausalFlow, load_flow
+from harness.flows.checkpoints import checkpoint_path, training_noise
+from harness.flows.latents import cycling_labels, indexed_latents
+from harness.measure.cells import resolve_device
+from harness.measure.matrix import parse_decoder
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What was drawn.
+
+    Args:
+        images: (N, C, H, W), on the CPU.
+        batches: what each batch's decode returned but for its images and tokens, in order.
+        wall_s: seconds of decoding, denoising included.
+    """
+
+    images: Tensor
+    batches: list[DecodeResult]
+    wall_s: float
+
+    @property
+    def fpe(self) -> float:
+        """Forward-pass equivalents, the mean over samples."""
+        sizes = [len(batch.tokens) for batch in self.batches]
+        return sum(n * batch.fpe for n, batch in zip(sizes, self.batches, strict=True)) / sum(sizes)
+
+
+def draw_samples(
+    flow: CausalFlow,
+    decoder: Decoder,
+    count: int,
+    *,
+    seed: int = 0,
+    labels: Sequence[int] | None = None,
+    guidance: Guidance | None = None,
+    batch_size: int = 64,
+    denoise: float | None = None,
+    first: int = 0,
+) -> Sampled:
+    """Draw `count` samples: the same ones as the quality pass of a run with this seed compares.
+
+    Args:
+        flow: whose data are images.
+        decoder: any.
+        count: at least 1.
+        seed: of the latents; sample i of a seed is the same whatever the batch size.
+        labels: classes that take turns; -1 for none. By default all classes take turns.
+        guidance: classifier-free guidance.
+        batch_size: samples decoded together, the scope of most stopping rules.
+        denoise: standard deviation of the noise that the flow was trained with, for one denoising step.
+        first: global index of the first sample.
+
+    Raises:
+        HarnessError: the data are no images, labels the flow does not have, or denoising that it cannot do.
+    """
+    if flow.image_shape is None:
+        raise HarnessError("this flow's data are no images, so there is nothing to draw")
+    if denoise is not None and not hasattr(flow, "denoise"):
+        raise HarnessError("this flow has no denoising step")
+    images, batches, start = [], [], time.perf_counter()
+    for start in range(first, first + count, batch_size):
+        indices = range(start, min(start + batch_size, first + count))
+        turns = sample_labels(flow, labels, indices)
+        result = decoder.decode(flow, indexed_latents(flow, seed, indices), turns, guidance)
+        batch = result.images
+        assert batch is not None  # the flow has an image shape
+        if denoise is not None:
+            batch = flow.denoise(batch, denoise, turns)  # type: ignore[attr-defined]
+        images.append(batch.float().cpu())
+        batches.append(result)
+    return Sampled(torch.cat(images), batches, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is drawn; plain values, so that it travels.
+
+    Args:
+        checkpoint: a file.
+        decoder: its name and options, as a table of a matrix.
+        count, seed, labels, guidance, batch_size, denoise: see `draw_samples`.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    checkpoint: str
+    decoder: Mapping[str, Any]
+    count: int
+    seed: int
+    labels: tuple[int, ...] | None
+    guidance: Guidance | None
+    batch_size: int
+    denoise: float | None
+    device: str
+
+    def draw(self, flow: CausalFlow, indices: range) -> Sampled:
+        """The samples with these global indices, whose start is a multiple of the batch size."""
+        table = dict(self.decoder)
+        return draw_samples(
+            flow,
+            build_decoder(table.pop("name"), **table),
+            len(indices),
+            seed=self.seed,
+            labels=self.labels,
+            guidance=self.guidance,
+            batch_size=self.batch_size,
+            denoise=self.denoise,
+            first=indices.start,
+        )
+
+    def load(self) -> CausalFlow:
+        """The flow."""
+        return load_flow(self.checkpoint, device=self.device)
+
+
+def read_request(
+    flow: str,
+    spec: str,
+    *,
+    count: int = 64,
+    tau: float | None = None,
+    seed: int = 0,
+    labels: str | None = None,
+    batch_size: int = 64,
+    guidance: float | None = None,
+    guidance_components: str = "ab",
+    annealed: bool = False,
+    temperature: float = 1.0,
+    denoise: str | None = None,
+    device: str = "auto",
+) -> Request:
+    """What the command line asks to draw.
+
+    Args:
+        flow: a shipped flow's name or a checkpoint file.
+        spec: the decoder, as ``"NAME option=value ..."``.
+        tau: in place of the decoder's own.
+        labels: comma-separated classes.
+        guidance: scale; the next three are the other arguments of `Guidance`.
+        denoise: the training noise, ``"auto"`` for what the checkpoint tells, or None for no denoising.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        count, seed, batch_size: see `draw_samples`.
+
+    Raises:
+        HarnessError: anything that cannot be done as asked.
+    """
+    path = checkpoint_path(flow)
+    table = parse_decoder(spec) | ({} if tau is None else {"tau": tau})
+    build_decoder(**table)  # refused here, before anything is drawn
+    sigma = None if denoise is None else training_noise(path) if denoise == "auto" else _number(denoise, "--denoise")
+    return Request(
+        checkpoint=str(path),
+        decoder=table,
+        count=count,
+        seed=seed,
+        labels=None if labels is None else tuple(int(_number(part, "--labels")) for part in labels.split(",")),
+        guidance=None if guidance is None else Guidance(guidance, guidance_components, annealed, temperature),
+        batch_size=batch_size,
+        denoise=sigma,
+        device=resolve_device(device),
+    )
+
+
+def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> str:
+    """Draw samples and write them as one PNG, nearly square, small images magnified.
+
+    Args:
+        request: what is drawn.
+        out: the PNG.
+        threads: of torch on the CPU.
+
+    Returns:
+        A sentence on what was written.
+
+    Raises:
+        HarnessError: anything that cannot be done as asked.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    drawn = request.draw(request.load(), range(request.count))
+    columns = math.ceil(math.sqrt(request.count))
+    save_grid(drawn.images, out, columns, scale=max(1, 32 // drawn.images.shape[-1]))
+    return f"{out}: {request.count} samples in {drawn.wall_s:.2f} s, {drawn.fpe:.2f} forward-pass equivalents each"
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise HarnessError(f"{option} takes numbers, not '{text}'") from error
+    if option == "--labels" and value != int(value):
+        raise HarnessError(f"{option} takes whole numbers, not '{text}'")
+    return value
+
+
+def sample_labels(flow: CausalFlow, labels: Sequence[int] | None, indices: range) -> Tensor | None:
+    """(n,) classes of samples with these global indices: those given in turn, by default all; None without classes."""
+    if labels is None:
+        return cycling_labels(flow, indices)
+    if not labels:
+        raise HarnessError("labels were asked for but none is given")
+    return torch.tensor([labels[index % len(labels)] for index in indices])

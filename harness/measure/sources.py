@@ -1,0 +1,112 @@
+"""What a dataset table of a matrix stands for: a checkpoint, or that it is not there, and how it is sampled."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from harness.errors import CheckpointError, HarnessError
+from harness.files import shown
+from harness.flows.checkpoints import checkpoint_path, digest, training_noise
+from harness.flows.protocols import Guidance
+from harness.flows.published import SUFFIXES, Published, folders, published, published_as
+from harness.measure.matrix import DatasetTable, Grid, Matrix, load_matrix
+
+TABLE_1 = "paper-table1"
+"""The matrix that a checkpoint without one is measured by."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint of a dataset.
+
+    Args:
+        name: what tables call it.
+        path: the file, or None where an optional one is not there.
+        digest: SHA-256 of the file; of one that is not there, what was asked for.
+        known: what it is published as.
+        absent: why it is not there.
+    """
+
+    name: str
+    path: Path | None
+    digest: str
+    known: Published | None
+    absent: str | None = None
+
+
+def source_of(dataset: DatasetTable, data_root: str | None = None) -> Source:
+    """The checkpoint that a dataset table names.
+
+    Raises:
+        CheckpointError: it is not there and not optional.
+    """
+    asked = dataset.checkpoint or dataset.name
+    known = published().get(asked)
+    try:
+        path = checkpoint_path(asked, dataset.root or data_root)
+    except CheckpointError as error:
+        if not dataset.optional:
+            raise
+        *_, last = folders(dataset.root or data_root)
+        mine = f"there is no flow '{asked}'; train one and put it at '{shown(last / asked)}.safetensors'"
+        return Source(asked, None, f"absent:{asked}", known, str(error) if known or "/" in asked else mine)
+    name = path.stem if dataset.checkpoint is None or "/" not in dataset.checkpoint else path.name
+    return Source(known.name if known else name, path, digest(path), known or published_as(path))
+
+
+def settings_of(dataset: DatasetTable, source: Source, grid: Grid) -> list[tuple[str | None, float | None]]:
+    """Every pair of guidance, as JSON, and noise of the denoising step that a dataset is measured with, once each.
+
+    Raises:
+        HarnessError: settings of a publication that is not known, or training noise that the checkpoint does not tell.
+    """
+    if dataset.published and source.known is None:
+        raise HarnessError(
+            f"checkpoint '{source.name}' is none of those published: {', '.join(published())}; state its settings"
+        )
+    known = source.known if dataset.published else None
+    guidances = [_as_json(Guidance(**table.model_dump())) for table in dataset.guidance or grid.guidance]
+    denoises = [_noise(value, source) for value in dataset.denoise or grid.denoise]
+    if known is not None and dataset.guidance is None:
+        guidances = [_as_json(known.guidance)]
+    if known is not None and dataset.denoise is None:
+        # The step is proportional to the square of the noise, so m times it is the step for sqrt(m) times the noise.
+        denoises = [None if known.denoise is None else known.sigma * math.sqrt(known.denoise)]
+    return list(dict.fromkeys(product(guidances, denoises)))
+
+
+def _as_json(guidance: Guidance | None) -> str | None:
+    return None if guidance is None or not guidance.scale else json.dumps(asdict(guidance), sort_keys=True)
+
+
+def _noise(value: bool | float, source: Source) -> float | None:
+    if value is False:
+        return None
+    if value is not True:
+        return float(value)
+    if source.path is None:
+        return source.known.sigma if source.known else None
+    return training_noise(source.path)
+
+
+def matrix_of(name: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> Matrix:
+    """A matrix by name or file; for a checkpoint's file or published name, the paper's Table 1 of that flow alone.
+
+    A published checkpoint is sampled as its publishers did.
+
+    Raises:
+        HarnessError: as `load_matrix`.
+    """
+    if Path(name).suffix not in SUFFIXES and name not in published():
+        return load_matrix(name, profile, overrides)
+    known = published().get(name) or published_as(name)
+    stem = Path(name).stem if known is None or name != known.name else name
+    dataset = known.dataset if known else stem.partition("_model_")[0]
+    table = {"name": dataset, "checkpoint": name, "published": known is not None}
+    return load_matrix(TABLE_1, profile, {**(overrides or {}), "name": stem, "datasets": [table]})

@@ -1,0 +1,137 @@
+"""What a study needs measured: its plan file, validated."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from harness.errors import HarnessError, unknown
+from harness.measure.matrix import Matrix, Table, build_matrix, matrix_path, merged, read_toml, sentence
+
+SHIPPED = Path(str(files("analysis"))) / "studies"
+PROFILES = ("fast", "full")
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+
+
+class MatrixRun(Table):
+    """A run of a matrix.
+
+    `matrix` is either the matrix itself, its `profiles` included, or the name of a shipped one (or a path ending in
+    .toml) whose keys `set` overrides. `profiles` override both, by the name of the study's profile.
+    """
+
+    name: Name
+    matrix: str | dict[str, Any]
+    set: dict[str, Any] = {}
+    profiles: dict[str, dict[str, Any]] = {}
+
+    def parse(self, profile: str) -> Matrix:
+        """The matrix under a profile of the study.
+
+        Raises:
+            HarnessError: a mistake in it; the sentence names the key.
+        """
+        raw = read_toml(matrix_path(self.matrix)) if isinstance(self.matrix, str) else dict(self.matrix)
+        inner = raw.pop("profiles", {})
+        over = inner.get(profile, {}) if isinstance(self.matrix, dict) and isinstance(inner, dict) else {}
+        tables = merged(merged(merged({"name": self.name} | raw, over), self.set), self.profiles.get(profile, {}))
+        return build_matrix(tables, f"run '{self.name}'")
+
+
+class ProbeRun(Table):
+    """A run of a probe: its name, a flow, and the probe's options, which `profiles` override."""
+
+    name: Name
+    probe: str
+    flow: str
+    options: dict[str, Any] = {}
+    profiles: dict[str, dict[str, Any]] = {}
+
+    def settings(self, profile: str) -> dict[str, Any]:
+        """The options under a profile of the study."""
+        return merged(self.options, self.profiles.get(profile, {}))
+
+
+class StudyPlan(Table):
+    """A plan file.
+
+    Args:
+        title: heading of the text and of the list of studies.
+        reads: other studies whose runs this one's text rests on too; they are run before it.
+        threads: of torch on the CPU: part of the plan, since sums in another order end in other digits.
+        run: matrices.
+        probe: probes.
+    """
+
+    name: Name
+    title: str
+    reads: list[Name] = []
+    threads: Annotated[int, Field(ge=1)] = 2
+    run: list[MatrixRun] = []
+    probe: list[ProbeRun] = []
+
+    @field_validator("reads")
+    @classmethod
+    def _there(cls, reads: list[str]) -> list[str]:
+        for name in reads:
+            if name not in studies():
+                raise ValueError(f"names {unknown('study', name, studies())}")
+        return reads
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        runs: list[MatrixRun | ProbeRun] = [*self.run, *self.probe]
+        names = [run.name for run in runs]
+        if shared := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"has two runs named '{min(shared)}'; they would share a folder")
+        for run in runs:
+            for profile in run.profiles:
+                if profile not in PROFILES:
+                    raise ValueError(f"run '{run.name}' has {unknown('profile', profile, PROFILES)}")
+        return self
+
+
+def studies() -> dict[str, Path]:
+    """The plan files by study."""
+    return {path.parent.name.replace("_", "-"): path for path in sorted(SHIPPED.glob("*/plan.toml"))}
+
+
+def load_plan(name: str) -> StudyPlan:
+    """Read and validate the plan of a study.
+
+    Raises:
+        HarnessError: no such study, or a mistake in its plan.
+    """
+    known = studies()
+    if name not in known:
+        raise unknown("study", name, [*known, "all"])
+    try:
+        return StudyPlan.model_validate({"name": name} | read_toml(known[name]))
+    except ValidationError as error:
+        raise HarnessError(f"'{known[name]}': {sentence(error, 'the plan')}") from error
+
+
+def plans(name: str) -> list[StudyPlan]:
+    """The plans of a study and of those it reads, or of ``"all"``: what is read comes first.
+
+    Raises:
+        HarnessError: no such study, a mistake in a plan, or plans that read each other in a circle.
+    """
+    found: dict[str, StudyPlan] = {}
+
+    def add(one: str, above: tuple[str, ...]) -> None:
+        if one in above:
+            raise HarnessError(f"the studies {' -> '.join([*above, one])} read each other in a circle")
+        if one not in found:
+            plan = load_plan(one)
+            for other in plan.reads:
+                add(other, (*above, one))
+            found[one] = plan
+
+    for one in studies() if name == "all" else [name]:
+        add(one, ())
+    return list(found.values())

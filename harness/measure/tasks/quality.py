@@ -1,0 +1,282 @@
+"""The quality pass: samples against the sequential ones of the same latents, and against real images.
+
+Where a cell has many samples, or many workers wait, the samples pass measures runs of them first, and the quality pass
+merges what they come to: features and sums of squares, not distances.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.datasets import Images, load_dataset
+from harness.datasets.grids import image_grid
+from harness.errors import HarnessError
+from harness.measure.cells import Cell
+from harness.measure.matrix import Quality
+from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, batches, exact_samples, measure_samples
+from harness.measure.units import Attempt, Bench, Rows, Unit, failed_cells, sample_file
+from harness.metrics.features import FeatureExtractor, feature_extractor
+from harness.metrics.perceptual import Perceptual
+from harness.metrics.quality import distances
+from harness.metrics.reconstruction import reconstruction
+from harness.metrics.reference import ReferenceFeatures, reference_features, shipped_reference
+from harness.runs.store import RunStore
+
+SHARD = 4096
+"""Samples of a cell that are measured by one process, at most; results do not depend on it."""
+SHARDS = "shards"
+"""Folder in the run folder where the sums of shards wait to be merged."""
+RECONSTRUCTED = 32
+"""Real images that are encoded and decoded, at most."""
+
+
+class Real(NamedTuple):
+    """What samples are compared with.
+
+    Args:
+        images: at the flow's size, or None where they are not at hand and shipped features stand in.
+        extractor: of the features.
+        reference: their features: of the train split, or those shipped of the test split.
+        reason: why the images are not at hand.
+    """
+
+    images: Images | None
+    extractor: FeatureExtractor
+    reference: ReferenceFeatures
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class QualityPass:
+    """One unit per cell.
+
+    Args:
+        settings: the matrix's.
+        data_root: folder of the real images where the matrix names none.
+        inception_weights: for Inception features.
+        skip_corrupt: leave corrupt real images out and count them.
+        shard: samples from which on a cell is split. Shards are whole batches, since a batch is the scope of most
+            stopping rules: a sample is the same, and so is every figure, however a cell is split.
+    """
+
+    settings: Quality
+    data_root: str | None = None
+    inception_weights: str | None = None
+    skip_corrupt: bool = False
+    shard: int = SHARD
+
+    name: ClassVar[str] = "quality"
+    exclusive: ClassVar[bool] = False
+
+    def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
+        """Cells without rows, and those whose row lacks real images that are there now."""
+        quality = store.read("quality")
+        done = set(quality.loc[quality["status"] != "skipped", "cell_id"])
+        incomplete = set(quality.loc[(quality["status"] == "ok") & quality["error"].notna(), "cell_id"])
+        here, failed = Bench(""), failed_cells(store)
+        units = []
+        for cell in cells:
+            if cell.cell_id not in done or (cell.cell_id in incomplete and self._images_are_there(cell, here)):
+                shards = [] if cell.cell_id in failed else list(self.shards(cell))
+                split = len(shards) > 1
+                cost = self._count(cell) * (0 if split else 1 / cell.batch_size + 1 / 16) + 1
+                inputs = tuple(shard_file(cell, indices) for indices in shards) if split else ()
+                units.append(Unit(f"{cell.dataset}, {cell.title}", (cell,), cost, inputs=inputs))
+        return units
+
+    def together(self, unit: Unit) -> Hashable:
+        """Cells that are compared with the same sequential samples; where these are known, of one batch size."""
+        (cell,) = unit.cells
+        return shared_samples(cell), cell.dataset, cell.batch_size if unit.inputs else None
+
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
+        """The row of one cell, and the grid of its samples."""
+        (cell,) = unit.cells
+        failed = bench.failed.get(cell.cell_id)
+        if failed:
+            attempt: Attempt[dict[str, Any]] = Attempt("skipped", failed.error)
+        else:
+            attempt = bench.attempt(cell, self.name, lambda: self._measure(cell, bench))
+        return {"quality": [quality_row(cell, attempt)]}
+
+    def shards(self, cell: Cell) -> Iterator[range]:
+        """The global sample indices of a cell in runs of at least `shard`, whole batches."""
+        return batches(range(self._count(cell)), _whole_batches(self.shard, cell.batch_size))
+
+    def sums(self, cell: Cell, indices: range, bench: Bench) -> Sums:
+        """What a run of a cell's samples comes to."""
+        real = self._real(cell, bench).value
+        exact, flow, decoder = self._exact(cell, indices, bench), bench.flow(cell), bench.decoder(cell)
+        perceptual = bench.keep("perceptual", None, Perceptual) if flow.image_shape else None
+        return measure_samples(cell, flow, decoder, indices, exact, real and real.extractor, perceptual)
+
+    def _measure(self, cell: Cell, bench: Bench) -> dict[str, Any]:
+        if not bench.inputs:
+            return self._row(cell, self.sums(cell, range(self._count(cell)), bench), bench)
+        sums = Sums()
+        for data in bench.inputs:
+            sums.merge(Sums.from_bytes(data))
+        return self._row(cell, sums, bench)
+
+    def _row(self, cell: Cell, sums: Sums, bench: Bench) -> dict[str, Any]:
+        """The columns of a cell whose samples were all measured."""
+        flow, count, real = bench.flow(cell), self._count(cell), self._real(cell, bench)
+        if flow.image_shape is not None:
+            scale = max(1, 32 // flow.image_shape[-1])
+            image_grid(torch.cat(sums.shown), columns=8, scale=scale).save(png := io.BytesIO(), "PNG", optimize=True)
+            bench.files[sample_file(cell)] = png.getvalue()
+        row: dict[str, Any] = {
+            "num_samples": count,
+            "error": real.value.reason if real.value else real.error,
+            "nonfinite_retries": sums.nonfinite_retries,
+            **_perceptual(sums),
+        }
+        if real.value:
+            row |= distances(np.concatenate(sums.features), real.value.reference)
+            row["reference"] = "train" if real.value.images else "shipped-test"
+            if count < self.settings.num_samples:  # FID is biased by the number of samples: one number per matrix
+                row["fid"] = None
+        if real.value and real.value.images:
+            row["skipped_images"] = real.value.images.skipped
+            if cell.guidance is None and cell.denoise is None:
+                row["reconstruction_mse"] = self._reconstruction(cell, real.value.images, bench)
+        row |= sums.deviation.result()
+        if bad := sums.deviation.nonfinite:
+            row |= {"status": "non-finite", "error": f"{bad} of {count} samples are not finite"}
+        return row
+
+    def _reconstruction(self, cell: Cell, real: Images, bench: Bench) -> float | None:
+        flow = bench.flow(cell)
+        rows = slice(min(RECONSTRUCTED, self._count(cell)))
+        labels = real.labels[rows] if flow.num_classes and real.labels is not None else None
+        return reconstruction(flow, bench.decoder(cell), real.scaled(rows), labels, cell.batch_size).mse
+
+    def _count(self, cell: Cell) -> int:
+        return min(self.settings.num_samples, self.settings.max_batches * cell.batch_size)
+
+    def _exact(self, cell: Cell, indices: range, bench: Bench) -> Tensor:
+        """(n, ...) sequential samples: made a chunk at a time, each chunk once for all cells that share them."""
+        chunks: dict[int, Tensor] = bench.keep("exact", shared_samples(cell), dict)
+        starts = range(indices.start // REFERENCE_BATCH * REFERENCE_BATCH, indices.stop, REFERENCE_BATCH)
+        for start in starts:
+            if start not in chunks:
+                rows = range(start, min(start + REFERENCE_BATCH, self.settings.num_samples))
+                chunks[start] = exact_samples(cell, bench.flow(cell), rows)
+        skipped = indices.start - starts.start
+        return torch.cat([chunks[start] for start in starts])[skipped : skipped + len(indices)]
+
+    def _images_are_there(self, cell: Cell, bench: Bench) -> bool:
+        real = self._real(cell, bench).value
+        return real is not None and real.images is not None
+
+    def _real(self, cell: Cell, bench: Bench) -> Attempt[Real]:
+        """Real images of a cell's dataset, or why there are none."""
+        return bench.keep("real", (cell.dataset, cell.data_root, cell.data_size), lambda: self._load(cell, bench))
+
+    def _load(self, cell: Cell, bench: Bench) -> Attempt[Real]:
+        shape = bench.flow(cell).image_shape
+        if shape is None:
+            return Attempt("skipped", "the flow's data are no images, so they have no FID")
+        try:
+            extractor = feature_extractor(cell.dataset, self.inception_weights, device=cell.device)
+        except HarnessError as error:
+            return Attempt("skipped", f"no comparison with real images: {error}")
+        try:
+            images = self._images(cell, shape)
+        except HarnessError as error:
+            shipped = shipped_reference(cell.dataset, extractor, shape)
+            if shipped is None:
+                return Attempt("skipped", f"no comparison with real images: {error}")
+            reason = f"compared with the features of the test split that are shipped, since {error}"
+            return Attempt("ok", value=Real(None, extractor, shipped, reason))
+        return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
+
+    def _images(self, cell: Cell, shape: tuple[int, int, int]) -> Images:
+        """The train split at the flow's size.
+
+        Raises:
+            HarnessError: it is not there, or its images are of another shape.
+        """
+        size, root = cell.data_size or shape[-1], cell.data_root or self.data_root
+        images = load_dataset(cell.dataset, "train", root=root, size=size, skip_corrupt=self.skip_corrupt)
+        if tuple(images.pixels.shape[1:]) != shape:
+            raise HarnessError(
+                f"'{cell.dataset}' holds images of shape {tuple(images.pixels.shape[1:])}, the flow's are {shape}"
+            )
+        return images
+
+
+@dataclass(frozen=True)
+class SamplesPass:
+    """The samples of cells that are split, one unit per shard: its sums are a file until the quality pass has them."""
+
+    quality: QualityPass
+
+    name: ClassVar[str] = "samples"
+    exclusive: ClassVar[bool] = False
+
+    def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
+        """Shards that are wanted and not there."""
+        return [
+            Unit(
+                f"{unit.title}, samples {indices.start} to {indices.stop - 1}",
+                unit.cells,
+                len(indices) * (1 / unit.cells[0].batch_size + 1 / 16),
+                indices=indices,
+            )
+            for unit in self.quality.missing(cells, store)
+            if unit.inputs
+            for indices, name in zip(self.quality.shards(unit.cells[0]), unit.inputs, strict=True)
+            if not (store.path / name).is_file()
+        ]
+
+    def together(self, unit: Unit) -> Hashable:
+        """Shards of the same indices, which are compared with the same sequential samples."""
+        (cell,) = unit.cells
+        assert unit.indices is not None
+        number = unit.indices.start // _whole_batches(self.quality.shard, cell.batch_size)
+        return shared_samples(cell), cell.dataset, number
+
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
+        """The file of a shard; or, where it fails, the row of its cell."""
+        (cell,), indices = unit.cells, unit.indices
+        assert indices is not None
+        attempt = bench.attempt(cell, self.name, lambda: self.quality.sums(cell, indices, bench))
+        if attempt.value is None:
+            return {"quality": [quality_row(cell, Attempt(attempt.status, attempt.error))]}
+        bench.files[shard_file(cell, indices)] = attempt.value.to_bytes()
+        return {}
+
+
+def shard_file(cell: Cell, indices: range) -> str:
+    """Where in the run folder the sums of a shard are."""
+    return f"{SHARDS}/{cell.cell_id}-{indices.start}-{indices.stop}.safetensors"
+
+
+def shared_samples(cell: Cell) -> Hashable:
+    """Cells with equal keys are compared with the same sequential samples."""
+    return cell.checkpoint_digest, cell.guidance, cell.denoise, cell.seed, cell.dtype, cell.device
+
+
+def quality_row(cell: Cell, attempt: Attempt[dict[str, Any]]) -> dict[str, Any]:
+    """A row of `quality`; a measured one brings a sentence of its own where there was nothing to compare with."""
+    return {**cell.identity, **attempt.outcome, **(attempt.value or {})}
+
+
+def _perceptual(sums: Sums) -> dict[str, Any]:
+    """The scores without a reference, and why one of them is missing."""
+    scores = {name: total.score for name, total in sums.perceptual.items()}
+    missing = "; ".join(f"{name}: {score.reason}" for name, score in scores.items() if score.reason)
+    return {name: score.value for name, score in scores.items()} | {"perceptual_error": missing or None}
+
+
+def _whole_batches(at_least: int, size: int) -> int:
+    """The smallest multiple of a batch size that is no less."""
+    return -(-at_least // size) * size

@@ -1,0 +1,150 @@
+"""What samples of a cell come to: sums that any run of its sample indices gives, and that merge.
+
+Both functions are plain: cell, flow and indices in, values out, so that a run of indices can be measured in another
+process, or on another device, and merged here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load, save
+from torch import Tensor
+
+from harness.decoders import Decoder, DecodeResult, build_decoder
+from harness.flows import CausalFlow
+from harness.measure.cells import BASELINE, Cell
+from harness.measure.units import batch_of, decode, denoise, nonfinite_retries
+from harness.metrics.deviation import Deviation
+from harness.metrics.features import FeatureExtractor
+from harness.metrics.perceptual import Perceptual, Total
+from harness.metrics.quality import features_of
+
+REFERENCE_BATCH = 64
+"""Batch of the sequential reference and of reconstructions; sequential samples do not depend on it."""
+GRID = 64
+"""Samples in the grid of a decoder, at most."""
+
+
+@dataclass
+class Sums:
+    """What the samples with some global indices come to.
+
+    Args:
+        deviation: from the sequential samples of the same latents.
+        features: (n, D) float32 arrays of the finite samples, in order; none where there is nothing to compare with.
+        shown: those among the first `GRID` samples of the cell, for its picture.
+        perceptual: what the samples score without a reference, by name.
+        nonfinite_retries: layers of batches that were decoded again since they were not finite.
+    """
+
+    deviation: Deviation = field(default_factory=Deviation)
+    features: list[NDArray[np.float32]] = field(default_factory=list)
+    shown: list[Tensor] = field(default_factory=list)
+    perceptual: dict[str, Total] = field(default_factory=dict)
+    nonfinite_retries: int = 0
+
+    def merge(self, later: Sums) -> None:
+        """Take in the samples that follow these."""
+        self.deviation.merge(later.deviation)
+        self.features += later.features
+        self.shown += later.shown
+        for name, total in later.perceptual.items():
+            self.perceptual.setdefault(name, Total()).merge(total)
+        self.nonfinite_retries += later.nonfinite_retries
+
+    def to_bytes(self) -> bytes:
+        """These sums as a safetensors file."""
+        facts = {
+            "deviation": asdict(self.deviation),
+            "perceptual": {name: asdict(total) for name, total in self.perceptual.items()},
+            "nonfinite_retries": self.nonfinite_retries,
+        }
+        tensors = {"facts": torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)}
+        if self.features:
+            tensors["features"] = torch.from_numpy(np.concatenate(self.features))
+        if self.shown:
+            tensors["shown"] = torch.cat(self.shown)
+        return save(tensors)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """What `to_bytes` wrote."""
+        tensors = load(data)
+        facts = json.loads(bytes(tensors["facts"].tolist()))
+        return cls(
+            Deviation(**facts["deviation"]),
+            [tensors["features"].numpy()] if "features" in tensors else [],
+            [tensors["shown"]] if "shown" in tensors else [],
+            {name: Total(**total) for name, total in facts["perceptual"].items()},
+            facts["nonfinite_retries"],
+        )
+
+
+def measure_samples(
+    cell: Cell,
+    flow: CausalFlow,
+    decoder: Decoder,
+    indices: range,
+    exact: Tensor,
+    extractor: FeatureExtractor | None = None,
+    perceptual: Perceptual | None = None,
+) -> Sums:
+    """Decode the samples of a cell with these global indices, in its batches, and sum them up.
+
+    Args:
+        cell: what is decoded.
+        flow: the cell's.
+        decoder: the cell's.
+        indices: consecutive; their start is a multiple of the batch size, since a batch is the scope of most stopping
+            rules, so that a sample is the same however a cell is split.
+        exact: (n, ...) their sequential samples, see `exact_samples`.
+        extractor: of the features, or None for none.
+        perceptual: scores without a reference, or None for none.
+    """
+    sums = Sums()
+    for rows in batches(indices, cell.batch_size):
+        samples, result = draw(cell, flow, decoder, rows)
+        sums.nonfinite_retries += nonfinite_retries(result)
+        sums.deviation.add(samples, exact[rows.start - indices.start : rows.stop - indices.start])
+        if extractor is not None:
+            sums.features.append(features_of(samples, extractor))
+        if perceptual is not None:
+            sums.merge(Sums(perceptual=perceptual(samples)))
+        if rows.start < GRID:
+            sums.shown.append(samples[: GRID - rows.start])
+    return sums
+
+
+def exact_samples(cell: Cell, flow: CausalFlow, indices: range) -> Tensor:
+    """(n, ...) sequential samples with these global indices, shared by all cells whose samples differ by decoder alone.
+
+    They are denoised where the cell's are.
+    """
+    decoder = build_decoder(BASELINE)
+    return torch.cat([draw(cell, flow, decoder, rows)[0] for rows in batches(indices, REFERENCE_BATCH)])
+
+
+def draw(cell: Cell, flow: CausalFlow, decoder: Decoder, rows: range) -> tuple[Tensor, DecodeResult]:
+    """(B, ...) samples on the CPU in float32, denoised where the cell asks for it, and what the decode returned.
+
+    They are images, or tokens where the data are no images.
+    """
+    batch = batch_of(cell, flow, rows)
+    result = decode(decoder, flow, batch)
+    if cell.denoise is not None:
+        samples = denoise(flow, result, batch, cell.denoise)
+    else:
+        samples = result.tokens if result.images is None else result.images
+    return samples.float().cpu(), result
+
+
+def batches(indices: range, size: int) -> Iterator[range]:
+    """Consecutive indices in runs of at most `size`."""
+    return (indices[start : start + size] for start in range(0, len(indices), size))

@@ -1,0 +1,195 @@
+"""The timing pass: paired rounds, in each of which every decoder of a group decodes the same batch once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from harness.decoders import build_decoder
+from harness.flows import CausalFlow
+from harness.measure.cells import BASELINE, Cell, groups
+from harness.measure.units import (
+    Attempt,
+    Batch,
+    Bench,
+    Rows,
+    Unit,
+    decode,
+    denoise,
+    nonfinite_retries,
+    require_finite,
+)
+from harness.measure.workers.device_state import watch
+from harness.metrics.timing import timed
+from harness.runs.store import RunStore
+
+SENTINELS = 3
+"""Decodes whose median is a sentinel, at most."""
+SENTINEL_S = 1.0
+"""Seconds after which a sentinel is not repeated."""
+
+
+class Turn(NamedTuple):
+    """Seconds of a decode, or of an encode; of the denoising step after it; and what the decode had to do again."""
+
+    wall_s: float
+    denoise_s: float | None = None
+    nonfinite_retries: int = 0
+
+
+@dataclass(frozen=True)
+class TimingPass:
+    """Rounds of a group, one unit each; all that are missing are measured by one process, alone on its device.
+
+    Args:
+        rounds: per group.
+        warmup: decodes of every cell before the first round of a group in a process.
+    """
+
+    rounds: int
+    warmup: int
+
+    name: ClassVar[str] = "timing"
+    exclusive: ClassVar[bool] = True
+
+    def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
+        """Every round of every group that lacks a row."""
+        timings = store.read("timings")
+        done = set(zip(timings["cell_id"], timings["round"], strict=True))
+        return [
+            Unit(
+                title=f"{members[0].dataset}, batch {members[0].batch_size}, round {number + 1} of {self.rounds}",
+                cells=tuple(members),
+                cost=len(members) * (1 + members[0].batch_size / 16),
+                round=number,
+            )
+            for members in groups(list(cells)).values()
+            for number in range(self.rounds)
+            if any((cell.cell_id, number) not in done for cell in members)
+        ]
+
+    def together(self, unit: Unit) -> Hashable:
+        """Rounds of one group."""
+        return unit.cells[0].group_id
+
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
+        """One round: decode every cell once and encode once, in shuffled order; and in what state the device was."""
+        first = unit.cells[0]
+        flow, batch = bench.flow(first), bench.batch(first)
+        bench.keep("warm", first.group_id, lambda: self._warm(unit, bench, flow, batch))
+        names = {"group_id": first.group_id, "session": bench.session}
+        sentinels = [self._sentinel(first, place, bench, flow, batch) for place in self._before(unit.round)]
+        with watch(first.device) as conditions:
+            timings = self._timings(unit, bench, flow, batch)
+        if unit.round == self.rounds - 1:
+            sentinels.append(self._sentinel(first, "end", bench, flow, batch))
+        return {
+            "timings": timings,
+            "devices": [names | {"round": unit.round, **conditions}],
+            "sentinels": [names | sentinel for sentinel in sentinels],
+        }
+
+    def _before(self, number: int) -> list[str]:
+        """The sentinels that are due before a round."""
+        return [place for place, at in (("start", 0), ("middle", self.rounds // 2)) if number == at][:1]
+
+    def _sentinel(self, cell: Cell, place: str, bench: Bench, flow: CausalFlow, batch: Batch) -> dict[str, Any]:
+        """The baseline once more, whatever the matrix measures: the median of up to three decodes of the batch."""
+        decoder = bench.keep("sentinel", cell.group_id, lambda: build_decoder(BASELINE))
+
+        def once() -> float:
+            return timed(lambda: decode(decoder, flow, batch), cell.device)[0]
+
+        def several() -> float:
+            times = [once()]
+            while len(times) < SENTINELS and sum(times) < SENTINEL_S:
+                times.append(once())
+            return float(np.median(times))
+
+        gc.collect()
+        attempt = bench.attempt(cell, "sentinel", several)
+        return {"place": place, "wall_s": attempt.value, **attempt.outcome}
+
+    def _warm(self, unit: Unit, bench: Bench, flow: CausalFlow, batch: Batch) -> None:
+        for _ in range(self.warmup):
+            self._round(unit.cells, bench, flow, batch)
+
+    def _timings(self, unit: Unit, bench: Bench, flow: CausalFlow, batch: Batch) -> Rows:
+        first = unit.cells[0]
+        order = np.random.default_rng([int(first.group_id, 16), unit.round]).permutation(len(unit.cells) + 1)
+        turns = [(*unit.cells, None)[index] for index in order]
+        taken = self._round(turns, bench, flow, batch)
+        encode_s = encode.wall_s if (encode := taken[None].value) else None
+        rows = []
+        for cell in unit.cells:
+            row = describe(cell, flow) | {"session": bench.session, "round": unit.round, "position": turns.index(cell)}
+            row |= {"encode_s": encode_s, **taken[cell].outcome}
+            if turn := taken[cell].value:
+                row |= turn._asdict() | {"images_per_s": cell.batch_size / turn.wall_s}
+                row["forward_ratio"] = encode_s and turn.wall_s / encode_s
+            rows.append(row)
+        return rows
+
+    def _round(
+        self, turns: Sequence[Cell | None], bench: Bench, flow: CausalFlow, batch: Batch
+    ) -> dict[Cell | None, Attempt[Turn]]:
+        """What each cell's decode took, and one encode where a turn is None."""
+        gc.collect()  # once a round: it takes as long as many a decode, and is held off while the clock runs
+        return {
+            cell: self._encode(flow, batch) if cell is None else self._decode(cell, bench, flow, batch)
+            for cell in turns
+        }
+
+    def _decode(self, cell: Cell, bench: Bench, flow: CausalFlow, batch: Batch) -> Attempt[Turn]:
+        if cell.cell_id in bench.failed:
+            return bench.failed[cell.cell_id]
+
+        def measure() -> Turn:
+            decoder, sigma = bench.decoder(cell), cell.denoise
+            seconds, result = timed(lambda: decode(decoder, flow, batch), cell.device)
+            require_finite(result)
+            apart = None if sigma is None else timed(lambda: denoise(flow, result, batch, sigma), cell.device)[0]
+            return Turn(seconds, apart, nonfinite_retries(result))
+
+        attempt = bench.attempt(cell, self.name, measure)
+        if not attempt.ok:
+            bench.failed[cell.cell_id] = attempt
+        return attempt
+
+    @staticmethod
+    @torch.no_grad()
+    def _encode(flow: CausalFlow, batch: Batch) -> Attempt[Turn]:
+        """One forward pass of a batch of this size; what is in the images makes no difference to its cost."""
+        tokens = flow.scale_latents(batch.latents)
+        images = flow.to_images(tokens)
+        data = tokens if images is None else images
+        seconds, _ = timed(lambda: flow.encode(data, batch.labels), tokens.device.type)
+        return Attempt("ok", value=Turn(seconds))
+
+
+def describe(cell: Cell, flow: CausalFlow | None) -> dict[str, Any]:
+    """The columns that describe a cell in `cells` and `timings`; those of its flow are null where that is absent."""
+    return {
+        **cell.identity,
+        "group_id": cell.group_id,
+        "dataset": cell.dataset,
+        "checkpoint": cell.checkpoint,
+        "decoder": cell.decoder,
+        "label": cell.label,
+        "tau": cell.tau,
+        "options": cell.options,
+        "guidance": cell.guidance,
+        "denoise": cell.denoise,
+        "batch_size": cell.batch_size,
+        "seed": cell.seed,
+        "num_tokens": flow and flow.num_tokens,
+        "num_layers": flow and flow.num_layers,
+        "device": cell.device,
+        "dtype": cell.dtype,
+        "threads": torch.get_num_threads(),
+    }

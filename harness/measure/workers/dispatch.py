@@ -1,0 +1,201 @@
+"""Jobs on the workers of an executor: which runs where and when, and once more when its worker is lost."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from harness.measure.units import Unit
+from harness.measure.workers.executor import Executor, Worker, WorkerLost
+from harness.measure.workers.jobs import Job, Outcome
+
+RETRIES = 2
+"""Times that a job whose worker was lost is run again."""
+UNOPENED = 10
+"""Times that a job may find no worker before it counts as lost."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A unit is being measured."""
+
+    job: Job
+    unit: Unit
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A unit was measured; its worker goes on when the next event is asked for.
+
+    Args:
+        attempts: times that its job was begun, 1 when nothing was lost.
+    """
+
+    job: Job
+    unit: Unit
+    outcome: Outcome
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker was lost.
+
+    Args:
+        again: whether what is left of its job runs again.
+    """
+
+    job: Job
+    reason: str
+    again: bool
+
+
+Event = Started | Finished | Lost
+
+
+@dataclass
+class _Task:
+    job: Job
+    attempts: int = 1
+    unopened: int = 0
+
+
+@dataclass
+class _Raised:
+    error: BaseException
+
+
+@dataclass
+class _Told:
+    """An event on its way to the caller; `heard` is set when the caller has dealt with it."""
+
+    event: Event | _Raised
+    heard: threading.Event = field(default_factory=threading.Event)
+
+
+def measure(executor: Executor, jobs: Sequence[Job], folder: Path, retries: int) -> Generator[Event]:
+    """Run jobs, as many at once as the executor has slots, and tell of every unit.
+
+    A worker waits until its last event was dealt with, so that storing rows never runs beside what the same worker
+    measures next.
+
+    Args:
+        executor: where.
+        jobs: what, on one kind of device; those at the front are begun first.
+        folder: where the files lie that units name.
+        retries: times that a job whose worker was lost is run again, with the units that are missing.
+
+    Raises:
+        HarnessError: whatever a worker raised; everything else is stopped.
+    """
+    if jobs:
+        yield from _Schedule(executor, jobs, folder, retries).events()
+
+
+class _Schedule:
+    def __init__(self, executor: Executor, jobs: Sequence[Job], folder: Path, retries: int) -> None:
+        self.executor, self.folder, self.retries = executor, folder, retries
+        self.waiting = deque(_Task(job) for job in jobs)
+        self.unfinished = len(jobs)
+        self.changed = threading.Condition()
+        self.told: queue.Queue[_Told] = queue.Queue()
+        self.stopped = False
+        self.workers: set[Worker] = set()
+        slots = executor.slots(jobs[0].device, any(job.exclusive for job in jobs))
+        self.slots = min(len(jobs), slots)
+
+    def events(self) -> Generator[Event]:
+        threads = [threading.Thread(target=self._slot, daemon=True) for _ in range(self.slots)]
+        for thread in threads:
+            thread.start()
+        ended = 0
+        try:
+            while ended < len(threads):
+                told = self.told.get()  # blocks
+                if isinstance(told.event, _Raised):
+                    if not isinstance(told.event.error, _SlotEnded):
+                        raise told.event.error
+                    ended += 1
+                    continue
+                yield told.event
+                told.heard.set()
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.waiting.clear()
+            self.changed.notify_all()
+            workers = list(self.workers)
+        for worker in workers:
+            worker.close(now=True)
+
+    def _slot(self) -> None:
+        """One thread: takes a job, measures its units one by one, takes the next."""
+        try:
+            while task := self._next():
+                self._run(task)
+        except BaseException as error:  # the caller's thread raises it
+            if not self.stopped:
+                self.told.put(_Told(_Raised(error)))
+        self.told.put(_Told(_Raised(_SlotEnded())))
+
+    def _next(self) -> _Task | None:
+        """The next task; waits while others may come back, and gives None when all are done."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.stopped or self.waiting or not self.unfinished)
+            return self.waiting.popleft() if self.waiting else None
+
+    def _run(self, task: _Task) -> None:
+        left = deque(task.job.units)
+        try:
+            worker = self.executor.open(task.job)
+            with self.changed:
+                self.workers.add(worker)
+            try:
+                while left and not self.stopped:
+                    self._tell(Started(task.job, left[0]))
+                    inputs = [(self.folder / name).read_bytes() for name in left[0].inputs]
+                    outcome = worker.measure(left[0], inputs)
+                    self._tell(Finished(task.job, left.popleft(), outcome, task.attempts))
+            finally:
+                with self.changed:
+                    self.workers.discard(worker)
+                worker.close(now=bool(left))
+        except WorkerLost as lost:
+            self._again(task, tuple(left), lost)
+        else:
+            self._done()
+
+    def _again(self, task: _Task, left: tuple[Unit, ...], lost: WorkerLost) -> None:
+        if self.stopped:
+            return
+        attempts, unopened = task.attempts + lost.begun, task.unopened + (not lost.begun)
+        again = attempts <= self.retries + 1 and unopened <= UNOPENED
+        self._tell(Lost(task.job, str(lost), again))
+        if again:
+            with self.changed:
+                self.waiting.append(_Task(replace(task.job, units=left), attempts, unopened))
+                self.changed.notify()
+        else:
+            self._done()
+
+    def _done(self) -> None:
+        with self.changed:
+            self.unfinished -= 1
+            self.changed.notify_all()
+
+    def _tell(self, event: Event) -> None:
+        told = _Told(event)
+        self.told.put(told)
+        while not self.stopped and not told.heard.wait(timeout=1):  # it is dealt with in milliseconds
+            pass
+
+
+class _SlotEnded(Exception):
+    """A slot has nothing left to do."""

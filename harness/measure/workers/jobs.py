@@ -1,0 +1,122 @@
+"""A job: units of one pass that one process measures one after the other, and what comes back from it."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.errors import HarnessError
+from harness.flows.checkpoints import digest
+from harness.measure.units import Attempt, Bench, Pass, Rows, Unit
+from harness.metrics.lock import device_lock
+from harness.runs.environment import code_version, environment
+
+CODE = code_version()
+"""Of the code that was imported: what is changed on disk later is not what runs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Plain values, so that it travels to other processes and machines.
+
+    Args:
+        work: the pass.
+        units: in the order in which they are measured; those of a paired group are one job.
+        failed: cells that failed in the timing pass.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: of torch on the CPU, or None for as many as it takes there.
+        code: version of flows and decoders that it must be measured with.
+        path: where modules are found besides, for decoders of the user's own.
+    """
+
+    work: Pass
+    units: tuple[Unit, ...]
+    failed: Mapping[str, Attempt[Any]] = field(default_factory=dict)
+    device: str = "cpu"
+    threads: int | None = None
+    code: str = CODE
+    path: tuple[str, ...] = field(default_factory=lambda: tuple(filter(None, sys.path)))
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether nothing else of ours may run on its device meanwhile: what is timed, and whatever runs on a GPU."""
+        return self.work.exclusive or self.device == "cuda"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a unit came to.
+
+    Args:
+        rows: by table.
+        files: what is written into the run folder, by relative path.
+        session: names the process that measured it.
+        surroundings: of that process: environment, and when it started.
+    """
+
+    rows: Mapping[str, Rows]
+    files: Mapping[str, bytes]
+    session: str
+    surroundings: Mapping[str, Any]
+
+
+class Laboratory:
+    """The process that a job is measured in, from the inside: called with a unit, it measures it.
+
+    An exclusive job holds the lock of its device from the first unit to the end of the process.
+
+    Raises:
+        HarnessError: the code or a checkpoint here is not the one that the job was planned with.
+    """
+
+    def __init__(self, job: Job) -> None:
+        sys.path += [entry for entry in job.path if entry not in sys.path]
+        if job.threads is not None:
+            torch.set_num_threads(job.threads)
+        if job.code != CODE:
+            raise HarnessError("a worker has another version of this harness than the driver; install the same there")
+        for path, wanted in {
+            (cell.checkpoint_path, cell.checkpoint_digest) for unit in job.units for cell in unit.cells
+        }:
+            if not Path(path).is_file() or digest(Path(path)) != wanted:
+                raise HarnessError(f"a worker does not find the checkpoint of this run at '{path}'; put it there")
+        self._job = job
+        self._bench = Bench(uuid.uuid4().hex[:12], dict(job.failed))
+        self._surroundings = {
+            "environment": environment(job.device),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._held = ExitStack()
+        if job.exclusive:
+            self._held.enter_context(device_lock(job.device))
+
+    def __call__(self, unit: Unit, inputs: Sequence[bytes]) -> Outcome:
+        """Measure a unit, given the content of the files that it names."""
+        self._bench.inputs = inputs
+        rows = self._job.work.measure(unit, self._bench)
+        files, self._bench.files = self._bench.files, {}
+        return Outcome(rows, files, self._bench.session, self._surroundings)
+
+
+def jobs_of(work: Pass, units: Sequence[Unit], slots: int, **shared: Any) -> list[Job]:
+    """Units as jobs.
+
+    Args:
+        work: the pass.
+        units: those whose keys are equal are one job. Where only one job runs at a time, all are one, so that what
+            they share is made once; what is timed keeps a process of its own.
+        slots: jobs that run at a time.
+        shared: further arguments of `Job`.
+    """
+    together: dict[Hashable, list[Unit]] = {}
+    for unit in units:
+        together.setdefault(work.together(unit) if slots > 1 or work.exclusive else None, []).append(unit)
+    return [Job(work, tuple(members), **shared) for members in together.values()]

@@ -1,0 +1,87 @@
+"""The error of every network call: how far a layer's iterate is from its exact output, watched through a tap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from harness.decoders import DecodeResult, LayerTrace
+from harness.decoders.sequential import solve_sequential
+from harness.flows.protocols import CausalLayer, Condition
+from harness.flows.tap import Call, Observer
+
+QUANTILES = (0.1, 0.5, 0.9)
+"""Over samples."""
+
+
+@dataclass
+class _Watched:
+    """One layer: its inputs, its exact outputs for them, the iterate so far, and each call's errors per sample."""
+
+    inputs: Tensor
+    exact: Tensor
+    iterate: Tensor
+    largest: list[Tensor] = field(default_factory=list)
+    rms: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class ErrorRecorder(Observer):
+    """Records, after every network call, the error of the iterate.
+
+    The iterate starts as z_in; each call's log_scale and shift give the tokens start+1..start+W of the samples it was
+    made for. With whole windows that is the Jacobi iterate; with windows of one token it is the sequential method with
+    the tokens not yet decoded taken as z_in (the curves of arXiv 2505.24791, Fig. 4). It is read from the calls alone,
+    so a correction that a decoder applies to its tokens shows from the next call on.
+
+    The exact output comes from sequential decoding of the layer for the very inputs that it was given.
+
+    Args:
+        condition: what the whole batch is sampled under.
+    """
+
+    condition: Condition
+    layers: dict[int, _Watched] = field(default_factory=dict)
+
+    def layer_begins(self, layer: CausalLayer, inputs: Tensor) -> None:
+        """Solve the layer exactly. A layer that is begun again is watched anew."""
+        exact, _ = solve_sequential(layer, inputs, self.condition)
+        self.layers[layer.number] = _Watched(inputs.clone(), exact, inputs.clone())
+
+    def evaluated(self, layer: CausalLayer, call: Call) -> None:
+        """Write the tokens that this call implies into the iterate, and measure it."""
+        watched = self.layers[layer.number]
+        first, last = call.start + 1, min(call.start + 1 + call.window, layer.num_tokens)  # the last token's are unused
+        rows = slice(None) if call.rows is None else call.rows
+        log_scale, shift = call.log_scale[:, : last - first], call.shift[:, : last - first]
+        watched.iterate[rows, first:last] = watched.inputs[rows, first:last] * log_scale.exp() + shift
+        difference = (watched.iterate - watched.exact).float()
+        watched.largest.append(difference.abs().amax(dim=(1, 2)))
+        watched.rms.append(difference.square().mean(dim=(1, 2)).sqrt())
+
+    def rows(self, result: DecodeResult) -> list[dict[str, float | int | None]]:
+        """Rows of the table `residuals`, cells' columns aside; residuals are those of the layers' traces."""
+        return [row for trace in result.layers if trace.layer in self.layers for row in self._layer_rows(trace)]
+
+    def _layer_rows(self, trace: LayerTrace) -> list[dict[str, float | int | None]]:
+        watched = self.layers[trace.layer]
+        if not watched.rms:
+            return []
+        largest, rms = torch.stack(watched.largest), torch.stack(watched.rms)  # (calls, B)
+        low, middle, high = torch.quantile(rms, rms.new_tensor(QUANTILES), dim=1).tolist()
+        total, inf = rms.square().mean(dim=1).sqrt().tolist(), largest.amax(dim=1).tolist()
+        return [
+            {
+                "layer": trace.layer,
+                "iteration": call + 1,
+                "residual": trace.residuals[call] if call < len(trace.residuals) else None,
+                "error_inf": inf[call],
+                "error_rms": total[call],
+                "error_rms_p10": low[call],
+                "error_rms_p50": middle[call],
+                "error_rms_p90": high[call],
+            }
+            for call in range(len(total))
+        ]

@@ -1,0 +1,242 @@
+"""The run folder: a manifest, and one folder per table whose Parquet parts are appended atomically.
+
+A process killed at any moment leaves whole parts only. Nothing here imports torch: analysis reads run folders through
+`read_run`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from harness.errors import StoreError, unknown
+from harness.files import unwritable, write_text
+from harness.runs.parts import Parts
+from harness.runs.tables import TABLES, empty, to_arrow
+
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+DAMAGED = "damaged"
+FORMAT = 1
+"""Version of the folder's layout, stored in the manifest."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, for reading.
+
+    Args:
+        path: the folder.
+        manifest: what was run and where; see `RunStore.create`.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One table, each row once; empty but typed when nothing was measured.
+
+        Raises:
+            StoreError: there is no such table, or one of its parts is unreadable; the sentence names it.
+        """
+        rows = self.rows(name)
+        return rows.cast(TABLES[name]).to_pandas() if len(rows) else empty(name)
+
+    def rows(self, name: str, columns: Collection[str] | None = None, cells: Collection[str] | None = None) -> pa.Table:
+        """As `table`, of the columns and cells wanted alone, without what pandas adds: for tables of any size.
+
+        Text columns are dictionary-encoded.
+        """
+        return self._parts(name).read(columns, cells)
+
+    def cell_ids(self, name: str) -> set[str]:
+        """The cells that have rows in a table, those that were skipped aside; reads little else."""
+        return self._parts(name).cell_ids()
+
+    def _parts(self, name: str) -> Parts:
+        if name not in TABLES:
+            raise unknown("table", name, TABLES)
+        return Parts(self.path, name)
+
+
+def read_run(path: Path | str) -> Run:
+    """Open a run folder for reading.
+
+    Raises:
+        StoreError: it is missing, or no run folder.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise StoreError(f"there is no run folder at '{path}'; `harness run MATRIX --out {path}` makes one")
+    return Run(path, _read_manifest(path))
+
+
+def parts(run: Path, table: str) -> list[Path]:
+    """The part files of one table, the oldest first."""
+    return Parts(run, table).paths()
+
+
+@dataclass
+class RunStore:
+    """A run folder, for writing, locked against a second process; use it as a context manager.
+
+    Args:
+        run: the folder and its manifest.
+        damaged: parts that were unreadable and moved aside when the run was resumed.
+    """
+
+    run: Run
+    damaged: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._lock = _locked(self.run.path)
+        self._parts = {table: Parts(self.run.path, table) for table in TABLES}
+
+    @classmethod
+    def create(cls, path: Path | str, manifest: dict[str, Any]) -> RunStore:
+        """Start a run in a new or empty folder.
+
+        Args:
+            path: the folder.
+            manifest: plain values: matrix, environment, versions, digests. The layout's version is added.
+
+        Raises:
+            StoreError: the folder holds something already, or cannot be written.
+        """
+        path = Path(path)
+        try:
+            _require_new(path)
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        store = cls(Run(path, {"format": FORMAT, **manifest}))
+        try:
+            _require_new(path)  # another process may have started and ended a run before the lock was ours
+            store.write_manifest(store.manifest)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def resume(cls, path: Path | str) -> RunStore:
+        """Continue a run: take its lock, clear what a killed process left half-written, move damaged parts aside.
+
+        Raises:
+            StoreError: no run folder, in use by another process, or not writable.
+        """
+        path = Path(path)
+        store = cls(read_run(path))
+        try:
+            for found in store._parts.values():
+                found.clear()
+                store.damaged += [_set_aside(path, part) for part in found.damaged()]
+        except OSError as error:
+            store.close()
+            raise unwritable(path, error) from error
+        return store
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.run.path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What is known of the run; change it through `write_manifest`."""
+        return self.run.manifest
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Replace the manifest, atomically."""
+        write_text(self.path / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        self.run = Run(self.path, manifest)
+
+    def append(self, table: str, rows: list[dict[str, Any]]) -> None:
+        """Append rows as one part: either all of them are stored or none.
+
+        Raises:
+            HarnessError: rows that do not fit the table's schema.
+            StoreError: the folder cannot be written.
+        """
+        if rows:
+            self._parts[table].append(to_arrow(table, rows))
+
+    def read(self, table: str) -> pd.DataFrame:
+        """As `Run.table`."""
+        return self.run.table(table)
+
+    def cell_ids(self, table: str) -> set[str]:
+        """As `Run.cell_ids`."""
+        return self.run.cell_ids(table)
+
+    def compact(self) -> None:
+        """Merge the small parts of every table; large ones stay as they are."""
+        for found in self._parts.values():
+            found.merge()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _require_new(path: Path) -> None:
+    """Refuse a folder that holds anything.
+
+    Raises:
+        StoreError: what it holds.
+    """
+    if (path / MANIFEST).is_file():
+        raise StoreError(f"'{path}' holds a run already; give --resume to finish it, or another --out")
+    if tables := [table for table in TABLES if parts(path, table)]:
+        raise StoreError(
+            f"'{path}' holds rows of a run ({', '.join(tables)}) but its {MANIFEST} is gone; the rows are left as they "
+            f"are: put the {MANIFEST} back, or give another --out"
+        )
+    if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise StoreError(f"'{path}' is not empty and no run folder (it has no {MANIFEST}); give another --out")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StoreError(f"'{path}' is no run folder: it has no {MANIFEST}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"'{file}' cannot be read as JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise StoreError(f"'{file}' is no manifest of this harness's format {FORMAT}")
+    for name in ("matrix", "environment", "sessions", "checkpoints"):
+        if manifest.get(name) is not None and not isinstance(manifest[name], dict):
+            raise StoreError(f"'{file}' was not written by this harness: its '{name}' is no table of values")
+    return manifest
+
+
+def _set_aside(run: Path, part: Path) -> Path:
+    folder = run / DAMAGED
+    folder.mkdir(exist_ok=True)
+    return part.rename(folder / f"{part.parent.stem}-{part.name}")
+
+
+def _locked(path: Path) -> FileLock:
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise StoreError(f"another process is writing to '{path}'; wait for it or give another --out") from error
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return lock

@@ -1,0 +1,132 @@
+"""Noise on images whose pixels are discrete, and the bits per dimension that a flow of the noisy images gives them.
+
+A flow is a density p(v) of noisy images v = x + noise, not a probability of the images x, whose pixels take one of a
+few levels. Drawing v and then reading each pixel of x off its own pixel of v, with the probability
+``P(x | v) = q(v | x) / sum over levels k of q(v | k)``, q being the noise, is a model of the images themselves, and
+
+``-log2 P(x) <= E_q(v|x) [ -log2 p(v) + sum over dimensions of log2 (sum over levels k of q(v | k)) ]``
+
+for any noise (variational dequantisation, arXiv 1902.00275, Eq. 8, its q fixed). With uniform noise as wide as the
+spacing of the levels the second term is minus the log of that spacing, which is the usual correction; with Gaussian
+noise wider than the spacing it is nearly the same.
+
+Whatever the flow, the bound is at least the entropy of the noise plus that second term, `Splits.noise_bits_per_dim`,
+which grows with the width of the noise: figures of flows trained with different noise are no ranking of them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.datasets import Images, to_unit
+from harness.flows.protocols import CausalFlow
+from harness.training.config import TrainingConfig
+from harness.training.maf_config import MafConfig
+
+Dequantised = TrainingConfig | MafConfig
+"""Trainings on images that noise is added to."""
+
+
+def draw_noise(shape: torch.Size, config: Dequantised, generator: torch.Generator) -> Tensor:
+    """Noise in image units, on the CPU: the same whatever the device that trains."""
+    if config.noise == "gaussian":
+        return torch.randn(shape, generator=generator) * config.sigma
+    return (torch.rand(shape, generator=generator) * 2 - 1) * config.sigma
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of a training.
+
+    Args:
+        train: what is learned from.
+        held_out: the images of the test split, or the first of them, that bits per dimension are measured on.
+        levels: (levels,) the values in [-1, 1] that pixels take: 17 in the digits, 256 in photographs.
+        config: names the noise and the seed.
+    """
+
+    train: Images
+    held_out: Images
+    levels: Tensor
+    config: Dequantised
+
+    @classmethod
+    def of(cls, train: Images, test: Images, config: Dequantised) -> Splits:
+        """The splits of a dataset as `config` uses them."""
+        levels = to_unit(torch.cat([train.pixels.unique(), test.pixels.unique()]).unique())
+        rows = slice(config.held_out)
+        held_out = Images(test.pixels[rows], None if test.labels is None else test.labels[rows])
+        return cls(train, held_out, levels, config)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes to be learned; 0 where there are fewer than two."""
+        count = 0 if self.train.labels is None else int(self.train.labels.max()) + 1
+        return count if count > 1 else 0
+
+    def held_out_bits_per_dim(self, flow: CausalFlow) -> float:
+        """Of the held-out images."""
+        return bits_per_dim(flow, self.held_out, self.levels, self.config)
+
+    def noise_bits_per_dim(self) -> float:
+        """What the noise alone costs on the held-out images: the least that any flow trained with it can reach."""
+        sigma, generator = self.config.sigma, torch.Generator().manual_seed(self.config.seed)
+        entropy = math.log(sigma * math.sqrt(2 * math.pi * math.e) if self.config.noise == "gaussian" else 2 * sigma)
+        clean = self.held_out.scaled()
+        mass = log_noise_mass(clean + draw_noise(clean.shape, self.config, generator), self.levels, self.config)
+        return (entropy + float(mass.mean())) / math.log(2)
+
+    def train_bits_per_dim(self, flow: CausalFlow) -> float:
+        """Of as many training images, undistorted, so that the gap between the two is overfitting."""
+        rows = slice(len(self.held_out))
+        images = Images(self.train.pixels[rows], None if self.train.labels is None else self.train.labels[rows])
+        return bits_per_dim(flow, images, self.levels, self.config)
+
+
+def log_noise_mass(noisy: Tensor, levels: Tensor, config: Dequantised) -> Tensor:
+    """``log sum over levels k of q(v | k)``, the mean over the dimensions of each image: (B, C, H, W) -> (B,)."""
+    total = torch.zeros_like(noisy, dtype=torch.float64)
+    for level in levels:  # one at a time: 256 copies of a batch would not fit
+        distance = (noisy - level).double() / config.sigma
+        if config.noise == "gaussian":
+            total += torch.exp(-0.5 * distance.square()) / (config.sigma * math.sqrt(2 * math.pi))
+        else:
+            total += (distance.abs() <= 1 + 1e-5) / (2 * config.sigma)  # noise on the very edge, rounded outwards
+    return total.log().mean(dim=(1, 2, 3))
+
+
+def log_density(flow: CausalFlow, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Log density per dimension of data under a flow, in nats: (B, ...) -> (B,), in float64 on the CPU."""
+    latents, logdet = flow.encode(images, labels)
+    origin = flow.scale_latents(torch.zeros_like(latents[:1]))
+    scale = flow.scale_latents(torch.ones_like(latents[:1])) - origin
+    latents, logdet, origin, scale = (x.cpu().double() for x in (latents, logdet, origin, scale))
+    squares = ((latents - origin) / scale).square() + 2 * scale.log() + math.log(2 * math.pi)
+    return logdet - 0.5 * squares.mean(dim=(1, 2))
+
+
+@torch.no_grad()
+def bits_per_dim(flow: CausalFlow, images: Images, levels: Tensor, config: Dequantised, batch_size: int = 100) -> float:
+    """The bound above, in bits per dimension, averaged over images, each with one draw of noise by the config's seed.
+
+    Args:
+        flow: on any device; labels are used when it has classes.
+        images: the split to measure.
+        levels: as in `Splits`.
+        config: names the noise and the seed.
+        batch_size: changes the memory taken, not the noise.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    device, total = flow.scale_latents(flow.sample_latents(1)).device, 0.0
+    for start in range(0, len(images), batch_size):
+        clean = images.scaled(slice(start, start + batch_size))
+        noisy = clean + draw_noise(clean.shape, config, generator)
+        labels = images.labels[start : start + batch_size] if flow.num_classes and images.labels is not None else None
+        density = log_density(flow, noisy.to(device), labels)
+        nats = log_noise_mass(noisy, levels, config) - density
+        total += float(nats.sum())
+    return total / len(images) / math.log(2)

@@ -1,0 +1,154 @@
+"""Plans of studies are sound, what they need is measured once, and a number that changed is noticed."""
+
+import pytest
+
+from harness.cli.studies import run_studies
+from harness.errors import HarnessError
+from harness.measure.probes.probe import build_probe
+from harness.measure.studies import load_plan, plan, plans, studies
+
+PLAN = """
+title = "A small sweep"
+threads = 1
+[[run]]
+name = "digits"
+[run.matrix]
+datasets = [{ name = "digits" }]
+decoders = [{ name = "sequential" }, { name = "ujd" }, { name = "sejd" }]
+grid = { tau = [0.5, 2.0], batch_sizes = [16] }
+timing = { rounds = 9 }
+quality = { num_samples = 16 }
+memory = { enabled = false }
+residuals = { enabled = false }
+[run.profiles.fast]
+timing = { rounds = 1, warmup = 0 }
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Puts plans where the shipped ones would be."""
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    monkeypatch.setattr(plan, "SHIPPED", folder)
+
+    def write(name, text):
+        path = folder / name.replace("-", "_") / "plan.toml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    return write
+
+
+@pytest.mark.parametrize("profile", plan.PROFILES)
+def test_every_shipped_plan_is_sound(profile):
+    found = plans("all")
+    assert sorted(one.name for one in found) == sorted(studies())
+    for one in found:
+        for run in one.run:
+            assert run.parse(profile).name == run.name
+        for run in one.probe:
+            build_probe(run.probe, **run.settings(profile))
+
+
+def test_what_is_read_comes_first():
+    order = [one.name for one in plans("all")]
+    assert all(order.index(read) < order.index(one.name) for one in plans("all") for read in one.reads)
+    assert [one.name for one in plans("reconstruction")] == ["tau", "reconstruction"]
+
+
+def test_a_profile_overrides_the_matrix_and_a_shipped_one_is_found_by_name(write):
+    shipped = '\n[[run]]\nname = "cats"\nmatrix = "afhq"\nset = { grid = { tau = [0.1], batch_sizes = [1] } }\n'
+    write("small", PLAN + shipped)
+    digits, cats = load_plan("small").run
+    assert (digits.parse("fast").timing.rounds, digits.parse("full").timing.rounds) == (1, 9)
+    assert digits.parse("fast").grid.tau == [0.5, 2.0]
+    assert (cats.parse("full").grid.tau, cats.parse("full").datasets[0].checkpoint) == ([0.1], "afhq-cat-64")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "'title' is missing"),
+        ('title = "x"\nrun = [{ name = "a", matrix = "afhq", sets = {} }]', "did you mean 'set'?"),
+        ('title = "x"\nrun = [{ name = "a", matrix = "afhq" }, { name = "a", matrix = "afhq" }]', "two runs named 'a'"),
+        ('title = "x"\nrun = [{ name = "a", matrix = "afhq", profiles = { quick = {} } }]', "unknown profile 'quick'"),
+        ('title = "x"\nrun = [{ name = "../a", matrix = "afhq" }]', "name"),
+        ('title = "x"\nreads = ["tau2"]', "unknown study 'tau2'"),
+        ("title = ", "cannot be read as TOML"),
+    ],
+)
+def test_a_wrong_plan_is_one_sentence(text, words, write):
+    write("wrong", text)
+    with pytest.raises(HarnessError, match="wrong/plan.toml") as error:
+        load_plan("wrong")
+    assert words in str(error.value)
+
+
+def test_a_wrong_matrix_in_a_plan_names_the_run_and_the_key(write):
+    write("wrong", PLAN.replace("rounds = 9", "rounds = 0"))
+    with pytest.raises(HarnessError, match=r"run 'digits'.*timing\.rounds"):
+        load_plan("wrong").run[0].parse("full")
+
+
+def test_plans_that_read_each_other_are_refused(write):
+    write("a", 'title = "a"\nreads = ["b"]')
+    write("b", 'title = "b"\nreads = ["a"]')
+    with pytest.raises(HarnessError, match="a -> b -> a"):
+        plans("a")
+
+
+def test_an_unknown_study_is_one_sentence():
+    with pytest.raises(HarnessError, match="did you mean 'tau'"):
+        plans("tua")
+
+
+def study(folder, out="runs", **options):
+    chosen = {"resume": False, "check": False} | options
+    return run_studies("tau", profile="fast", out=folder / out, results=folder / "results", data_root=None, **chosen)
+
+
+def test_a_study_without_a_text_is_refused_before_it_is_measured(write, tmp_path):
+    write("textless", PLAN)
+    with pytest.raises(HarnessError, match="textless/text.md.j2 is missing"):
+        run_studies("textless", "fast", tmp_path / "runs", tmp_path / "results", False, False, None)
+    assert not (tmp_path / "runs").exists()
+
+
+def deterministic(folder):
+    found = (folder / "results" / "tau").glob("*.csv")
+    return {path.name: path.read_bytes() for path in found if not path.name.endswith("-timed.csv")}
+
+
+def test_a_study_is_measured_rendered_and_compared(write, tmp_path, capsys):
+    write("tau", PLAN)
+    assert study(tmp_path) == 0
+    first = deterministic(tmp_path)
+    assert {"sensitivity.csv", "iterations.csv", "claims.csv"} <= set(first)
+    assert (tmp_path / "results" / "tau" / "sensitivity.png").stat().st_size > 0
+    assert "A small sweep" in (tmp_path / "results" / "tau.md").read_text(encoding="utf-8")
+
+    with pytest.raises(HarnessError, match="--resume"):
+        study(tmp_path)
+    assert study(tmp_path, resume=True, check=True) == 0
+    assert "as stored" in capsys.readouterr().out
+
+    stored = tmp_path / "results" / "tau" / "sensitivity.csv"
+    tampered = stored.read_text(encoding="utf-8").replace("\ndigits,digits,digits,sejd,sejd,0.5,16,", "\ndigits,digits,digits,sejd,sejd,0.5,17,")  # fmt: skip  # noqa: E501
+    assert tampered.encode() != first["sensitivity.csv"]
+    stored.write_text(tampered, encoding="utf-8")
+    text = (tmp_path / "results" / "tau.md").read_text(encoding="utf-8")
+    assert study(tmp_path, resume=True, check=True) == 1
+    told = capsys.readouterr().err
+    assert "sensitivity.csv" in told and "batch_size" in told
+    assert stored.read_text(encoding="utf-8") == tampered, "a check leaves what is stored"
+    assert (tmp_path / "results" / "tau.md").read_text(encoding="utf-8") == text
+    assert study(tmp_path, resume=True) == 0
+    assert deterministic(tmp_path) == first
+
+
+@pytest.mark.slow
+def test_a_rerun_repeats_every_digit(write, tmp_path):
+    write("tau", PLAN)
+    assert study(tmp_path) == 0
+    assert study(tmp_path, out="again", check=True) == 0

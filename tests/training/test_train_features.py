@@ -1,0 +1,104 @@
+"""The feature networks' training: deterministic, on labels or rotations, and honest about what came out."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from harness.cli import app
+from harness.datasets import load_dataset
+from harness.errors import HarnessError
+from harness.metrics.features import NetworkFeatures, shipped_network
+from harness.metrics.recipes import RECIPES, default_recipe
+from harness.training.features import _unseen, fit, held_out_accuracy, train_features
+
+SHORT = replace(RECIPES["digits"], epochs=2)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits", "train"), load_dataset("digits", "test")
+
+
+def test_the_same_seed_gives_the_same_weights(digits):
+    first, again, other = (fit(SHORT, digits[0], seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_training_leaves_the_global_generator_alone(digits):
+    before = torch.get_rng_state()
+    fit(replace(SHORT, epochs=1), digits[0], 0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_rotations_need_no_labels(digits):
+    train, test = (replace(split, labels=None) for split in digits)
+    recipe = replace(SHORT, task="rotations", epochs=4)
+    assert held_out_accuracy(fit(recipe, train, 0), recipe, test) > 0.6  # chance is 0.25
+    with pytest.raises(HarnessError, match="labelled"):
+        fit(SHORT, train, 0)
+
+
+def test_the_command_writes_network_card_and_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    result = CliRunner().invoke(app, ["train-features", "digits", "--epochs", "1", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    extractor = NetworkFeatures(tmp_path / "features-digits.safetensors")
+    card = (tmp_path / "features-digits.md").read_text()
+    assert f"{float(extractor.metadata['held_out_accuracy']):.1%}" in card
+    assert len((tmp_path / "features-digits.csv").read_text().splitlines()) == 1 + 3 * 5
+
+
+def test_a_network_of_ones_own_is_found(tmp_path, monkeypatch, digits):
+    from harness.datasets.base import Dataset, datasets
+    from harness.metrics.features import own_networks
+
+    class Mine(Dataset):
+        def load(self, split):
+            return digits[split == "test"]
+
+    monkeypatch.setitem(datasets._objects, "mine", Mine)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    train_features("mine", own_networks(), epochs=1)
+    assert shipped_network("mine").name.startswith("features-mine@")
+
+
+def test_a_folder_of_ones_own_with_a_corrupt_image(tmp_path):
+    """Images of several sizes, one of them unreadable: a size and --skip-corrupt make a network of them."""
+    for row in range(40):
+        (tmp_path / "data" / f"{row % 2}").mkdir(parents=True, exist_ok=True)
+        picture = Image.new("RGB", (20 + row, 24), (row % 2 * 200, row, 255 - row))
+        picture.save(tmp_path / "data" / f"{row % 2}" / f"{row:02}.png")
+    (tmp_path / "data" / "1" / "bad.png").write_bytes(b"junk")
+    arguments = ["train-features", "imagefolder", "--data-root", str(tmp_path / "data"), "--out", str(tmp_path)]
+    refused = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--size", "16"])
+    assert "bad.png' cannot be decoded" in str(refused.exception)
+    result = CliRunner().invoke(app, [*arguments, "--epochs", "1", "--size", "16", "--skip-corrupt"])
+    assert result.exit_code == 0, result.output
+    assert "left out 1 corrupt training images" in result.output
+    assert "imagefolder --seed 0 --epochs 1 --size 16" in (tmp_path / "features-imagefolder.md").read_text()
+
+
+def test_the_card_owns_what_the_features_do_not_see():
+    rows = {"level": [0.0, 1.0], "kid_std": [0.01, 0.01], "num_samples": [9, 9], "fid": [1.0, 2.0]}
+    seen = pd.DataFrame({"change": "noise", "kid": [0.0, 0.5], **rows})
+    unseen = pd.DataFrame({"change": "blur", "kid": [0.0, 0.02], **rows})
+    assert "blur" in _unseen(pd.concat([seen, unseen]))
+    assert "noise" not in _unseen(pd.concat([seen, unseen]))
+    assert _unseen(seen) == ""
+
+
+def test_images_that_are_not_square_need_a_size(digits):
+    with pytest.raises(HarnessError, match=r"\(6, 8\); give a size"):
+        fit(SHORT, replace(digits[0], pixels=digits[0].pixels[:, :, :6]), 0)
+
+
+def test_the_default_recipe_fits_the_data(digits):
+    train, _ = digits
+    assert default_recipe("mine", train).task == "labels"
+    assert default_recipe("mine", replace(train, labels=None)).task == "rotations"
+    assert default_recipe("mine", replace(train, labels=torch.zeros_like(train.labels))).task == "rotations"

@@ -1,0 +1,398 @@
+"""Training: the likelihood it reports, the batches it draws, the curve it resumes, and what it releases."""
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from harness.datasets import Images, load_dataset, to_unit
+from harness.decoders import build_decoder
+from harness.errors import CheckpointError, HarnessError
+from harness.flows import load_flow
+from harness.flows.checkpoints import ASSETS
+from harness.flows.tarflow import TarFlow, TarFlowConfig
+from harness.training.config import TrainingConfig, read_config, shipped_configs
+from harness.training.data import Batches, distort
+from harness.training.likelihood import Splits, bits_per_dim, log_density, log_noise_mass
+from harness.training.loop import train
+
+TINY = {
+    "dataset": "digits",
+    "jitter": 0.5,
+    "sigma": 0.1,
+    "patch": 4,
+    "channels": 64,
+    "blocks": 2,
+    "layers": 1,
+    "steps": 6,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "warmup": 2,
+    "threads": 1,
+    "held_out": 16,
+    "evaluate_every": 3,
+    "checkpoint_every": 2,
+}
+
+
+def run(folder: Path, name: str = "tiny", resume: bool = False, **changes: object) -> Path:
+    config = TrainingConfig.model_validate(TINY | changes)
+    return train(name, config, folder, build_decoder("sequential").decode, "harness train tiny.toml", resume=resume)
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    with (folder / "curve.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def losses(folder: Path) -> list[float]:
+    return [float(row["loss"]) for row in curve(folder)]
+
+
+def tensors(release: Path, name: str = "tiny") -> dict[str, torch.Tensor]:
+    with safe_open(release / f"{name}.safetensors", framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def small_flow(**changes: object) -> TarFlow:
+    shape = {"image_channels": 1, "image_size": 4, "patch": 2, "channels": 64, "blocks": 3, "layers_per_block": 1}
+    flow = TarFlow(TarFlowConfig(**(shape | changes)))
+    for block in flow.blocks:
+        torch.nn.init.normal_(block.proj_out.weight, std=0.05)
+    return flow.eval().requires_grad_(False)
+
+
+# Likelihood.
+
+
+def test_log_density_is_the_change_of_variables() -> None:
+    flow = small_flow().double()
+    flow.var.uniform_(0.5, 2.0)
+    image = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: flow.encode(x)[0], image).reshape(16, 16)
+    latents = flow.encode(image)[0]
+    prior = torch.distributions.Normal(0.0, flow.var.sqrt()).log_prob(latents[0]).sum()
+    expected = (prior + torch.linalg.slogdet(jacobian).logabsdet) / 16
+    assert float(log_density(flow, image, None)) == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "uniform"])
+def test_bits_per_dim_bound_the_discrete_likelihood(noise: str) -> None:
+    """One-pixel images of three levels under N(0, 1): the model's probabilities by quadrature."""
+    config = TrainingConfig.model_validate(TINY | {"noise": noise, "sigma": 0.6})
+    levels = torch.tensor([-1.0, 0.0, 1.0])
+    v = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
+    if noise == "gaussian":
+        q = torch.distributions.Normal(levels[:, None].double(), 0.6).log_prob(v).exp()
+    else:
+        q = ((v - levels[:, None].double()).abs() <= 0.6).double() / 1.2
+    prior = torch.distributions.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0).log_prob(v).exp()
+    step = 16 / 160_000
+    inside = q.sum(dim=0) > 0
+    probability = (prior * q / q.sum(dim=0).clamp(min=1e-300)).sum(dim=1) * step
+    assert float(probability.sum()) == pytest.approx(float((prior * inside).sum() * step), abs=1e-6)
+
+    mass = log_noise_mass(v[:, None, None, None].float(), levels, config)
+    for level in range(3):
+        weight = q[level] * step
+        bound = ((mass - prior.log()) * weight).nan_to_num(0.0, 0.0, 0.0).sum()
+        exact = -probability[level].log()
+        assert exact - 1e-6 <= bound
+        assert bound < exact + 0.5  # and no looser than the noise makes it
+
+
+def test_uniform_noise_as_wide_as_the_spacing_is_plain_dequantisation() -> None:
+    config = TrainingConfig.model_validate(TINY | {"noise": "uniform", "sigma": 1 / 255})
+    levels = to_unit(torch.arange(256, dtype=torch.uint8))
+    noisy = levels[torch.randint(256, (5, 1, 4, 4))] + (torch.rand(5, 1, 4, 4) - 0.5) * 1.98 / 255
+    assert log_noise_mass(noisy, levels, config) == pytest.approx(torch.full((5,), math.log(255 / 2)).numpy())
+
+
+@pytest.mark.parametrize(("noise", "sigma", "expected"), [("uniform", 1 / 255, 0.0), ("gaussian", 0.05, 4.69)])
+def test_noise_has_a_cost_of_its_own(noise: str, sigma: float, expected: float) -> None:
+    """Gaussian: log2 of (sigma * sqrt(2 pi e)) over the spacing 2 / 255, as all levels here are far from the ends."""
+    config = TrainingConfig.model_validate(TINY | {"noise": noise, "sigma": sigma})
+    images = Images(torch.randint(80, 176, (20, 1, 8, 8), dtype=torch.uint8))
+    splits = Splits(images, images, to_unit(torch.arange(256, dtype=torch.uint8)), config)
+    if noise == "gaussian":
+        assert expected == pytest.approx(math.log2(sigma * math.sqrt(2 * math.pi * math.e) * 127.5), abs=0.05)
+    assert splits.noise_bits_per_dim() == pytest.approx(expected, abs=0.05)
+
+
+def test_bits_per_dim_do_not_depend_on_the_batch_size() -> None:
+    config = TrainingConfig.model_validate(TINY)
+    images = Images(torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8))
+    levels = to_unit(torch.arange(256, dtype=torch.uint8))
+    flow = small_flow()
+    assert bits_per_dim(flow, images, levels, config, 2) == pytest.approx(
+        bits_per_dim(flow, images, levels, config, 7), rel=1e-6
+    )
+
+
+# Batches.
+
+
+def test_an_epoch_shows_every_image_once_and_the_next_in_another_order() -> None:
+    pixels = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 8, 8) * 20
+    config = TrainingConfig.model_validate(TINY | {"batch_size": 4, "label_drop": 0.0, "jitter": 0.0})
+    batches = Batches(Images(pixels, torch.arange(10)), config)
+    shown = torch.cat([batches[step][1] for step in range(5)])
+    assert sorted(shown[:10].tolist()) == list(range(10)) == sorted(shown[10:].tolist())
+    assert shown[:10].tolist() != shown[10:].tolist()
+
+
+def test_processes_share_a_batch_between_them() -> None:
+    images = load_dataset("digits", "train")
+    config = TrainingConfig.model_validate(TINY | {"flip": True})
+    whole, labels = Batches(images, config)[3]
+    parts = [Batches(images, config, rank, 2)[3] for rank in range(2)]
+    assert torch.equal(torch.stack([part[0] for part in parts], dim=1).flatten(0, 1), whole)
+    assert torch.equal(torch.stack([part[1] for part in parts], dim=1).flatten(), labels)
+
+
+def test_labels_are_dropped_at_the_stated_rate_and_images_mirrored_half_the_time() -> None:
+    pixels = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
+    pixels[..., 0] = 255
+    config = TrainingConfig.model_validate(
+        TINY | {"batch_size": 2000, "jitter": 0.0, "flip": True, "label_drop": 0.25, "sigma": 1e-3}
+    )
+    batch, labels = Batches(Images(pixels, torch.ones(2000, dtype=torch.int64)), config)[0]
+    assert float((labels == -1).float().mean()) == pytest.approx(0.25, abs=0.04)
+    assert float((batch[:, 0, 0, 7] > 0).float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert float((batch - batch.round()).std()) == pytest.approx(1e-3, rel=0.05)
+
+
+def test_distortion_is_small_and_none_at_strength_zero() -> None:
+    images = load_dataset("digits", "train").scaled(slice(64))
+    assert torch.allclose(distort(images, 0.0, torch.Generator()), images, atol=1e-5)
+    distorted = distort(images, 0.5, torch.Generator())
+    assert 0.01 < float((distorted - images).square().mean()) < 0.2
+
+
+# The run.
+
+
+def test_killed_and_resumed_training_has_the_undisturbed_curve(tmp_path: Path) -> None:
+    """kill -9 somewhere between two checkpoints: the next steps, and the weights, are as if nothing had happened."""
+    file = tmp_path / "tiny.toml"
+    changes = {"steps": 160, "evaluate_every": 160, "checkpoint_every": 20}
+    file.write_text("\n".join(f"{key} = {value!r}" for key, value in (TINY | changes).items()))
+    run(tmp_path / "whole", **changes)
+
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "harness.cli", "train", str(file), "--out", str(killed)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and (not (killed / "curve.csv").exists() or len(curve(killed)) < 30):
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = torch.load(killed / "checkpoint.pt", weights_only=True)["step"]
+    assert 20 <= done <= 110
+
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    assert [int(row["step"]) for row in curve(killed)] == list(range(1, 161))
+    assert losses(killed)[done : done + 50] == pytest.approx(losses(tmp_path / "whole")[done : done + 50], abs=1e-4)
+    whole, resumed = tensors(tmp_path / "whole" / "release"), tensors(killed / "release")
+    for key, tensor in whole.items():
+        assert torch.allclose(tensor, resumed[key], atol=1e-4), key
+
+
+def test_a_seed_determines_the_flow(tmp_path: Path) -> None:
+    first, again, other = (run(tmp_path / f"{i}", seed=seed) for i, seed in enumerate((3, 3, 4)))
+    assert losses(first.parent) == losses(again.parent) != losses(other.parent)
+    assert (first / "tiny.safetensors").read_bytes() == (again / "tiny.safetensors").read_bytes()
+    assert not torch.equal(tensors(first)["blocks.0.pos_embed"], tensors(other)["blocks.0.pos_embed"])
+
+
+def test_training_lowers_the_loss_and_the_held_out_bits(tmp_path: Path) -> None:
+    run(tmp_path, steps=60, batch_size=16, evaluate_every=20)
+    held_out = [float(row["held_out_bits_per_dim"]) for row in curve(tmp_path) if row["held_out_bits_per_dim"]]
+    assert held_out == sorted(held_out, reverse=True) and len(held_out) == 3
+    assert sum(losses(tmp_path)[-10:]) < sum(losses(tmp_path)[:10])
+
+
+def test_release_holds_weights_card_samples_and_snapshots(tmp_path: Path) -> None:
+    release = run(tmp_path, snapshots=[0.2, 0.5], storage="float16", remark="Blurs.", seed=5)
+    assert sorted(path.name for path in release.iterdir()) == sorted(
+        ["tiny.md", *(f"tiny{part}.{kind}" for part in ("", "-20pct", "-50pct") for kind in ("safetensors", "png"))]
+    )
+    assert {tensor.dtype for tensor in tensors(release).values()} == {torch.float16}
+    flow = load_flow(release / "tiny.safetensors")
+    assert next(flow.parameters()).dtype == torch.float32
+    assert (flow.num_tokens, flow.token_dim, flow.num_layers, flow.num_classes) == (4, 16, 2, 10)
+
+    with safe_open(release / "tiny.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    config = TrainingConfig.model_validate_json(metadata["config"])
+    splits = Splits.of(load_dataset("digits", "train"), load_dataset("digits", "test"), config)
+    assert metadata["held_out_bits_per_dim"] == f"{splits.held_out_bits_per_dim(flow):.4f}"
+    assert (metadata["dataset"], metadata["seed"], metadata["sigma"]) == ("digits", "5", "0.1")
+    card = (release / "tiny.md").read_text()
+    for said in (metadata["held_out_bits_per_dim"], "harness train tiny.toml", "| seed | 5 |", "Blurs.", "float16"):
+        assert said in card
+    with safe_open(release / "tiny-20pct.safetensors", framework="pt") as file:
+        early = file.metadata()
+    assert early["step"] == "2"
+    assert f"`tiny-20pct`: the averaged weights after 2 steps, {early['held_out_bits_per_dim']} bits/dim" in card
+
+
+def test_a_finished_run_is_released_again_with_a_new_remark(tmp_path: Path) -> None:
+    before = tensors(run(tmp_path))
+    after = run(tmp_path, resume=True, remark="They read as digits.")
+    assert "They read as digits." in (after / "tiny.md").read_text()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in tensors(after).items())
+
+
+def test_volume_preserving_flows_learn_their_prior(tmp_path: Path) -> None:
+    state = tensors(run(tmp_path, volume_preserving=True, steps=20))
+    assert state["blocks.0.proj_out.weight"].shape[0] == 16
+    assert not torch.equal(state["var"], torch.ones_like(state["var"]))
+
+
+def test_learning_rate_rises_then_falls_to_zero() -> None:
+    config = TrainingConfig.model_validate(TINY | {"steps": 100, "warmup": 10})
+    rates = [config.learning_rate_at(step) for step in range(100)]
+    assert max(rates) == rates[9] == config.learning_rate
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert config.learning_rate_at(100) == pytest.approx(0)
+
+
+def test_the_number_of_steps_may_change_while_the_rate_is_constant() -> None:
+    def plan(**changes: object) -> TrainingConfig:
+        return TrainingConfig.model_validate(TINY | {"steps": 100, "warmup": 10, "decay": 0.2} | changes)
+
+    assert {plan().learning_rate_at(step) for step in range(9, 82)} == {1e-3}
+    assert plan().learning_rate_at(83) < 1e-3
+    assert plan().difference(plan(steps=200), done=80) is None
+    assert plan().difference(plan(steps=200), done=90) == "steps"
+    assert plan(decay=1.0).difference(plan(decay=1.0, steps=200), done=20) == "steps"
+    assert plan(snapshots=[0.1]).difference(plan(snapshots=[0.1], steps=200), done=15) == "steps"
+    assert plan().difference(plan(seed=1), done=0) == "seed"
+    assert plan().difference(plan(threads=4, remark="?"), done=50) is None
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_curve_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text("\n".join(f"{key} = {value!r}" for key, value in TINY.items()))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [*launch, "--module", "harness.cli", "train", str(file), "--out", str(tmp_path / "two")]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run(tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"step": 3}, "unknown key 'step'; did you mean 'steps'?"),
+        ({"steps": -1}, "steps: input should be greater than or equal to 1, not -1"),
+        ({"steps": 1}, r"warmup \(2\) is longer than the training"),
+        ({"sigma": 0.0}, "sigma: input should be greater than 0"),
+        ({"learning_rate": "fast"}, "learning_rate: input should be a valid number"),
+        ({"noise": "salt"}, "noise: input should be 'gaussian' or 'uniform', not 'salt'"),
+        ({"snapshots": [2.0]}, "snapshots.0: input should be less than 1, not 2.0"),
+    ],
+)
+def test_a_wrong_configuration_is_a_sentence(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text("\n".join(f"{key} = {value!r}" for key, value in (TINY | changes).items()))
+    with pytest.raises(HarnessError, match=said) as error:
+        read_config(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_line_says_so_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness.cli", "train", "digits", "--steps", "-5", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "not -5" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_configuration_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="did you mean 'digits'"):
+        read_config("digit")
+    with pytest.raises(HarnessError, match="there is no training configuration at"):
+        read_config(str(tmp_path / "none.toml"))
+    (tmp_path / "bad.toml").write_text("steps = = 3")
+    with pytest.raises(HarnessError, match="cannot be read as TOML"):
+        read_config(str(tmp_path / "bad.toml"))
+    (tmp_path / "short.toml").write_text("dataset = 'digits'")
+    with pytest.raises(HarnessError, match="steps: field required"):
+        read_config(str(tmp_path / "short.toml"))
+
+
+def test_shapes_that_fit_nothing_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="image size 8 is not a multiple of the patch size 3"):
+        run(tmp_path, patch=3)
+    with pytest.raises(HarnessError, match="100 channels are not a multiple"):
+        run(tmp_path, channels=100)
+
+
+def test_another_run_is_neither_overwritten_nor_continued(tmp_path: Path) -> None:
+    run(tmp_path)
+    before = (tmp_path / "curve.csv").read_bytes()
+    with pytest.raises(HarnessError, match="holds a run already; --resume continues it"):
+        run(tmp_path)
+    with pytest.raises(HarnessError, match="has sigma = 0.1, not 0.2"):
+        run(tmp_path, resume=True, sigma=0.2)
+    assert (tmp_path / "curve.csv").read_bytes() == before
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(CheckpointError, match="cannot be read as the state of a training"):
+        run(tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match=r"the loss of step \d+ is (nan|inf)"):
+        run(tmp_path, learning_rate=1e30, grad_clip=1e30, warmup=1, steps=20)
+
+
+def test_an_unwritable_folder_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HarnessError, match="cannot be written"):
+        run(tmp_path / "file" / "run")
+
+
+# What is shipped.
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_flows_are_those_of_their_configurations(name: str) -> None:
+    weights = ASSETS / f"{name}.safetensors"
+    if not weights.exists():
+        pytest.skip(f"'{name}' has no shipped weights")
+    _, config = read_config(name)
+    if not isinstance(config, TrainingConfig):
+        pytest.skip("of another family, whose tests are its own")
+    with safe_open(weights, framework="pt") as file:
+        metadata = file.metadata()
+    assert TrainingConfig.model_validate_json(metadata["config"]) == config.model_copy(update={"remark": ""})
+    assert metadata["command"] == f"harness train {name}"
+    assert metadata["step"] == str(config.steps)
+    card = (ASSETS / f"{name}.md").read_text(encoding="utf-8")
+    assert metadata["held_out_bits_per_dim"] in card and config.remark in card
+    flow = load_flow(name)
+    assert flow.num_layers == config.blocks
+    assert weights.stat().st_size <= (5e6 if name == "digits" else 20e6)
+
+
+def test_the_digits_flow_has_the_bits_per_dim_it_states() -> None:
+    _, config = read_config("digits")
+    splits = Splits.of(load_dataset("digits", "train"), load_dataset("digits", "test"), config)
+    with safe_open(ASSETS / "digits.safetensors", framework="pt") as file:
+        stated = float(file.metadata()["held_out_bits_per_dim"])
+    assert splits.held_out_bits_per_dim(load_flow("digits")) == pytest.approx(stated, abs=1e-3)
