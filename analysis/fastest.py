@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 
 from analysis.load import BASELINE, PAPER_TAU, Runs, load
-from analysis.statistics import Median, median_interval, paired_speedups
-from analysis.studies.cells import deterministic, layerwise, speed, told
-from analysis.studies.render import machine, markdown
+from analysis.statistics import Median, median_interval, paired_speedups, ratios_to
+from analysis.studies.cells import deterministic, layerwise, speed
+from analysis.studies.render import machine
+from analysis.text import markdown, speedup
+from harness.runs.titles import title
 
 SPEEDUP = {1: 3.0, 16: 3.0, 64: 2.5}
 """By batch size, how many times faster than SeJD at tau 0.5 `auto` is to be."""
@@ -80,7 +82,7 @@ def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
         row = {
             "flow": flow,
             "batch_size": batch,
-            "over_sejd": told({"speedup": auto["over_sejd"]} | _interval(auto)),
+            "over_sejd": speedup(auto["over_sejd"], auto["over_sejd_low"], auto["over_sejd_high"]),
             "asked": SPEEDUP.get(batch, np.nan),
             "reached": auto["over_sejd"] >= SPEEDUP.get(batch, 0.0),
             "deviation": auto["deviation_rmse"],
@@ -92,8 +94,8 @@ def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
             "fid_no_larger": _no_larger(auto["fid"], [sejd["fid"], np.nan if exact is None else exact["fid"]]),
             "forward_ratio": auto["forward_ratio"],
             "within_forward": batch not in PARALLEL or auto["forward_ratio"] <= FORWARD_RATIO,
-            "fastest_other": _called(fastest),
-            "over_other": told(over_fastest._asdict() | {"speedup": over_fastest.value}),
+            "fastest_other": title(fastest["series"], fastest["tau"]),
+            "over_other": speedup(*over_fastest),
             "not_slower": over_fastest.value * SLACK >= 1,
         }
         if strict is not None:
@@ -102,8 +104,8 @@ def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
             over_best = _paired(timings, best, strict)
             row |= {
                 "strict_deviation": strict["deviation_rmse"],
-                "best_classic": _called(best),
-                "over_classic": told(over_best._asdict() | {"speedup": over_best.value}),
+                "best_classic": title(best["series"], best["tau"]),
+                "over_classic": speedup(*over_best),
                 "strict_reached": over_best.value >= SMALL_SPEEDUP and strict["deviation_rmse"] <= SMALL_BUDGET,
             }
         rows.append(row)
@@ -235,19 +237,9 @@ def _no_larger(fid: float, others: Sequence[float]) -> bool | None:
 
 def _paired(timings: pd.DataFrame, slow: pd.Series, fast: pd.Series) -> Median:
     """The median over paired rounds of one cell's wall time over another's."""
-    pair = ["group_id", "session", "round"]
     good = timings[timings["status"] == "ok"]
-    rounds = [good.loc[good["cell_id"] == row["cell_id"], [*pair, "wall_s"]] for row in (slow, fast)]
-    both = rounds[0].merge(rounds[1], on=pair, suffixes=("_slow", "_fast"))
-    return median_interval(both["wall_s_slow"] / both["wall_s_fast"])
-
-
-def _interval(row: pd.Series) -> dict[str, float]:
-    return {"low": row["over_sejd_low"], "high": row["over_sejd_high"]}
-
-
-def _called(row: pd.Series) -> str:
-    return str(row["series"]) if pd.isna(row["tau"]) else f"{row['series']}, tau {row['tau']:g}"
+    rounds = (good[good["cell_id"] == row["cell_id"]] for row in (fast, slow))
+    return median_interval(ratios_to(*rounds)["ratio"])
 
 
 if __name__ == "__main__":

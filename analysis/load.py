@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from analysis.statistics import DESCRIPTION, paired_speedups
-from analysis.style import decoder_rank
+from analysis.statistics import BASELINE, DESCRIPTION, paired_speedups
 from harness.errors import StoreError
 from harness.runs.store import MANIFEST, Run, read_run
 from harness.runs.tables import KEYS, TABLES, empty
 
-BASELINE = "sequential"
-
 PAPER_TAU = 0.5
 """What the papers use (arXiv 2505.24791, Algorithm 1)."""
+
+DECODERS = ("sequential", "ujd", "sejd", "gs-jacobi", "frontier", "auto")
+"""The decoders that every reader meets, in the order of every legend; the others follow by name."""
 
 ON_DEMAND = ("residuals",)
 """Tables with a row per network call, which may be larger than memory: read cell by cell, see `Runs.residuals`."""
@@ -243,3 +243,18 @@ def ranked(frame: pd.DataFrame, *within: str) -> pd.DataFrame:
 def title_of(row: Any) -> str:
     """A cell in few words: series, and tau where it has one."""
     return row["series"] if pd.isna(row["tau"]) else f"{row['series']} τ={row['tau']:g}"
+
+
+def highest(frame: pd.DataFrame, column: str) -> dict[str, Any]:
+    """The row with the largest number in a column, the first of equals; NaNs do not count."""
+    return frame.to_dict("records")[int(np.nanargmax(frame[column].to_numpy(dtype=float)))]  # type: ignore[return-value]
+
+
+def lowest(frame: pd.DataFrame, column: str) -> dict[str, Any]:
+    """The row with the smallest number in a column, the first of equals; NaNs do not count."""
+    return frame.to_dict("records")[int(np.nanargmin(frame[column].to_numpy(dtype=float)))]  # type: ignore[return-value]
+
+
+def decoder_rank(decoder: str) -> tuple[int, str]:
+    """Sort key: the listed decoders in their order, then the others by name."""
+    return (DECODERS.index(decoder) if decoder in DECODERS else len(DECODERS), decoder)

@@ -6,11 +6,14 @@ round is free of whatever slowed the machine then. A speed-up is the median of t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+BASELINE = "sequential"
+"""The decoder that every other is compared with."""
 
 MIN_ROUNDS = 5
 """Fewer rounds get no interval: even their whole range would cover the median in under 90 % of experiments."""
@@ -121,7 +124,7 @@ def root_mean(squares: np.ndarray, together: int = 1, confidence: float = 0.95) 
 
 
 def paired_speedups(
-    timings: pd.DataFrame, baseline: str = "sequential", confidence: float = 0.95, seed: int = 0
+    timings: pd.DataFrame, baseline: str = BASELINE, confidence: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
     """Speed-up of every cell over the baseline of its group, and its time in forward passes.
 
@@ -165,36 +168,6 @@ def paired_speedups(
     return pd.DataFrame(rows, columns=["cell_id", *DESCRIPTION, *_FIGURES])
 
 
-def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline: str = "sequential") -> pd.Series:
-    """Which cells keep their quality, and so may headline their speed.
-
-    Args:
-        quality: the table of that name with each cell's `group_id` and `decoder`.
-        tolerance: `max_deviation`, RMSE in image units, and `max_fid_increase`, relative to the baseline's FID of the
-            same group, features and number of samples; either may be absent.
-        baseline: the decoder that is valid by definition.
-
-    Returns:
-        True, False, or None where nothing was stated or measured, in the order of `quality`.
-    """
-    reference = quality[(quality["decoder"] == baseline) & (quality["status"] == "ok")].drop_duplicates("group_id")
-    exact = quality[["group_id"]].merge(reference[["group_id", *_COMPARABLE, "fid"]], on="group_id", how="left")
-    verdicts: list[bool | None] = []
-    for row, base in zip(quality.to_dict("records"), exact.to_dict("records"), strict=True):
-        checks = []
-        if "max_deviation" in tolerance and pd.notna(row["deviation_rmse"]):
-            checks.append(row["deviation_rmse"] <= tolerance["max_deviation"])
-        comparable = pd.notna(row["fid"]) and pd.notna(base["fid"]) and all(row[c] == base[c] for c in _COMPARABLE)
-        if "max_fid_increase" in tolerance and comparable:
-            checks.append(row["fid"] <= base["fid"] * (1 + tolerance["max_fid_increase"]))
-        broken = row["status"] != "ok" or bool(row["nonfinite_samples"] and row["nonfinite_samples"] > 0)
-        verdicts.append(False if broken else bool(all(checks)) if checks else None)
-    return pd.Series(verdicts, index=quality.index, dtype=object)
-
-
-_COMPARABLE = ["fid_features", "num_samples"]
-"""What two FIDs must have in common: they are biased by the number of samples."""
-
 _FIGURES = [
     "wall_s",
     "images_per_s",
@@ -209,20 +182,29 @@ _FIGURES = [
 ]
 
 
-def paired_ratios(good: pd.DataFrame, baseline: str = "sequential") -> pd.DataFrame:
+def paired_ratios(good: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     """The rounds with `ratio`: the baseline's wall time in the same group, session and round over the row's own.
 
     Args:
         good: rows of `timings` that ended well.
         baseline: as in `paired_speedups`.
     """
-    pair = ["group_id", "session", "round"]
     candidates = good[good["decoder"] == baseline]
     candidates = candidates.assign(_other=candidates["label"] != baseline).sort_values(["_other", "label", "cell_id"])
     chosen = candidates.drop_duplicates("group_id")["cell_id"]
-    reference = candidates.loc[candidates["cell_id"].isin(chosen), [*pair, "wall_s"]]
-    merged = good.merge(reference.rename(columns={"wall_s": "baseline_s"}), on=pair, how="left")
-    return merged.assign(ratio=merged["baseline_s"] / merged["wall_s"])
+    return ratios_to(good, candidates[candidates["cell_id"].isin(chosen)])
+
+
+def ratios_to(rounds: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Rounds with `ratio`: the reference's wall time in the same group, session and round over the row's own.
+
+    Args:
+        rounds: rows of `timings` that ended well.
+        reference: such rows of one cell a group.
+    """
+    pair = ["group_id", "session", "round"]
+    merged = rounds.merge(reference[[*pair, "wall_s"]].rename(columns={"wall_s": "reference_s"}), on=pair, how="left")
+    return merged.assign(ratio=merged["reference_s"] / merged["wall_s"])
 
 
 class Shift(NamedTuple):

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.breaks import break_conditions, warnings
 from analysis.drift import doubts
-from analysis.statistics import layer_costs, paired_speedups, valid_cells
+from analysis.quality import break_conditions, valid_cells, warnings
+from analysis.statistics import BASELINE, layer_costs, paired_speedups
+from analysis.text import speedup
 from harness.errors import StoreError
 from harness.runs.store import Run
-
-BASELINE = "sequential"
+from harness.runs.titles import title
 
 _QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_rmse", "valid"]
 
@@ -106,11 +106,11 @@ def _table(setting: dict[str, Any], group: pd.DataFrame) -> Table:
     checkpoint = "" if setting["checkpoint"] == setting["dataset"] else f" ({setting['checkpoint']})"
     guidance = "" if pd.isna(setting["guidance"]) else f", guidance {json.loads(setting['guidance'])['scale']:g}"
     guidance += "" if pd.isna(setting["denoise"]) else f", denoised by {setting['denoise']:g}"
-    title = (
+    heading = (
         f"{setting['dataset']}{checkpoint}{guidance}, batch {setting['batch_size']}, seed {setting['seed']}, "
         f"{setting['device']}, {setting['dtype']}, {setting['threads']} threads"
     )
-    table = Table(title=escape(title), title_justify="left", title_style="bold")
+    table = Table(title=escape(heading), title_justify="left", title_style="bold")
     table.add_column("decoder")
     for column in ("tau", "time s", "speed-up", "fwd", "FID", "KID", "deviation", "FPE", "depth"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -148,8 +148,7 @@ def _speedup(row: dict[Any, Any]) -> str:
         return ""
     if row["decoder"] == BASELINE and row["speedup"] == row["low"] == row["high"] == 1:
         return "1"
-    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
-    text = f"{row['speedup']:.2f}x{interval}"
+    text = speedup(row["speedup"], row["low"], row["high"])
     return escape(f"({text})" if row["valid"] is False else text)
 
 
@@ -167,7 +166,7 @@ def _best(group: pd.DataFrame) -> dict[Any, Any] | None:
 
 
 def _name(row: dict[Any, Any]) -> str:
-    return escape(row["label"]) + ("" if pd.isna(row["tau"]) else f" tau {row['tau']:g}")
+    return escape(title(row["label"], row["tau"]))
 
 
 def _number(value: float | None, form: str) -> str:

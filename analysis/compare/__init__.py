@@ -4,7 +4,7 @@ Cells are joined on `cell_key`. Times are compared as ratios within each run's o
 machines may be compared as far as that is possible at all. Costs that need no clock are compared exactly.
 """
 
-from analysis.compare.runs import TOLERANCE, Comparison, compare_runs
-from analysis.compare.verdicts import VERDICTS, Verdict
+from analysis.compare.runs import TOLERANCE, CellVerdict, compare_runs
+from analysis.compare.verdicts import VERDICTS, Comparison, Verdict
 
-__all__ = ["TOLERANCE", "VERDICTS", "Comparison", "Verdict", "compare_runs"]
+__all__ = ["TOLERANCE", "VERDICTS", "CellVerdict", "Comparison", "Verdict", "compare_runs"]

@@ -10,14 +10,15 @@ import json
 import math
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from analysis.compare.verdicts import ALPHA
+from analysis.compare.render import text
+from analysis.compare.verdicts import ALPHA, VERDICTS, Comparison, Verdict, judge
 from analysis.statistics import shift_of_rounds
 from harness.errors import HarnessError
 
@@ -36,11 +37,11 @@ class Measurement:
     """One benchmark with one set of parameters.
 
     Args:
-        value: median, count or bytes; NaN where it was left out, None where it failed.
+        value: median, count or bytes; NaN where it was left out or failed.
         samples: seconds, where they were recorded.
     """
 
-    value: float | None
+    value: float
     samples: np.ndarray
     version: str
 
@@ -55,31 +56,17 @@ class Results:
     measurements: dict[str, Measurement]
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """The verdict on one benchmark: ``"failed"``, ``"worse"``, ``"better"``, ``"same"`` or ``"ambiguous"``."""
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkVerdict(Verdict):
+    """What became of one benchmark: slower also where a tracked cost or the peak memory grew."""
+
+    HEADINGS: ClassVar = ("verdict", "benchmark", "evidence")
+    PLURAL: ClassVar = "benchmarks"
 
     name: str
-    verdict: str
-    evidence: str
 
-    @property
-    def regressed(self) -> bool:
-        """Whether the comparison fails because of it."""
-        return self.verdict in ("failed", "worse")
-
-
-@dataclass(frozen=True)
-class BenchmarkComparison:
-    """Every common benchmark's verdict, regressions first, and what a reader should know."""
-
-    benchmarks: list[Benchmark]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def regressed(self) -> bool:
-        """Whether any benchmark regressed."""
-        return any(benchmark.regressed for benchmark in self.benchmarks)
+    def row(self) -> list[str]:
+        return [self.verdict, self.name, "; ".join(self.evidence)]
 
 
 def read_results(path: Path) -> Results:
@@ -134,8 +121,8 @@ def save_costs(results: Results, target: Path = COSTS) -> Path:
     return target
 
 
-def compare_results(base: Results, new: Results, tolerance: float = TOLERANCE) -> BenchmarkComparison:
-    """Compare every benchmark that both hold, in the same version.
+def compare_results(base: Results, new: Results, tolerance: float = TOLERANCE) -> Comparison[BenchmarkVerdict]:
+    """Compare every benchmark that both hold in the same version, and name those that one of them lacks.
 
     Args:
         base: the stored results.
@@ -147,36 +134,37 @@ def compare_results(base: Results, new: Results, tolerance: float = TOLERANCE) -
     """
     same_machine = base.machine == new.machine
     notes = [] if same_machine else ["not one machine: tracked costs are compared, no time and no memory"]
-    common = [name for name in base.measurements if name in new.measurements]
-    changed = [name for name in common if base.measurements[name].version != new.measurements[name].version]
+    before, after = (_comparable(results, same_machine) for results in (base, new))
+    common = [name for name in before if name in new.measurements]
+    changed = [name for name in common if before[name].version != new.measurements[name].version]
     if changed:
         notes.append(f"{len(changed)} benchmarks changed their version and are left out, such as {changed[0]}")
-    verdicts = [
-        verdict
-        for name in common
-        if name not in changed and (same_machine or ".track_" in name)
-        for verdict in _compare(name, base.measurements, new.measurements, tolerance)
-    ]
-    if not verdicts:
+    compared = [name for name in common if name not in changed]
+    if not compared:
         raise HarnessError(f"'{base.path}' and '{new.path}' have no benchmark in common that could be compared")
-    order = ("failed", "worse", "ambiguous", "better", "same")
-    return BenchmarkComparison(sorted(verdicts, key=lambda one: (order.index(one.verdict), one.name)), notes)
+    verdicts = [
+        *(_compare(name, base.measurements, new.measurements, tolerance) for name in compared),
+        *(BenchmarkVerdict(name=name, verdict="gone") for name in before if name not in new.measurements),
+        *(BenchmarkVerdict(name=name, verdict="new") for name in after if name not in before),
+    ]
+    verdicts.sort(key=lambda one: (VERDICTS.index(one.verdict), one.name))
+    return Comparison(verdicts, same_machine, tolerance, notes)
+
+
+def _comparable(results: Results, same_machine: bool) -> dict[str, Measurement]:
+    """What was measured and means something: set-up is no benchmark, and seconds are those of one machine."""
+    return {
+        name: found
+        for name, found in results.measurements.items()
+        if (same_machine or ".track_" in name) and ".peakmem_setup" not in name and not math.isnan(found.value)
+    }
 
 
 def print_comparison(base: Results, new: Results, tolerance: float = TOLERANCE) -> int:
     """Compare and print what is not the same; the exit code, 1 for a regression."""
     comparison = compare_results(base, new, tolerance)
-    for benchmark in comparison.benchmarks:
-        if benchmark.verdict != "same":
-            print(f"{benchmark.verdict:<9}  {benchmark.name}  {benchmark.evidence}")
-    for note in comparison.notes:
-        print(f"note: {note}")
-    count = sum(benchmark.regressed for benchmark in comparison.benchmarks)
-    end = f"{count} regressed" if count else "no regression"
-    print(
-        f"{base.commit[:8]} -> {new.commit[:8]}: {len(comparison.benchmarks)} benchmarks, {end} "
-        f"beyond a tolerance of {tolerance:.0%}"
-    )
+    print(f"{base.commit[:8]} -> {new.commit[:8]}")
+    print(text(comparison, [verdict for verdict in comparison.verdicts if verdict.verdict != "same"]))
     return int(comparison.regressed)
 
 
@@ -187,50 +175,50 @@ def _measurements(name: str, row: dict[str, Any]) -> Iterator[tuple[str, Measure
     samples = row.get("samples") or [None] * len(combinations)
     for combination, value, seconds in zip(combinations, values, samples, strict=True):
         title = f"{name}({', '.join(text.strip(chr(39)) for text in combination)})" if combination else name
-        yield title, Measurement(value, np.asarray(seconds or [], dtype=float), str(row.get("version")))
+        yield (
+            title,
+            Measurement(
+                math.nan if value is None else value, np.asarray(seconds or [], dtype=float), str(row.get("version"))
+            ),
+        )
 
 
 def _compare(
     name: str, base: dict[str, Measurement], new: dict[str, Measurement], tolerance: float
-) -> Iterator[Benchmark]:
-    before, after = base[name], new[name]
-    if before.value is None or math.isnan(before.value) or ".peakmem_setup" in name:
-        return
-    if after.value is None or math.isnan(after.value):
-        yield Benchmark(name, "failed", f"was {before.value:.4g}, now there is no result")
+) -> BenchmarkVerdict:
+    before, after = base[name].value, new[name].value
+    if math.isnan(after):
+        verdict, evidence = "invalid", f"failed: was {before:.4g}, now there is no result"
     elif ".time_" in name:
-        yield _compare_seconds(name, before, after, tolerance)
+        verdict, evidence = _compare_seconds(base[name], new[name], tolerance)
     elif ".peakmem_" in name:
         setup = name.replace(".peakmem_run", ".peakmem_setup")
-        own = [max(_value(values, name) - _value(values, setup), 0.0) for values in (base, new)]
-        evidence = f"{own[0] / 1e6:.1f} -> {own[1] / 1e6:.1f} MB beyond set-up"
-        grown, shrunk = (a > b * (1 + tolerance) and a - b > LEAST_BYTES for a, b in (own[::-1], own))
-        yield Benchmark(name, "worse" if grown else "better" if shrunk else "same", evidence)
+        own, now = (
+            max(values[name].value - (values[setup].value if setup in values else 0.0), 0.0) for values in (base, new)
+        )
+        verdict = _of_cost(own, now, tolerance, LEAST_BYTES)
+        evidence = f"{own / 1e6:.1f} -> {now / 1e6:.1f} MB beyond set-up"
     else:
-        evidence = f"{before.value:.6g} -> {after.value:.6g}"
-        worse, better = (a > b * (1 + tolerance) for a, b in ((after.value, before.value), (before.value, after.value)))
-        yield Benchmark(name, "worse" if worse else "better" if better else "same", evidence)
+        verdict, evidence = _of_cost(before, after, tolerance), f"{before:.6g} -> {after:.6g}"
+    return BenchmarkVerdict(name=name, verdict=verdict, regressed=verdict in ("invalid", "slower"), evidence=[evidence])
 
 
-def _compare_seconds(name: str, before: Measurement, after: Measurement, tolerance: float) -> Benchmark:
-    assert before.value is not None and after.value is not None
-    if not len(before.samples) or not len(after.samples):
-        factor, p_value = after.value / before.value, math.nan
-        evidence = f"{before.value:.3g} -> {after.value:.3g} s, {factor - 1:+.1%}; samples were not recorded"
-    else:
-        shift = shift_of_rounds(after.samples, before.samples, 1 - ALPHA)
-        factor, p_value = shift.factor, shift.p_value
-        evidence = f"{before.value:.3g} -> {after.value:.3g} s, {factor - 1:+.1%}, Mann-Whitney p = {p_value:.2g}"
-    if max(factor, 1 / factor) <= 1 + tolerance:
-        return Benchmark(name, "same", evidence)
-    if not p_value < ALPHA:
-        return Benchmark(name, "ambiguous", evidence)
-    return Benchmark(name, "worse" if factor > 1 else "better", evidence)
+def _compare_seconds(before: Measurement, after: Measurement, tolerance: float) -> tuple[str, str]:
+    shift = shift_of_rounds(after.samples, before.samples, 1 - ALPHA)
+    told = f"{before.value:.3g} -> {after.value:.3g} s"
+    if math.isnan(shift.factor):
+        factor = after.value / before.value
+        return judge(factor, math.nan, tolerance), f"{told}, {factor - 1:+.1%}; samples were not recorded"
+    evidence = f"{told}, {shift.factor - 1:+.1%}, Mann-Whitney p = {shift.p_value:.2g}"
+    return judge(shift.factor, shift.p_value, tolerance), evidence
 
 
-def _value(values: dict[str, Measurement], name: str) -> float:
-    measurement = values.get(name)
-    return 0.0 if measurement is None or measurement.value is None else measurement.value
+def _of_cost(before: float, after: float, tolerance: float, least: float = 0.0) -> str:
+    """The verdict on what needs no clock; a change of no more than `least` is none."""
+    grown, shrunk = (
+        big > small * (1 + tolerance) and big - small > least for big, small in ((after, before), (before, after))
+    )
+    return "slower" if grown else "faster" if shrunk else "same"
 
 
 def _resolve(what: str) -> str:

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.statistics import paired_ratios, valid_cells
+from analysis.quality import valid_cells
+from analysis.statistics import BASELINE, paired_ratios
 from harness.runs.store import Run
-
-BASELINE = "sequential"
 
 
 @dataclass(frozen=True)

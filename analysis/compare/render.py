@@ -5,42 +5,41 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from analysis.compare.runs import TOLERANCE, Comparison, compare_runs
-from analysis.compare.verdicts import VERDICTS, Verdict, title
+import numpy as np
+
+from analysis.compare.runs import TOLERANCE, CellVerdict, compare_runs
+from analysis.compare.verdicts import VERDICTS, Comparison, Verdict
+from analysis.text import markdown_table
 from harness.runs.store import Run
 
-HEADINGS = ("verdict", "dataset", "decoder", "batch", "speed-up", "evidence")
 
-
-def text(comparison: Comparison, only_regressed: bool = False) -> str:
-    """A table for a terminal, then the notes and the sum."""
+def text(comparison: Comparison, shown: Sequence[Verdict]) -> str:
+    """A table for a terminal of the verdicts that are to be shown, then the notes and the sum."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*HEADINGS, box=None, pad_edge=False)
-    for cell in _chosen(comparison, only_regressed):
-        table.add_row(*_row(cell))
     console = Console(width=160, color_system=None)
     with console.capture() as capture:
-        if table.rows:
+        if shown:
+            table = Table(*shown[0].HEADINGS, box=None, pad_edge=False)
+            for verdict in shown:
+                table.add_row(*verdict.row())
             console.print(table)
         for line in _closing(comparison):
             console.print(line, highlight=False, soft_wrap=True)
     return capture.get().rstrip()
 
 
-def markdown(comparison: Comparison, only_regressed: bool = False) -> str:
+def markdown(comparison: Comparison, shown: Sequence[Verdict]) -> str:
     """A Markdown table, then the notes and the sum."""
-    rows = [_row(cell) for cell in _chosen(comparison, only_regressed)]
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *rows] if rows else []
-    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-    return "\n".join([*table, *([""] if table else []), *(f"{line}  " for line in _closing(comparison))]).rstrip()
+    table = [markdown_table([shown[0].HEADINGS, *(verdict.row() for verdict in shown)]), ""] if shown else []
+    return "\n".join([*table, *(f"{line}  " for line in _closing(comparison))]).rstrip()
 
 
-def as_json(comparison: Comparison, only_regressed: bool = False) -> str:
+def as_json(comparison: Comparison, shown: Sequence[CellVerdict]) -> str:
     """Every figure; what is unknown is null."""
     names = ("dataset", "checkpoint", "decoder", "label", "tau", "options", "guidance", "batch_size", "seed")
     cells = [
@@ -56,7 +55,7 @@ def as_json(comparison: Comparison, only_regressed: bool = False) -> str:
             else {name: _plain(value) for name, value in cell.shift._asdict().items()},
             "evidence": cell.evidence,
         }
-        for cell in _chosen(comparison, only_regressed)
+        for cell in shown
     ]
     return json.dumps(
         {
@@ -77,46 +76,31 @@ def print_comparison(
 ) -> int:
     """Compare two runs and print the result; the exit code, 1 for a regression."""
     comparison = compare_runs(base, new, tolerance)
-    print(FORMATS[form](comparison, only_regressed))
+    print(FORMATS[form](comparison, [cell for cell in comparison.verdicts if cell.regressed or not only_regressed]))
     return int(comparison.regressed)
 
 
-FORMATS: dict[str, Callable[[Comparison, bool], str]] = {"text": text, "markdown": markdown, "json": as_json}
-"""Renderings by name: (comparison, only regressed cells) -> text."""
-
-
-def _chosen(comparison: Comparison, only_regressed: bool) -> list[Verdict]:
-    return [cell for cell in comparison.cells if cell.regressed or not only_regressed]
-
-
-def _row(cell: Verdict) -> list[str]:
-    speedups = " -> ".join(f"{value:.2f}x" for value in (cell.base, cell.new) if not math.isnan(value))
-    return [
-        cell.verdict,
-        str(cell.description["dataset"]),
-        title(cell.description),
-        str(cell.description["batch_size"]),
-        speedups,
-        "; ".join(cell.evidence),
-    ]
+FORMATS: dict[str, Callable[[Comparison, Sequence[Any]], str]] = {"text": text, "markdown": markdown, "json": as_json}
+"""Renderings by name: (comparison, verdicts to be shown) -> text."""
 
 
 def _closing(comparison: Comparison) -> list[str]:
     counts = ", ".join(f"{count} {verdict}" for verdict, count in _counts(comparison))
-    regressed = sum(cell.regressed for cell in comparison.cells)
+    regressed = sum(verdict.regressed for verdict in comparison.verdicts)
     end = f"{regressed} regressed" if regressed else "no regression"
+    total = f"{len(comparison.verdicts)} {comparison.verdicts[0].PLURAL}"
     return [
         *(f"note: {note}" for note in comparison.notes),
-        f"{len(comparison.cells)} cells: {counts}; {end} beyond a tolerance of {comparison.tolerance:.0%}",
+        f"{total}: {counts}; {end} beyond a tolerance of {comparison.tolerance:.0%}",
     ]
 
 
 def _counts(comparison: Comparison) -> list[tuple[str, int]]:
-    found = Counter(cell.verdict for cell in comparison.cells)
+    found = Counter(verdict.verdict for verdict in comparison.verdicts)
     return [(verdict, found[verdict]) for verdict in VERDICTS if found[verdict]]
 
 
 def _plain(value: Any) -> Any:
     """A number, string or None that JSON can hold."""
-    value = value.item() if hasattr(value, "item") else value
+    value = value.item() if isinstance(value, np.generic) else value
     return None if value is None or (isinstance(value, float) and not math.isfinite(value)) else value

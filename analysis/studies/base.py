@@ -43,7 +43,7 @@ class Findings:
         rounded: name to frame that holds what rounding alone decides, such as when a last bit settles: repeated on the
             same kind of processor only; written as ``NAME-rounding.csv``.
         timed: name to frame that holds wall times or measured memory; written as ``NAME-timed.csv``.
-        figures: name to figure, written as ``NAME.png``; drawn inside `analysis.style.theme`.
+        figures: name to figure, written as ``NAME.png``; drawn inside `analysis.figures.style.theme`.
         values: further values for the template, computed from the frames.
         claims: what was found of the claims that this study answers.
     """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.load import BASELINE, Runs, ranked
+from analysis.load import Runs, ranked
+from analysis.quality import exact_fid
 from analysis.statistics import layer_costs
+from analysis.text import speedup
 
 NAMES = ["flow", "dataset", "checkpoint", "decoder", "series", "tau", "batch_size", "num_tokens", "num_layers"]
 """What a cell is called in every table of a study."""
@@ -18,19 +20,15 @@ def deterministic(runs: Runs) -> pd.DataFrame:
 
     Returns:
         The columns of `NAMES`; fpe, depth and iterations (of each layer, as text); those of the table `quality`;
-        fid_rise, the share by which FID is above sequential's in the same group and by the same features and
-        as many samples.
+        fid_rise, the share by which FID is above `exact_fid`.
     """
     cells = runs.cells[["cell_id", "group_id", *NAMES]]
     shape = cells[["cell_id", "num_tokens", "num_layers"]]
     costs = layer_costs(runs.tables["layers"].merge(shape, on="cell_id")).drop(columns="modes")
     quality = runs.tables["quality"]
-    quality = quality.loc[quality["status"] == "ok", ["cell_id", "fid_features", *_QUALITY]]
+    quality = quality.loc[quality["status"] == "ok", ["cell_id", "status", "fid_features", *_QUALITY]]
     frame = cells.merge(costs, on="cell_id", how="left").merge(quality, on="cell_id", how="left")
-    alike = ["group_id", "fid_features", "num_samples"]  # FID is biased by the number of samples
-    exact = frame.loc[frame["decoder"] == BASELINE, [*alike, "fid"]].dropna().drop_duplicates(alike)
-    frame = frame.merge(exact.rename(columns={"fid": "fid_exact"}), on=alike, how="left")
-    frame = frame.assign(fid_rise=frame["fid"] / frame["fid_exact"] - 1)
+    frame = frame.assign(fid_rise=frame["fid"] / exact_fid(frame) - 1)
     return ranked(frame)[[*NAMES, "fpe", "depth", "iterations", *_QUALITY, "fid_rise"]]
 
 
@@ -69,5 +67,4 @@ def slower(row: dict) -> bool | None:
 
 def told(row: dict) -> str:
     """A speed-up with its interval."""
-    interval = "" if pd.isna(row["low"]) else f" [{row['low']:.2f}, {row['high']:.2f}]"
-    return f"{row['speedup']:.2f}x{interval}"
+    return speedup(row["speedup"], row["low"], row["high"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.studies.base import Finding
+from analysis.text import DASH, markdown_table
 from harness.errors import HarnessError, unknown
 
 STORED = ("claims.csv", "claims-timed.csv")
@@ -107,7 +108,7 @@ def rows(findings: Sequence[tuple[str, Finding]]) -> list[Row]:
 
     A claim is agreed with where the findings of all flows that could be measured agree.
     """
-    table = []
+    found = []
     for claim in claims().values():
         own = [(study, finding) for study, finding in findings if finding.claim == claim.id]
         verdicts = {finding.agrees for _, finding in own} - {None}
@@ -116,5 +117,25 @@ def rows(findings: Sequence[tuple[str, Finding]]) -> list[Row]:
             verdict = words[None if len(verdicts) == 2 else verdicts.pop()]
         else:
             verdict = "not measurable here" if own or claim.beyond else "not run"
-        table.append(Row(claim, verdict, own))
-    return table
+        found.append(Row(claim, verdict, own))
+    return found
+
+
+def table(findings: Sequence[tuple[str, Finding]]) -> str:
+    """The claim table in Markdown."""
+    head = ["", "the paper", "says", "verdict", "what we measured", "criterion"]
+    return markdown_table([head, *(_cells(row) for row in rows(findings))])
+
+
+def _cells(row: Row) -> list[str]:
+    claim = row.claim
+    measured = "<br>".join(_measured(study, finding, row.verdict) for study, finding in row.findings)
+    criteria = "; ".join(dict.fromkeys(finding.criterion for _, finding in row.findings))
+    nothing = f"nothing: {claim.beyond}" if claim.beyond else "not measured yet"
+    return [claim.kind, claim.source, claim.says, f"**{row.verdict}**", measured or nothing, criteria or DASH]
+
+
+def _measured(study: str, finding: Finding, verdict: str) -> str:
+    own = {True: " (agree)", False: " (disagree)", None: " (not measurable)"}[finding.agrees]
+    clock = " ⏱" if finding.timed else ""
+    return f"[{finding.flow}]({study}.md){clock}: {finding.measured}{own if verdict == 'mixed' else ''}"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 
+from analysis.figures.files import save, settle, write_csv
 from analysis.load import Runs, load
-from analysis.plot import DASH, as_text, listing, quantity, rows_of, times
-from analysis.render import save, settle, write_csv
 from analysis.studies.base import Findings
-from analysis.studies.claims import checked, read_findings, rows, write_findings
+from analysis.studies.claims import checked, read_findings, table, write_findings
 from analysis.studies.stored import ROUNDED, TIMED, Comparison, compare
+from analysis.text import listing, markdown, percent, quantity, times
 from harness.errors import HarnessError, StoreError
 
 TABLE = "README.md"
@@ -71,7 +71,7 @@ def require_text(name: str) -> None:
 
 def claim_table(results: Path) -> str:
     """The claim table in Markdown, from the findings stored below `results`."""
-    return _environment().get_template(f"{TABLE}.j2").render(rows=rows(read_findings(results)))
+    return _environment().get_template(f"{TABLE}.j2").render(table=table(read_findings(results)))
 
 
 def _write(name: str, title: str, profile: str, runs: Runs, folder: Path) -> None:
@@ -135,23 +135,6 @@ def machine(runs: Runs) -> str:
     return listing(told)
 
 
-def markdown(frame: pd.DataFrame, headings: Mapping[str, str] | None = None, shares: Collection[str] = ()) -> str:
-    """A frame as a Markdown table: the columns of `headings`, by default all of them; `shares` are told in per cent.
-
-    >>> print(markdown(pd.DataFrame({"tau": [0.5], "rise": [0.0412]}), {"tau": "tau", "rise": "rise"}, ["rise"]))
-    | tau | rise |
-    |---|---|
-    | 0.5 | 4.1 % |
-    """
-    frame = frame.assign(**{name: [percent(share, 1) for share in frame[name]] for name in shares})
-    head, *body = (f"| {' | '.join(_escaped(cell) for cell in line)} |" for line in rows_of(as_text(frame, headings)))
-    return "\n".join([head, "|" + "---|" * (len(headings) if headings else frame.shape[1]), *body])
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|")
-
-
 def pick(frame: pd.DataFrame, **where: Any) -> dict[str, Any]:
     """The one row whose columns have these values; None stands for a missing one.
 
@@ -167,15 +150,6 @@ def pick(frame: pd.DataFrame, **where: Any) -> dict[str, Any]:
     if len(chosen) != 1:
         raise HarnessError(f"{len(chosen)} rows have {where}; a study's text needs exactly one")
     return {str(key): value for key, value in chosen.to_dict("records")[0].items()}
-
-
-def percent(share: float, digits: int = 0) -> str:
-    """A share as text.
-
-    >>> percent(0.052), percent(float("nan"))
-    ('5 %', '–')
-    """
-    return DASH if pd.isna(share) else f"{100 * share:.{digits}f} %"
 
 
 def _environment() -> jinja2.Environment:

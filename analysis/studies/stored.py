@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.plot import listing
+from analysis.text import listing
 
 TIMED, ROUNDED = "-timed.csv", "-rounding.csv"
 OF_ITSELF, OF_COLUMN, FLOAT32 = 1e-4, 1e-5, 1e-7

@@ -1,6 +1,7 @@
 """The gate over asv's result files, on files as asv writes them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ PARAMS = [["'digits'"], ["'sequential'", "'sejd'"], ["0.5"], ["16"]]
 COLUMNS = ["result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b", "stats_q_25",
            "stats_q_75", "number", "repeat", "samples", "profile"]  # fmt: skip
 SEJD = "(digits, sejd, 0.5, 16)"
+SLOW = f"decoding.Decode.track_iterations{SEJD}"
 
 
 def result(values, samples=None, params=PARAMS, version="1"):
@@ -57,14 +59,14 @@ def compare(tmp_path):
 
 
 def regressed(comparison):
-    return {benchmark.name for benchmark in comparison.benchmarks if benchmark.regressed}
+    return {benchmark.name for benchmark in comparison.verdicts if benchmark.regressed}
 
 
 def test_the_same_commit_has_no_regression(compare):
     comparison = compare()
     assert not comparison.regressed
-    assert {benchmark.verdict for benchmark in comparison.benchmarks} == {"same"}
-    assert len(comparison.benchmarks) == 8  # two decoders on four benchmarks and one alone, less one left out by NaN
+    assert {benchmark.verdict for benchmark in comparison.verdicts} == {"same"}
+    assert len(comparison.verdicts) == 8  # two decoders on four benchmarks and one alone, less one left out by NaN
 
 
 @pytest.mark.parametrize(
@@ -83,8 +85,8 @@ def test_what_grew_is_named(compare, change, names):
 
 
 def test_evidence_says_by_how_much(compare):
-    (benchmark,) = (one for one in compare(time=0.13).benchmarks if one.regressed)
-    assert "+3" in benchmark.evidence and "Mann-Whitney p" in benchmark.evidence
+    (benchmark,) = (one for one in compare(time=0.13).verdicts if one.regressed)
+    assert "+3" in benchmark.evidence[0] and "Mann-Whitney p" in benchmark.evidence[0]
 
 
 def test_across_machines_only_costs_that_need_no_clock_are_compared(compare):
@@ -103,13 +105,22 @@ def test_without_samples_no_time_is_called_worse(tmp_path):
             del row[5:]
         (tmp_path / f"{name}.json").write_text(json.dumps(data))
         files.append(read_results(tmp_path / f"{name}.json"))
-    verdicts = {benchmark.name: benchmark.verdict for benchmark in compare_results(*files).benchmarks}
+    verdicts = {benchmark.name: benchmark.verdict for benchmark in compare_results(*files).verdicts}
     assert verdicts[f"decoding.Decode.time_run{SEJD}"] == "ambiguous"
 
 
 def test_a_changed_benchmark_is_left_out_and_told(compare):
     comparison = compare(time=1.0, version="2")
     assert not comparison.regressed and "changed their version" in comparison.notes[0]
+
+
+def test_a_benchmark_that_one_side_lacks_is_named(tmp_path):
+    base, new = stored(tmp_path / "base.json"), stored(tmp_path / "new.json")
+    only = new.measurements.pop("quality.Load.time_run")
+    new.measurements["quality.Read.time_run"] = only
+    verdicts = {one.name: one.verdict for one in compare_results(base, new).verdicts if one.verdict != "same"}
+    assert verdicts == {"quality.Load.time_run": "gone", "quality.Read.time_run": "new"}
+    assert print_comparison(base, new) == 0
 
 
 def test_the_command_fails_and_names_the_benchmark(tmp_path):
@@ -119,7 +130,7 @@ def test_the_command_fails_and_names_the_benchmark(tmp_path):
         arguments = ["bench-compare", str(tmp_path / "base.json"), str(tmp_path / f"{new}.json")]
         done = CliRunner().invoke(app, arguments, standalone_mode=False)
         assert done.return_value == code, done.output
-        assert (f"worse      decoding.Decode.track_iterations{SEJD}" in done.output) == bool(code)
+        assert bool(re.search(rf"slower +{re.escape(SLOW)} ", done.output)) == bool(code)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"results": {}}', '{"result_columns": [], "results": {"a": 1}}'])

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.breaks import break_conditions, warnings
+from analysis.quality import break_conditions, warnings
 from analysis.report import build
 from analysis.summary import print_summary
 from harness.runs.store import RunStore

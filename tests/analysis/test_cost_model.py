@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.cost_model import SHAPE, CostModel, median_costs, predicted_speedup, relative_errors
-from analysis.published_model import implied
+from analysis.studies.ujd_loss.cost_model import SHAPE, CostModel, median_costs, predicted_speedup, relative_errors
+from analysis.studies.ujd_loss.published_model import implied
 
 
 def truth(frame):

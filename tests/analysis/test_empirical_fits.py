@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.fits import order_of_convergence, power, slope
+from analysis.regression import order_of_convergence, power, slope
 
 
 @pytest.mark.parametrize("order", [1.0, 1.5, 2.0])

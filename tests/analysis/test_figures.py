@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from synthetic import EXPONENT, ORDER, cells, deviation, iterations, options, residual_rows, wall_s, write_run
 
-from analysis import breakdown, convergence, frontier, memory, order, redundancy, samples, table1, tau
-from analysis import iterations as iterations_figure
+from analysis.figures import convergence, memory, order, pareto, redundancy, samples, tau, time_breakdown
+from analysis.figures import iterations as iterations_figure
+from analysis.figures.plot import Omitted
 from analysis.load import load
-from analysis.plot import Omitted
-from analysis.report import PLOTS
+from analysis.report.page import PLOTS, table1
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def lines(ax):
 
 
 def test_speedups_are_those_put_in(runs):
-    frame = frontier.data(runs, "deviation_rmse")
+    frame = pareto.data(runs, "deviation_rmse")
     truth = {(cell["decoder"], cell["tau"], cell["batch_size"]): cell for cell in cells()}
     base = {cell["batch_size"]: wall_s(cell) for cell in cells() if cell["decoder"] == "sequential"}
     for row in frame[frame["decoder"] != "sequential"].to_dict("records"):
@@ -43,14 +43,14 @@ def test_speedups_are_those_put_in(runs):
         assert row["low"] <= row["speedup"] <= row["high"]
         assert row["deviation_rmse"] == deviation(cell)
         assert row["valid"] == (deviation(cell) <= 0.05)  # at 0.05 and above FID is 5 % up, beyond the tolerance
-    assert "18 of 45 cells are beyond the tolerance" in frontier.finding(frame, "deviation_rmse")
+    assert "18 of 45 cells are beyond the tolerance" in pareto.finding(frame, "deviation_rmse")
 
 
 def test_the_points_drawn_are_the_frame_and_invalid_ones_hollow(runs):
-    from analysis.style import PAPER
+    from analysis.figures.style import PAPER
 
-    frame = frontier.data(runs, "deviation_rmse")
-    fig = frontier.draw(frame, "deviation_rmse")
+    frame = pareto.data(runs, "deviation_rmse")
+    fig = pareto.draw(frame, "deviation_rmse")
     for ax, (_, panel) in zip(fig.axes, frame.groupby("batch_size"), strict=True):
         points = [
             line for line in ax.lines if len(line.get_xdata()) == 1 and line.get_marker() not in ("", "None", "_")
@@ -62,11 +62,11 @@ def test_the_points_drawn_are_the_frame_and_invalid_ones_hollow(runs):
 
 def test_the_front_holds_the_undominated_and_no_invalid_cell():
     cost, gain = np.array([0.0, 0.1, 0.1, 0.2, 0.3]), np.array([1.0, 3.0, 2.0, 3.0, 4.0])
-    assert frontier.on_front(cost, gain).tolist() == [True, True, False, False, True]
+    assert pareto.on_front(cost, gain).tolist() == [True, True, False, False, True]
 
 
 def test_invalid_cells_are_not_on_the_front(runs):
-    frame = frontier.data(runs, "deviation_rmse")
+    frame = pareto.data(runs, "deviation_rmse")
     assert not frame.loc[frame["valid"] == False, "front"].any()  # noqa: E712
     assert frame["front"].any()
 
@@ -178,14 +178,14 @@ def test_tau_sensitivity_is_the_median_of_the_cells(runs):
 
 
 def test_shares_of_time_add_up_and_bars_end_at_the_total(runs):
-    frame = breakdown.data(runs)
+    frame = time_breakdown.data(runs)
     assert frame.groupby("title")["share"].sum().to_numpy() == pytest.approx(1.0)
-    fig = breakdown.draw(frame)
+    fig = time_breakdown.draw(frame)
     ends = sorted(round(bar.get_x() + bar.get_width(), 6) for bar in fig.axes[0].patches)
     totals = frame.groupby("title")["wall_s"].sum() * 1e3
     assert all(round(total, 6) in ends for total in totals)
     steps = sum(iterations({"decoder": "sejd", "tau": 0.5, "num_tokens": 64}, layer)[1] for layer in range(1, 5))
-    assert f"{63 / steps:.0%}" in breakdown.finding(frame)
+    assert f"{63 / steps:.0%}" in time_breakdown.finding(frame)
 
 
 def test_differences_are_measured_in_image_units(runs, folder):
@@ -254,4 +254,4 @@ def test_options_make_series_of_their_own(tmp_path):
 def test_sequential_alone_is_no_frontier(tmp_path):
     runs = load([write_run(tmp_path / "run", list(cells(decoders=("sequential",))), images=False)])
     with pytest.raises(Omitted, match="alone"):
-        frontier.data(runs, "fid")
+        pareto.data(runs, "fid")

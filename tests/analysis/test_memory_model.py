@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.attention import sdpa_kernel
 
-from analysis.memory_model import predicted_live_bytes, predicted_peak_bytes, weights_bytes
+from analysis.studies.memory.formula import predicted_live_bytes, predicted_peak_bytes, weights_bytes
 from harness.decoders import build_decoder
 from harness.flows.coupled import coupled_tarflow
 from harness.flows.synthetic import synthetic_state

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 from synthetic import write_run
 
-from analysis import guesses, nilpotency, redundancy
+from analysis.figures import guesses, jacobian_powers, redundancy
+from analysis.figures.plot import Omitted
 from analysis.load import load
-from analysis.plot import Omitted
 from analysis.studies.convergence import findings as convergence_study
 from analysis.studies.redundancy import findings as redundancy_study
 from harness.runs.store import RunStore
@@ -151,13 +151,13 @@ def test_medians_and_iterations_to_an_error_are_the_known_ones(folder):
 
 
 def test_powers_of_the_jacobian_are_told_as_they_are(folder):
-    frame = nilpotency.data(load([folder]))
-    told = nilpotency.contraction(frame).set_index("layer")
+    frame = jacobian_powers.data(load([folder]))
+    told = jacobian_powers.contraction(frame).set_index("layer")
     assert told.loc[1, "norm"] == pytest.approx(3.0) and told.loc[1, "first_below_one"] == 3
     assert (told["vanishes_at"] == TOKENS).all() and told.loc[2, "factor_last"] == pytest.approx(0.25)
-    sentence = nilpotency.finding(frame)
+    sentence = jacobian_powers.finding(frame)
     assert "from 0.54 (layer 3) to 3 (layer 1)" in sentence and "exactly 0 from t = 16 on" in sentence
-    assert len(nilpotency.draw(frame).axes) == 2
+    assert len(jacobian_powers.draw(frame).axes) == 2
 
 
 def test_redundancy_has_a_column_per_reading_and_tells_what_leaks(folder):
@@ -197,7 +197,7 @@ def test_a_probe_of_older_code_is_left_out(tmp_path):
 
 def test_runs_without_probes_say_so(tmp_path):
     runs = load([write_run(tmp_path / "run", only=["timings"], images=False)])
-    for plot in (*guesses.PLOTS, *nilpotency.PLOTS, *redundancy.PLOTS):
+    for plot in (*guesses.PLOTS, *jacobian_powers.PLOTS, *redundancy.PLOTS):
         with pytest.raises(Omitted, match="the runs hold no"):
             plot.data(runs)
 

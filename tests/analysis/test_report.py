@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from synthetic import cells, deviation, layer_rows, residual_rows, timing_rows, write_run
 
+from analysis.figures.files import write_csv
 from analysis.load import load
-from analysis.render import write_csv
-from analysis.report import HEADLINE, PLOTS, TABLES, build
+from analysis.report.page import HEADLINE, PLOTS, TABLES, build
 from harness.errors import HarnessError, StoreError
 
 ROOT = Path(__file__).parents[2]
@@ -221,4 +221,4 @@ def test_analysis_never_imports_torch():
 
 def test_templates_and_published_figures_are_package_data():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["analysis"]
-    assert {"templates/*", "published.csv"} <= set(patterns)
+    assert {"report/templates/*", "published.csv"} <= set(patterns)

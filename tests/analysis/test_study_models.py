@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from analysis.load import load
-from analysis.memory_model import predicted_live_bytes
 from analysis.studies.memory import findings as memory
+from analysis.studies.memory.formula import predicted_live_bytes
 from analysis.studies.ujd_loss import findings as ujd_loss
 from analysis.studies.which_layers import findings as which_layers
 from harness.runs.store import RunStore

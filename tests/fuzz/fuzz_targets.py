@@ -22,8 +22,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from analysis.compare.render import print_comparison
-from analysis.context import environment, summary
 from analysis.load import load
+from analysis.report.provenance import environment, summary
 from analysis.summary import summarise
 from harness.cli import main
 from harness.datasets import load_dataset

@@ -187,7 +187,7 @@ def test_a_large_run_resumes_without_reading_it_all(run):
 def test_the_report_of_a_large_run_fits_into_two_gigabytes(run, tmp_path):
     _, out, _ = run
     code = (
-        "import resource, sys, time; from analysis.report import build; t = time.perf_counter();"
+        "import resource, sys, time; from analysis.report.page import build; t = time.perf_counter();"
         f"build([{str(out)!r}], {str(tmp_path)!r});"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, time.perf_counter() - t)"
     )

@@ -24,7 +24,7 @@ def test_a_saved_run_compares_as_the_run_itself(run):
     assert baselines()["digits-cpu"].resolve() == folder.resolve()
     stored = open_run("digits-cpu")
     assert stored.manifest["environment"] == run.manifest["environment"]
-    assert {cell.verdict for cell in compare_runs(stored, run).cells} == {"same"}
+    assert {cell.verdict for cell in compare_runs(stored, run).verdicts} == {"same"}
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 100_000
     assert len(parts(folder, "timings")) == 1 and not (folder / "samples").exists()
 

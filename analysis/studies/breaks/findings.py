@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from analysis.breaks import CONDITIONS, MAX_FID_INCREASE, break_conditions, warnings
 from analysis.load import BASELINE, PAPER_TAU, Runs, load
+from analysis.quality import CONDITIONS, MAX_FID_INCREASE, break_conditions, warnings
 from analysis.studies.base import Finding, Findings
 
 _HELD = {

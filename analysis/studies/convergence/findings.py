@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import guesses, nilpotency
-from analysis.fits import CONFIDENCE, order_of_convergence
+from analysis.figures import guesses, jacobian_powers
+from analysis.figures.plot import Omitted
+from analysis.figures.redundancy import MARKERS, named
+from analysis.figures.style import INK, figure, finish, layer_colors, legend_below, palette, theme
 from analysis.load import PAPER_TAU, Runs
-from analysis.plot import Omitted, quantity
-from analysis.redundancy import MARKERS, named
+from analysis.regression import CONFIDENCE, order_of_convergence
 from analysis.studies.base import Finding, Findings
-from analysis.style import INK, figure, finish, layer_colors, legend_below, palette, theme
+from analysis.text import quantity
 
 GOALS = (0.1, 0.01, 0.001)
 """RMS errors, in the layer's own units, that iterations are counted to."""
@@ -39,12 +40,12 @@ def findings(runs: Runs) -> Findings:
     tables = {"iterations": iterations, "stops": stops, "orders": orders, "ends": ends, "bounds": bounds}
     tables["taus"] = _taus(stops)
     try:
-        powers = nilpotency.data(runs)
+        powers = jacobian_powers.data(runs)
     except Omitted:
         pass
     else:
-        tables |= {"powers": nilpotency.contraction(powers), "norms": powers}
-        figures |= {f"powers-{flow}": nilpotency.draw(rows) for flow, rows in powers.groupby("flow")}
+        tables |= {"powers": jacobian_powers.contraction(powers), "norms": powers}
+        figures |= {f"powers-{flow}": jacobian_powers.draw(rows) for flow, rows in powers.groupby("flow")}
         claims += _nilpotent(tables["powers"])
     return Findings(
         tables=tables,

@@ -7,14 +7,13 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.figures.style import INK, decoder_style, figure, finish, legend_below, log_axis, theme
 from analysis.load import BASELINE, PAPER_TAU, Runs
-from analysis.plot import listing
 from analysis.published import published
 from analysis.statistics import paired_speedups
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import NAMES, deterministic, faster, told
-from analysis.studies.render import percent
-from analysis.style import INK, decoder_style, figure, finish, legend_below, log_axis, theme
+from analysis.text import listing, percent
 
 UNCACHED = "uncached"
 """The paper's baseline: a full forward pass for every token."""

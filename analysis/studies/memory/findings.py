@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.fits import power
-from analysis.load import Runs
-from analysis.memory_model import predicted_live_bytes, predicted_peak_bytes, weights_bytes
-from analysis.plot import lowest, quantity
+from analysis.figures.style import INK, DecoderStyle, decoder_style, figure, finish, legend_below, theme
+from analysis.load import Runs, lowest
 from analysis.published import published
+from analysis.regression import power
 from analysis.studies.base import Finding, Findings
-from analysis.style import INK, DecoderStyle, decoder_style, figure, finish, legend_below, theme
+from analysis.studies.memory.formula import predicted_live_bytes, predicted_peak_bytes, weights_bytes
+from analysis.text import quantity
 
 MIB, GB = 2**20, 1e9
 LARGE = 16 * MIB

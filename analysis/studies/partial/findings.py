@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.figures.style import decoder_style, figure, finish, layer_colors, legend_below, theme
 from analysis.load import PAPER_TAU, Runs
-from analysis.plot import listing, quantity
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic, layerwise, speed, told
-from analysis.style import decoder_style, figure, finish, layer_colors, legend_below, theme
+from analysis.text import listing, quantity
 
 READING, LEFT_OUT = "input", 5
 """The reading in which the dependence is truly removed, and the paper's largest o."""

@@ -6,13 +6,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from analysis.figures.style import INK, decoder_style, figure, finish, legend_below, theme
 from analysis.load import PAPER_TAU, Runs
-from analysis.plot import quantity
 from analysis.published import published
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic
 from analysis.studies.tau.findings import BATCH
-from analysis.style import INK, decoder_style, figure, finish, legend_below, theme
+from analysis.text import quantity
 
 
 def findings(runs: Runs) -> Findings:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.load import Runs
-from analysis.plot import Omitted, highest, lowest, quantity
-from analysis.redundancy import READINGS, data, draw, draw_strips, strips
+from analysis.figures.plot import Omitted
+from analysis.figures.redundancy import READINGS, data, draw, draw_strips, strips
+from analysis.load import Runs, highest, lowest
 from analysis.studies.base import Finding, Findings
+from analysis.text import quantity
 
 PAPER_O = (1, 2, 5)
 """What the paper leaves out."""

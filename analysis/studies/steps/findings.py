@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.figures.style import figure, finish, grid_of_axes, layer_colors, legend_below, theme
 from analysis.load import BASELINE, Runs, one_batch
-from analysis.plot import listing, quantity
 from analysis.studies.base import Finding, Findings
-from analysis.style import figure, finish, grid_of_axes, layer_colors, legend_below, theme
+from analysis.text import listing, quantity
 
 ITERATED = "ujd"
 

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from analysis.breaks import MAX_FID_INCREASE
-from analysis.fits import power
+from analysis.figures.style import INK, decoder_style, figure, finish, legend_below, log_axis, theme
 from analysis.load import PAPER_TAU, Runs
-from analysis.plot import listing, quantity
+from analysis.quality import MAX_FID_INCREASE
+from analysis.regression import power
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic, faster, layerwise, slower, speed, told
-from analysis.style import INK, decoder_style, figure, finish, legend_below, log_axis, theme
+from analysis.text import listing, quantity
 
 BATCH = 16
 FEW_ITERATIONS = 6

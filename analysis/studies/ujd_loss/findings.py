@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.cost_model import SHAPE, CostModel, median_costs, predicted_speedup, relative_errors
+from analysis.figures.style import INK, decoder_style, figure, finish, layer_colors, legend_below, log_axis, theme
 from analysis.load import Runs
-from analysis.plot import listing
-from analysis.published_model import implied
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import slower, speed, told
-from analysis.style import INK, decoder_style, figure, finish, layer_colors, legend_below, log_axis, theme
+from analysis.studies.ujd_loss.cost_model import SHAPE, CostModel, median_costs, predicted_speedup, relative_errors
+from analysis.studies.ujd_loss.published_model import implied
+from analysis.text import listing
 
 RANDOM = "random-"
 """What the names of flows with random weights begin with: the model is fitted to them and tested on the others."""

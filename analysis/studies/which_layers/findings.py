@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.load import Runs
-from analysis.plot import Omitted, listing, lowest
+from analysis.figures.plot import Omitted
+from analysis.figures.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, sequential_map, theme
+from analysis.load import Runs, lowest
 from analysis.statistics import median_interval
 from analysis.studies.base import Finding, Findings
-from analysis.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, sequential_map, theme
+from analysis.text import listing
 
 PAPER, NONE, AUTO = "1", "none", "auto"
 """Names of choices: the paper's, UJD's, and the tuned schedule, which is none of the 2^K."""

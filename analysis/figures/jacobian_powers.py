@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.load import Runs
-from analysis.plot import Plot, highest, lowest, quantity, require
-from analysis.redundancy import MARKERS, named
-from analysis.style import INK, figure, finish, layer_colors, legend_below, theme
+from analysis.figures.plot import Plot, require
+from analysis.figures.redundancy import MARKERS, named
+from analysis.figures.style import INK, figure, finish, layer_colors, legend_below, theme
+from analysis.load import Runs, highest, lowest
+from analysis.text import quantity
 
 FLOOR = 1e-60
 """Norms below are not drawn: 0, or on the way there."""

@@ -6,10 +6,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from analysis.load import PAPER_TAU, Runs, nearest_tau, one_batch, ranked, title_of
-from analysis.plot import Plot, Table, highest, quantity, require
+from analysis.figures.plot import Plot, Table, require
+from analysis.figures.style import INK, PAPER, figure, finish, layer_colors, legend_below, theme
+from analysis.load import PAPER_TAU, Runs, highest, nearest_tau, one_batch, ranked, title_of
 from analysis.published import CITATION, reference
-from analysis.style import INK, PAPER, figure, finish, layer_colors, legend_below, theme
+from analysis.text import quantity
 
 
 def data(runs: Runs) -> pd.DataFrame:

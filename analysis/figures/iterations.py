@@ -8,9 +8,10 @@ import seaborn
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
-from analysis.load import Runs, one_batch, ranked, title_of
-from analysis.plot import Plot, highest, listing, quantity, require
-from analysis.style import INK, PAPER, decoder_style, figure, finish, sequential_map, theme
+from analysis.figures.plot import Plot, require
+from analysis.figures.style import INK, PAPER, decoder_style, figure, finish, sequential_map, theme
+from analysis.load import Runs, highest, one_batch, ranked, title_of
+from analysis.text import listing, quantity
 
 
 def data(runs: Runs) -> pd.DataFrame:

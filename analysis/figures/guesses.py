@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.figures.plot import Plot, require
+from analysis.figures.redundancy import named
+from analysis.figures.style import Dashes, figure, finish, grid_of_axes, legend_below, palette, theme
 from analysis.load import Runs
-from analysis.plot import Plot, listing, require
-from analysis.redundancy import named
-from analysis.style import Dashes, figure, finish, grid_of_axes, legend_below, palette, theme
+from analysis.text import listing
 
 ORDER = ("zeros", "normal", "input", "fitted")
 NAMES = {"zeros": "zeros", "normal": "standard normal", "input": "the layer's input", "fitted": "fitted"}

@@ -72,12 +72,6 @@ def decoder_style(decoder: str) -> DecoderStyle:
     )
 
 
-def decoder_rank(decoder: str) -> tuple[int, str]:
-    """Sort key: the listed decoders in their order, then the others by name."""
-    order = list(DECODERS)
-    return (order.index(decoder) if decoder in DECODERS else len(order), decoder)
-
-
 def layer_colors(count: int) -> list[str]:
     """(count,) colours for layers, from dark to light, so that their order survives greyscale."""
     shades = sequential_map()(np.linspace(0.3, 0.95, count))  # the darkest would drown in a dark page

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.load import BASELINE, PAPER_TAU, Runs, ranked, title_of
-from analysis.plot import DASH, Table, as_text, highest, listing, quantity, require, rows_of, times
+from analysis.figures.plot import Table, require
+from analysis.load import BASELINE, PAPER_TAU, Runs, highest, ranked, title_of
 from analysis.published import CITATION, reference
-from analysis.statistics import layer_costs, valid_cells
+from analysis.quality import valid_cells
+from analysis.statistics import layer_costs
+from analysis.text import DASH, as_text, listing, markdown_table, quantity, rows_of, times
 
 HEADINGS = {
     "flow": "flow",
@@ -105,8 +107,7 @@ def _published(row: pd.Series) -> str:
 
 def markdown(frame: pd.DataFrame) -> str:
     """Table 1 as Markdown, the reference column marked."""
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows_of(as_text(frame, HEADINGS))]
-    return "\n".join([head, "|" + "---|" * len(HEADINGS), *body, "", f"Published: {CITATION}.", ""])
+    return f"{markdown_table(rows_of(as_text(frame, HEADINGS)))}\n\nPublished: {CITATION}.\n"
 
 
 _LATEX = {"×": r"$\times$", "±": r"$\pm$", "τ": r"$\tau$", "–": "--", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}

@@ -1,14 +1,18 @@
-"""The break conditions of Jacobi decoding as its paper states them (arXiv 2505.24791), found in the tables.
+"""Whether a decode keeps its quality: validity by the matrix's tolerance, and the paper's break conditions.
 
-Iteration is of use only while a layer settles in fewer than L iterations, where it is exact anyway; while FID stays
-within 5 % of sequential's; and while residuals fall. What breaks one of these is a warning, never an error.
+By the paper (arXiv 2505.24791) Jacobi iteration is of use only while a layer settles in fewer than L iterations, where
+it is exact anyway; while FID stays within 5 % of sequential's; and while residuals fall. What breaks one of these is a
+warning, never an error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
+
+from analysis.statistics import BASELINE
+from harness.runs.titles import title
 
 MAX_FID_INCREASE = 0.05
 """Relative to sequential's."""
@@ -18,8 +22,47 @@ CONDITIONS = ("iterations", "fid", "residuals")
 COLUMNS = ["cell_id", "condition", "layer", "value", "limit"]
 
 
+def exact_fid(quality: pd.DataFrame, baseline: str = BASELINE) -> pd.Series:
+    """The baseline's FID that each row's own may be compared with; NaN where there is none.
+
+    It is of the same group, by the same features and from as many samples: FID is biased by their number.
+
+    Args:
+        quality: group_id, decoder, status, fid, fid_features and num_samples are read.
+        baseline: the decoder.
+    """
+    alike = ["group_id", "fid_features", "num_samples"]
+    exact = quality[quality["decoder"].eq(baseline) & quality["status"].eq("ok")].dropna(subset=["fid", *alike])
+    found = quality[alike].merge(exact.drop_duplicates(alike)[[*alike, "fid"]], on=alike, how="left")
+    return found["fid"].set_axis(quality.index)
+
+
+def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline: str = BASELINE) -> pd.Series:
+    """Which cells keep their quality, and so may headline their speed.
+
+    Args:
+        quality: the table of that name with each cell's `group_id` and `decoder`.
+        tolerance: `max_deviation`, RMSE in image units, and `max_fid_increase`, relative to `exact_fid`; either may be
+            absent.
+        baseline: the decoder that is valid by definition.
+
+    Returns:
+        True, False, or None where nothing was stated or measured, in the order of `quality`.
+    """
+    verdicts: list[bool | None] = []
+    for row, exact in zip(quality.to_dict("records"), exact_fid(quality, baseline), strict=True):
+        checks = []
+        if "max_deviation" in tolerance and pd.notna(row["deviation_rmse"]):
+            checks.append(row["deviation_rmse"] <= tolerance["max_deviation"])
+        if "max_fid_increase" in tolerance and pd.notna(row["fid"]) and pd.notna(exact):
+            checks.append(row["fid"] <= exact * (1 + tolerance["max_fid_increase"]))
+        broken = row["status"] != "ok" or bool(row["nonfinite_samples"] and row["nonfinite_samples"] > 0)
+        verdicts.append(False if broken else bool(all(checks)) if checks else None)
+    return pd.Series(verdicts, index=quality.index, dtype=object)
+
+
 def break_conditions(
-    cells: pd.DataFrame, layers: pd.DataFrame, quality: pd.DataFrame, baseline: str = "sequential"
+    cells: pd.DataFrame, layers: pd.DataFrame, quality: pd.DataFrame, baseline: str = BASELINE
 ) -> pd.DataFrame:
     """What broke, a row for each cell and condition, and for each layer where layers are to blame.
 
@@ -45,7 +88,7 @@ def warnings(found: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         found: from `break_conditions`, or some of its rows.
         cells: the table of that name; cell_id, label and tau are read.
     """
-    names = {row["cell_id"]: _name(row) for row in cells.to_dict("records")}
+    names = {row["cell_id"]: title(row["label"], row["tau"]) for row in cells.to_dict("records")}
     told = []
     for condition in CONDITIONS:
         rows = found[found["condition"] == condition]
@@ -77,15 +120,9 @@ def _redecoded(solved: pd.DataFrame) -> list[dict]:
 
 
 def _fid(cells: pd.DataFrame, quality: pd.DataFrame, baseline: str) -> Iterator[dict[str, object]]:
-    measured = quality[(quality["status"] == "ok") & quality["fid"].notna()]
-    measured = measured[["cell_id", "fid", "fid_features", "num_samples"]].merge(
-        cells[["cell_id", "group_id", "decoder"]], on="cell_id"
-    )
-    alike = ["group_id", "fid_features", "num_samples"]  # FID is biased by the number of samples
-    reference = measured[measured["decoder"] == baseline].drop_duplicates(alike)
-    pairs = measured.merge(reference, on=alike, suffixes=("", "_exact"))
-    pairs = pairs.assign(limit=pairs["fid_exact"] * (1 + MAX_FID_INCREASE))
-    for row in pairs[pairs["fid"] > pairs["limit"]].to_dict("records"):
+    measured = quality.merge(cells[["cell_id", "group_id", "decoder"]], on="cell_id")
+    measured = measured.assign(limit=exact_fid(measured, baseline) * (1 + MAX_FID_INCREASE))
+    for row in measured[measured["status"].eq("ok") & measured["fid"].gt(measured["limit"])].to_dict("records"):
         yield _row(row, "fid", value=row["fid"], limit=row["limit"])
 
 
@@ -97,10 +134,6 @@ def _residuals(solved: pd.DataFrame) -> Iterator[dict[str, object]]:
 def _row(row: dict, condition: str, value: float | None = None, limit: float | None = None) -> dict[str, object]:
     layer = None if condition == "fid" else row["layer"]
     return {"cell_id": row["cell_id"], "condition": condition, "layer": layer, "value": value, "limit": limit}
-
-
-def _name(row: dict) -> str:
-    return str(row["label"]) + ("" if pd.isna(row["tau"]) else f" tau {row['tau']:g}")
 
 
 def _blame(condition: str, rows: pd.DataFrame) -> str:

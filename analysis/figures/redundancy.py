@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
-from analysis.load import Runs
-from analysis.plot import Plot, highest, lowest, quantity, require
-from analysis.style import figure, finish, layer_colors, legend_below, theme
+from analysis.figures.plot import Plot, require
+from analysis.figures.style import figure, finish, layer_colors, legend_below, theme
+from analysis.load import Runs, highest, lowest
+from analysis.text import quantity
 
 STRIPS = "redundancy"
 """Folder of a run for image strips, named ``CHECKPOINT_READING_oNN.png``."""

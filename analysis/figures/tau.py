@@ -6,10 +6,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.fits import power
-from analysis.load import Runs, one_batch, ranked
-from analysis.plot import Plot, highest, listing, quantity, require, times
-from analysis.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, theme
+from analysis.figures.plot import Plot, require
+from analysis.figures.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, theme
+from analysis.load import Runs, highest, one_batch, ranked
+from analysis.regression import power
+from analysis.text import listing, quantity, times
 
 MEASURES = {
     "wall_s": "wall time (s)",

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.convergence import KEYS, curves, fullest
-from analysis.fits import order_of_convergence
-from analysis.load import BASELINE, Runs
-from analysis.plot import Omitted, Plot, highest, lowest, quantity, require
-from analysis.style import INK, decoder_style, figure, finish, layer_colors, theme
+from analysis.figures.convergence import KEYS, curves, fullest
+from analysis.figures.plot import Omitted, Plot, require
+from analysis.figures.style import INK, decoder_style, figure, finish, layer_colors, theme
+from analysis.load import BASELINE, Runs, highest, lowest
+from analysis.regression import order_of_convergence
+from analysis.text import quantity
 
 
 def data(runs: Runs) -> pd.DataFrame:

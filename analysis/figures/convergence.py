@@ -8,17 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.figures.plot import Plot, require
+from analysis.figures.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, theme
 from analysis.load import BASELINE, Runs, one_batch, ranked, title_of
-from analysis.plot import Plot, listing, quantity, require
-from analysis.style import (
-    INK,
-    decoder_style,
-    figure,
-    finish,
-    grid_of_axes,
-    legend_below,
-    theme,
-)
+from analysis.text import listing, quantity
 
 MAX_POINTS = 200
 """Longer curves are drawn at this many iterations, evenly spaced on the logarithmic axis."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import re
 import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure
 
+from analysis.figures.files import data_columns, inline_svg, save, settle, slug, write_csv
+from analysis.figures.plot import Omitted, Plot, Table
 from analysis.load import Runs
-from analysis.plot import Omitted, Plot, Table, as_text, data_columns, rows_of
-from analysis.style import INK, PAPER, theme
+from analysis.text import as_text, rows_of
 
 FORMATS = ("png", "svg", "pdf")
 FORMAT_NAMES = {"md": "Markdown", "tex": "LaTeX"}
@@ -145,55 +141,3 @@ def _panel(plot: Plot, heading: str, frame: pd.DataFrame, name: str, folder: Pat
     numbers = Grid(*_headed(text)) if len(text) <= MOST_ROWS else None
     svg = inline_svg(drawn, name, f"{plot.title}. {plot.finding(frame)}")
     return Panel(heading, plot.finding(frame), svg, float(drawn.get_figwidth()), files, numbers)
-
-
-def write_csv(frame: pd.DataFrame, path: Path) -> str:
-    """Write a frame, always the same bytes for the same numbers; columns that begin with "_" are not data.
-
-    Returns:
-        The file's name.
-    """
-    frame[data_columns(frame)].to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
-    return path.name
-
-
-def settle(drawn: Figure) -> None:
-    """Lay a figure out once, instead of once for every file written from it."""
-    with theme():
-        drawn.draw_without_rendering()
-        drawn.set_layout_engine("none")
-
-
-def save(drawn: Figure, path: Path, salt: str) -> None:
-    """Write a figure; the same figure gives the same bytes."""
-    dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with theme(), matplotlib.rc_context({"svg.hashsalt": salt}):
-        drawn.savefig(path, metadata=dated.get(path.suffix[1:]))
-
-
-def inline_svg(drawn: Figure, name: str, title: str) -> str:
-    """A figure as an SVG element for a page: ids of its own, text and background in the page's colours."""
-    buffer = io.StringIO()
-    with theme(), matplotlib.rc_context({"svg.hashsalt": name}):
-        drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="none", transparent=False)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-    opening = re.compile(r'<svg\b[^>]*?viewBox="([^"]+)"[^>]*>', flags=re.DOTALL)
-    return opening.sub(
-        rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" '
-        rf'role="img" aria-label="{escape(title)}">',
-        text,
-        count=1,
-    )
-
-
-def slug(text: str) -> str:
-    """A value as part of a file name.
-
-    >>> slug("digits, batch 16")
-    'digits-batch-16'
-    """
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

@@ -7,24 +7,23 @@ from pathlib import Path
 
 import jinja2
 
-from analysis import (
-    breakdown,
-    context,
+from analysis.figures import (
     convergence,
-    frontier,
     guesses,
     iterations,
+    jacobian_powers,
     memory,
-    nilpotency,
     order,
+    pareto,
     redundancy,
     samples,
-    table1,
     tau,
+    time_breakdown,
 )
+from analysis.figures.plot import Omitted, Plot, Table
 from analysis.load import Runs, load
-from analysis.plot import Omitted, Plot, Table
-from analysis.render import FORMATS, Section, TableSection, render, render_table
+from analysis.report import provenance, table1
+from analysis.report.render import FORMATS, Section, TableSection, render, render_table
 from harness import __version__
 from harness.errors import HarnessError, StoreError, unknown
 
@@ -32,14 +31,14 @@ PAGE = "report.html"
 FIGURES = "figures"
 
 PLOTS: tuple[Plot, ...] = (
-    *frontier.PLOTS,
+    *pareto.PLOTS,
     *samples.PLOTS,
     *iterations.PLOTS,
-    *breakdown.PLOTS,
+    *time_breakdown.PLOTS,
     *convergence.PLOTS,
     *order.PLOTS,
     *guesses.PLOTS,
-    *nilpotency.PLOTS,
+    *jacobian_powers.PLOTS,
     *tau.PLOTS,
     *memory.PLOTS,
     *redundancy.PLOTS,
@@ -47,7 +46,7 @@ PLOTS: tuple[Plot, ...] = (
 """Every figure family, in the order of the page."""
 
 HEADLINE: Table = table1.TABLES[0]
-TABLES: tuple[Table, ...] = (*breakdown.TABLES,)
+TABLES: tuple[Table, ...] = (*time_breakdown.TABLES,)
 """The tables after the figures; `HEADLINE` comes before them."""
 
 
@@ -92,20 +91,20 @@ def _page(runs: Runs, headline: TableSection, sections: list[Section], tables: l
     except Omitted:
         headlines = []
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("analysis"),
+        loader=jinja2.PackageLoader("analysis.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("report.html").render(
-        summary=context.summary(runs),
+        summary=provenance.summary(runs),
         headlines=headlines,
         headline=headline,
         sections=sections,
         tables=tables,
-        method=context.method(runs),
-        environment=context.environment(runs),
+        method=provenance.method(runs),
+        environment=provenance.environment(runs),
         figures=FIGURES,
         version=__version__,
     )

@@ -7,9 +7,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.load import BASELINE, PAPER_TAU, Runs, nearest_tau, one_batch, title_of
-from analysis.plot import Plot, highest, listing, lowest, quantity, require
-from analysis.style import figure, theme
+from analysis.figures.plot import Plot, require
+from analysis.figures.style import figure, theme
+from analysis.load import BASELINE, PAPER_TAU, Runs, highest, lowest, nearest_tau, one_batch, title_of
+from analysis.text import listing, quantity
 
 RANGE = 2.0
 """Of image units, [-1, 1]."""

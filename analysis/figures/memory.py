@@ -10,10 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.fits import power
-from analysis.load import Runs, nearest_tau, ranked, title_of
-from analysis.plot import Omitted, Plot, highest, lowest, quantity, require
-from analysis.style import decoder_style, figure, finish, legend_below, theme
+from analysis.figures.plot import Omitted, Plot, require
+from analysis.figures.style import decoder_style, figure, finish, legend_below, theme
+from analysis.load import Runs, highest, lowest, nearest_tau, ranked, title_of
+from analysis.regression import power
+from analysis.text import quantity
 
 MIB = 2**20
 NOISE = 0.05

@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.load import BASELINE, Runs, ranked, title_of
-from analysis.plot import Omitted, Plot, highest, listing, lowest, quantity, require, times
-from analysis.statistics import valid_cells
-from analysis.style import INK, PAPER, decoder_style, figure, finish, grid_of_axes, legend_below, theme
+from analysis.figures.plot import Omitted, Plot, require
+from analysis.figures.style import INK, PAPER, decoder_style, figure, finish, grid_of_axes, legend_below, theme
+from analysis.load import BASELINE, Runs, highest, lowest, ranked, title_of
+from analysis.quality import valid_cells
+from analysis.text import listing, quantity, times
 
 MEASURES = {
     "deviation_rmse": ("deviation", "deviation (RMSE, image units)"),

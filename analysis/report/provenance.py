@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.breaks import break_conditions, warnings
 from analysis.drift import doubts
 from analysis.load import Runs
-from analysis.plot import DASH, listing
-from analysis.render import Grid
+from analysis.quality import break_conditions, warnings
+from analysis.report.render import Grid
 from analysis.statistics import MIN_ROUNDS
+from analysis.text import DASH, listing
 
 
 @dataclass(frozen=True)

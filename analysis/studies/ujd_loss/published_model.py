@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.cost_model import predicted_speedup
 from analysis.published import published
+from analysis.studies.ujd_loss.cost_model import predicted_speedup
 
 
 def implied() -> pd.DataFrame:

@@ -1,0 +1,69 @@
+"""What a figure is here: a data frame, a way to draw it, and a sentence computed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.load import Runs
+
+
+class Omitted(Exception):
+    """A figure that these runs cannot show; the message is the reason, and the page prints it."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure family.
+
+    Args:
+        name: file stem.
+        title: heading on the page.
+        reading: how to read it: axes, marks, what was done to the numbers.
+        data: exactly what is drawn, written beside the figure as CSV; raises `Omitted`.
+        draw: the figure of one such frame.
+        finding: a sentence that says what the frame shows.
+        split: column by whose values the figure is repeated; None for one figure.
+    """
+
+    name: str
+    title: str
+    reading: str
+    data: Callable[[Runs], pd.DataFrame]
+    draw: Callable[[pd.DataFrame], Figure]
+    finding: Callable[[pd.DataFrame], str]
+    split: str | None = "flow"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: like a `Plot` that is not drawn.
+
+    Args:
+        name, title, reading, data, finding: as of a `Plot`.
+        headings: column of the frame to heading, for a table whose CSV says more than its readers need; by default
+            all columns under their names.
+        formats: file suffix to what writes the frame in that format, besides CSV.
+    """
+
+    name: str
+    title: str
+    reading: str
+    data: Callable[[Runs], pd.DataFrame]
+    finding: Callable[[pd.DataFrame], str]
+    headings: Mapping[str, str] = field(default_factory=dict)
+    formats: Mapping[str, Callable[[pd.DataFrame], str]] = field(default_factory=dict)
+
+
+def require(frame: pd.DataFrame, reason: str) -> pd.DataFrame:
+    """The frame itself.
+
+    Raises:
+        Omitted: it has no rows.
+    """
+    if frame.empty:
+        raise Omitted(reason)
+    return frame
