@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, theme
+from analysis.figures.style import INK, columns_for, decoder_style, finish, legend_below, panels_by_layer, theme
 from analysis.load import BASELINE, Runs, one_batch, ranked, title_of
 from analysis.text import listing, quantity
 
@@ -73,11 +73,10 @@ def _log_spaced(last: int) -> frozenset[int]:
 def draw(frame: pd.DataFrame) -> Figure:
     """A panel per layer: error with its band as solid lines, residual dotted, tau lines, and where L makes it exact."""
     layers = sorted(frame["layer"].unique())
-    columns = 3 if len(layers) in (3, 5, 6, 9) else min(4, len(layers))
     with theme():
-        fig = figure(max(4.8, 2.9 * columns), 2.6 * -(-len(layers) // columns) + 0.7)
+        fig, axes = panels_by_layer(layers, 2.6, "iteration or step", "error (RMS), residual (max)")
+        columns = columns_for(len(layers))
         handles: dict[str, object] = {}
-        axes = grid_of_axes(fig, len(layers), columns, share_x=True, share_y=True)
         for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
             ax.set_xscale("log")
             ax.set_yscale("log")
@@ -86,7 +85,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                 style = decoder_style(rows["decoder"].iloc[0])
                 shown = rows.mask(rows[["residual", "error", "error_p10", "error_p90"]] <= 0)
                 (line,) = ax.plot(
-                    rows["iteration"], shown["error"], color=style.color, ls=style.dashes, marker=style.marker,
+                    rows["iteration"], shown["error"], **style.line,
                     ms=4, markevery=_marks(len(rows)),
                 )  # fmt: skip
                 ax.fill_between(
@@ -104,18 +103,12 @@ def draw(frame: pd.DataFrame) -> Figure:
                         ).set_in_layout(False)  # fmt: skip
             steps = int(panel["num_tokens"].iloc[0]) - 1
             ax.axvline(steps, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6, zorder=0)
-            ax.set(
-                title=f"layer {layer}",
-                xlabel="iteration or step" if place + columns >= len(layers) else "",
-                ylabel="error (RMS), residual (max)" if place % columns == 0 else "",
-            )
             finish(ax)
-            ax.tick_params(labelbottom=place + columns >= len(layers))
         fig.set_layout_engine("constrained", rect=(0, 0, 0.97, 1))  # room for the tau labels
         grey = axes[0].plot([], [], color=INK, ls=(0, (1, 1.4)), lw=1.3)[0]
         wall = axes[0].plot([], [], color=INK, ls=(0, (4, 2)), lw=1.0, alpha=0.6)[0]
         named = handles | {"residual": grey, "exact after L − 1": wall}
-        legend_below(fig, list(named.values()), list(named))
+        legend_below(fig, named)
     return fig
 
 

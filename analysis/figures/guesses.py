@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.plot import Plot, require
 from analysis.figures.redundancy import named
-from analysis.figures.style import Dashes, figure, finish, grid_of_axes, legend_below, palette, theme
+from analysis.figures.style import Dashes, finish, legend_below, palette, panels_by_layer, theme
 from analysis.load import Runs
 from analysis.text import listing
 
@@ -61,13 +61,11 @@ def draw(frame: pd.DataFrame) -> Figure:
     """A panel per layer, a line per guess: error against iteration, residual dotted thin."""
     layers = sorted(frame["layer"].unique())
     guesses = ordered(frame["initial"])
-    columns = 3 if len(layers) in (3, 5, 6, 9) else min(4, len(layers))
     colors = palette(len(guesses))
     with theme():
-        fig = figure(max(4.8, 2.9 * columns), 2.5 * -(-len(layers) // columns) + 0.6)
-        axes = grid_of_axes(fig, len(layers), columns, share_x=True, share_y=True)
+        fig, axes = panels_by_layer(layers, 2.5, "iteration", "error (RMS)")
         handles: dict[str, object] = {}
-        for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
+        for ax, layer in zip(axes, layers, strict=True):
             ax.set_yscale("log")
             for number, guess in enumerate(guesses):
                 rows = frame[(frame["layer"] == layer) & (frame["initial"] == guess)]
@@ -81,14 +79,8 @@ def draw(frame: pd.DataFrame) -> Figure:
                     rows["iteration"], shown["error_p10"], shown["error_p90"], color=colors[number], alpha=0.12, lw=0
                 )
                 handles.setdefault(NAMES.get(guess, guess), line)
-            ax.set(
-                title=f"layer {layer}",
-                xlabel="iteration" if place + columns >= len(layers) else "",
-                ylabel="error (RMS)" if place % columns == 0 else "",
-            )
             finish(ax)
-            ax.tick_params(labelbottom=place + columns >= len(layers))
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.redundancy import MARKERS, named
-from analysis.figures.style import INK, figure, finish, layer_colors, legend_below, theme
+from analysis.figures.redundancy import named
+from analysis.figures.style import INK, figure, finish, layer_lines, legend_below, theme
 from analysis.load import Runs, highest, lowest
 from analysis.text import quantity
 
@@ -35,28 +35,21 @@ def data(runs: Runs) -> pd.DataFrame:
 def draw(frame: pd.DataFrame) -> Figure:
     """Norms against the power, a line per layer: the first powers on the left, all of them on the right."""
     layers = sorted(frame["layer"].unique())
-    colors = dict(zip(layers, layer_colors(len(layers)), strict=True))
+    styles = layer_lines(layers)
     length = int(frame["num_tokens"].iloc[0])
     with theme():
         fig = figure(8.6, 3.4)
         left, right = fig.subplots(1, 2)
         handles: dict[str, object] = {}
-        for place, (layer, rows) in enumerate(frame.groupby("layer")):
+        for layer, rows in frame.groupby("layer"):
             rows = rows[rows["norm"] > FLOOR]
             for ax, shown in ((left, rows[rows["power"] <= 12]), (right, rows)):
-                (line,) = ax.plot(
-                    shown["power"], shown["norm"], color=colors[layer], marker=MARKERS[place % len(MARKERS)], ms=4,
-                    markevery=1 if ax is left else 8,
-                )  # fmt: skip
-                ax.fill_between(
-                    shown["power"],
-                    shown["least"].clip(lower=FLOOR),
-                    shown["most"],
-                    color=colors[layer],
-                    alpha=0.12,
-                    lw=0,
+                every = 1 if ax is left else 8
+                (handles[f"layer {layer}"],) = ax.plot(
+                    shown["power"], shown["norm"], **styles[layer], ms=4, markevery=every
                 )
-            handles.setdefault(f"layer {layer}", line)
+                least, color = shown["least"].clip(lower=FLOOR), styles[layer]["color"]
+                ax.fill_between(shown["power"], least, shown["most"], color=color, alpha=0.12, lw=0)
         left.axhline(1, color=INK, lw=0.8, alpha=0.5)
         right.axvline(length, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6)
         right.annotate(
@@ -65,7 +58,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         for ax, title in ((left, "the first powers"), (right, "all powers")):
             ax.set(yscale="log", xlabel="power t", ylabel="spectral norm of Jᵗ", title=title)
             finish(ax)
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 

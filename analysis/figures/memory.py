@@ -8,10 +8,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.figures.plot import Omitted, Plot, require
-from analysis.figures.style import decoder_style, figure, finish, legend_below, theme
+from analysis.figures.style import decoder_style, figure, finish, legend_below, log_axis, theme
 from analysis.load import Runs, highest, lowest, nearest_tau, ranked, title_of
 from analysis.regression import power
 from analysis.text import quantity
@@ -101,9 +100,7 @@ def draw(frame: pd.DataFrame, axis: str) -> Figure:
             rows = frame[(frame["method"] == method) & (frame["measure"] == measure) & (frame["bytes"] > 0)]
             for title, line in rows.groupby("title", sort=False):
                 style = decoder_style(line["decoder"].iloc[0])
-                (handles[str(title)],) = ax.plot(
-                    line[axis], line["bytes"] / MIB, color=style.color, ls=style.dashes, marker=style.marker
-                )
+                (handles[str(title)],) = ax.plot(line[axis], line["bytes"] / MIB, **style.line)
                 ax.annotate(
                     f"{line['exponent'].iloc[0]:.2f}", (line[axis].iloc[-1], line["bytes"].iloc[-1] / MIB),
                     xytext=(5, 0), textcoords="offset points", fontsize=7, va="center", color=style.color,
@@ -112,20 +109,15 @@ def draw(frame: pd.DataFrame, axis: str) -> Figure:
                 ax.axvline(
                     cross["at"], color=decoder_style(str(cross["above"]).split(" ")[0]).color, lw=0.8, ls=":", zorder=0
                 )
-            ax.set_xscale("log", base=2)
-            ax.set_yscale("log", base=2)
-            sizes = sorted(frame[axis].unique())
+            log_axis(ax.xaxis, sorted(frame[axis].unique()), base=2)
+            log_axis(ax.yaxis, base=2)
             ax.set(
                 xlabel=AXES[axis],
                 ylabel="MiB",
                 title=f"{MEASURES[measure]} ({'counted' if measure == 'cache_bytes' else method})",
-                xticks=sizes,
             )
-            for scale in (ax.xaxis, ax.yaxis):
-                scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                scale.set_minor_formatter(NullFormatter())
             finish(ax)
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 

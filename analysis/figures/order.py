@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.convergence import KEYS, curves, fullest
 from analysis.figures.plot import Omitted, Plot, require
-from analysis.figures.style import INK, decoder_style, figure, finish, layer_colors, theme
+from analysis.figures.style import INK, decoder_style, figure, finish, layer_lines, theme
 from analysis.load import BASELINE, Runs, highest, lowest
 from analysis.regression import order_of_convergence
 from analysis.text import quantity
@@ -44,19 +44,12 @@ def draw(frame: pd.DataFrame) -> Figure:
     title = fullest(frame)
     chosen = frame[frame["title"] == title].dropna(subset=["ratio"])
     layers = sorted(frame["layer"].unique())
-    colors = dict(zip(layers, layer_colors(len(layers)), strict=True))
+    styles = layer_lines(layers)
     with theme():
         fig = figure(9.0, 3.4)
         left, right = fig.subplots(1, 2)
-        for place, (layer, rows) in enumerate(chosen.groupby("layer")):
-            left.plot(
-                rows["iteration"],
-                rows["ratio"],
-                color=colors[layer],
-                marker="osD^vPX*"[place % 8],
-                ms=4,
-                label=f"layer {layer}",
-            )
+        for layer, rows in chosen.groupby("layer"):
+            left.plot(rows["iteration"], rows["ratio"], **styles[layer], ms=4, label=f"layer {layer}")
         left.axhline(1, color=INK, lw=0.8, alpha=0.5)
         left.set(yscale="log", xlabel="iteration t", ylabel="error(t) / error(t − 1)", title=f"error ratios, {title}")
         left.legend(ncols=2 if len(layers) > 4 else 1)
@@ -68,15 +61,9 @@ def draw(frame: pd.DataFrame) -> Figure:
             shift = 0.12 * (place - (len(names) - 1) / 2)
             bars = np.vstack([rows["order"] - rows["order_low"], rows["order_high"] - rows["order"]])
             right.errorbar(
-                rows["layer"] + shift,
-                rows["order"],
-                yerr=np.nan_to_num(bars),
-                fmt=style.marker,
-                color=style.color,
-                ms=5,
-                elinewidth=1,
-                label=name,
-            )
+                rows["layer"] + shift, rows["order"], yerr=np.nan_to_num(bars), fmt=style.marker, color=style.color,
+                ms=5, elinewidth=1, label=name,
+            )  # fmt: skip
         right.axhline(1, color=INK, lw=0.8, alpha=0.5)
         right.set(
             xlabel="layer, in decoding order",

@@ -9,10 +9,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.figures.plot import Omitted, Plot, require
-from analysis.figures.style import INK, PAPER, decoder_style, figure, finish, grid_of_axes, legend_below, theme
+from analysis.figures.style import (
+    INK,
+    PAPER,
+    decoder_style,
+    figure,
+    finish,
+    grid_of_axes,
+    legend_below,
+    log_axis,
+    theme,
+)
 from analysis.load import BASELINE, Runs, highest, lowest, ranked, title_of
 from analysis.quality import valid_cells
 from analysis.text import listing, quantity, times
@@ -103,16 +112,13 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
                 ylabel="speed-up over sequential" if batch == batches[0] else "",
             )
             finish(ax)
-        named = [name for name in dict.fromkeys(frame["series"]) if name in handles]
-        legend_below(fig, [handles[name] for name in named], named)
+        legend_below(fig, {name: handles[name] for name in dict.fromkeys(frame["series"]) if name in handles})
     return fig
 
 
 def _scales(ax: Axes, values: pd.Series, measure: str) -> None:
     """Speed-up on a log scale with plain numbers; deviation on one that still shows an exact zero."""
-    ax.set_yscale("log", base=2)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    log_axis(ax.yaxis, base=2, unit="×")
     if measure == "deviation_rmse":
         positive = values[values > ROUNDING]
         if len(positive):

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.style import figure, finish, layer_colors, legend_below, theme
+from analysis.figures.style import figure, finish, layer_lines, legend_below, theme
 from analysis.load import Runs, highest, lowest
 from analysis.text import quantity
 
@@ -30,7 +30,6 @@ READINGS = {
 }
 """The readings of `harness probe redundancy`, in the order drawn, in a few words."""
 SCOPES = {"layer": "in this layer alone", "all": "in every layer"}
-MARKERS = "osD^vPX*<>"
 
 
 def data(runs: Runs) -> pd.DataFrame:
@@ -61,7 +60,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     scopes = [scope for scope in SCOPES if scope in set(frame["scope"])]
     readings = [reading for reading in READINGS if reading in set(frame["reading"])]
     layers = sorted(frame["layer"].unique())
-    colors = dict(zip(layers, layer_colors(len(layers)), strict=True))
+    styles = layer_lines(layers)
     rows = [(scope, measure) for scope in scopes for measure in MEASURES]
     with theme():
         fig = figure(3.2 * len(readings) + 0.4, 2.1 * len(rows) + 0.6)
@@ -70,14 +69,10 @@ def draw(frame: pd.DataFrame) -> Figure:
         for place, (scope, measure) in enumerate(rows):
             for ax, reading in zip(axes[place], readings, strict=True):
                 panel = frame[(frame["scope"] == scope) & (frame["reading"] == reading)]
-                for number, (layer, line) in enumerate(panel.groupby("layer")):
-                    (drawn,) = ax.plot(
-                        line["o"], line[measure], color=colors[layer], marker=MARKERS[number % len(MARKERS)], ms=4
-                    )
-                    ax.fill_between(
-                        line["o"], line[f"{measure}_p10"], line[f"{measure}_p90"], color=colors[layer], alpha=0.1, lw=0
-                    )
-                    handles.setdefault(f"layer {layer}", drawn)
+                for layer, line in panel.groupby("layer"):
+                    (handles[f"layer {layer}"],) = ax.plot(line["o"], line[measure], **styles[layer], ms=4)
+                    band = (line[f"{measure}_{end}"] for end in ("p10", "p90"))
+                    ax.fill_between(line["o"], *band, color=styles[layer]["color"], alpha=0.1, lw=0)
                 _scale(ax, sorted(frame["o"].unique()))
                 if place % len(MEASURES) == 0:
                     ax.set_title(f"{READINGS[reading]},\n{SCOPES[scope]}")
@@ -85,7 +80,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes[place][0].set_ylabel(MEASURES[measure])
         for ax in axes[-1]:
             ax.set_xlabel("predecessors left out, o")
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 

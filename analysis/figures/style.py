@@ -7,17 +7,22 @@ rendering serves the light and the dark page.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import Colormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
+
+MARKERS = "osD^vPX*<>"
+"""Of lines that are no decoder's, in this order."""
 
 INK = "#010203"
 PAPER = "#fefdfc"
@@ -35,6 +40,11 @@ class DecoderStyle(NamedTuple):
     color: str
     marker: str
     dashes: Dashes
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """As keywords of `plot`."""
+        return {"color": self.color, "marker": self.marker, "ls": self.dashes}
 
 
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _LIGHT_PINK, _GREY, _YELLOW, _SKY = seaborn.color_palette(
@@ -72,10 +82,18 @@ def decoder_style(decoder: str) -> DecoderStyle:
     )
 
 
-def layer_colors(count: int) -> list[str]:
-    """(count,) colours for layers, from dark to light, so that their order survives greyscale."""
-    shades = sequential_map()(np.linspace(0.3, 0.95, count))  # the darkest would drown in a dark page
-    return [to_hex(shade) for shade in shades]
+def shades(ordered: Sequence[Any]) -> dict[Any, str]:
+    """Colours for layers or others that have an order, from dark to light, so that it survives greyscale."""
+    colors = sequential_map()(np.linspace(0.3, 0.95, len(ordered)))  # the darkest would drown in a dark page
+    return {value: to_hex(color) for value, color in zip(ordered, colors, strict=True)}
+
+
+def layer_lines(layers: Sequence[Any]) -> dict[Any, dict[str, Any]]:
+    """How each layer is drawn, as keywords of `plot`: by its shade, and by its marker for everybody."""
+    return {
+        layer: {"color": color, "marker": MARKERS[place % len(MARKERS)]}
+        for place, (layer, color) in enumerate(shades(layers).items())
+    }
 
 
 def palette(count: int) -> list[str]:
@@ -147,17 +165,47 @@ def finish(ax: Axes) -> None:
     ax.tick_params(length=0)
 
 
-def log_axis(axis: Any, ticks: Sequence[float] | None = None, base: float = 10) -> None:
+def log_axis(axis: Axis, ticks: Sequence[float] | None = None, base: float = 10, unit: str = "") -> None:
     """A logarithmic axis told in plain numbers, at these ticks or at powers of the base."""
-    getattr(axis.axes, f"set_{axis.axis_name}scale")("log", base=base)
+    ax = axis.axes
+    (ax.set_xscale if axis is ax.xaxis else ax.set_yscale)("log", base=base)
     if ticks is not None:
         axis.set_ticks(ticks)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend_below(fig: Figure, handles: list, labels: list[str]) -> None:
-    """One legend for the whole figure, under it."""
+def lines_against_tau(ax: Axes, rows: pd.DataFrame, column: str, handles: dict[str, Any], band: float = 0) -> None:
+    """A line per series, tau on a logarithmic axis; `low` to `high` shaded where `band` is its opacity."""
+    rows = rows[rows["tau"] > 0]
+    for series, part in rows.groupby("series", sort=False):
+        style, part = decoder_style(part["decoder"].iloc[0]), part.sort_values("tau")
+        (handles[str(series)],) = ax.plot(part["tau"], part[column], **style.line)
+        if band:
+            part = part.dropna(subset=["low"])
+            ax.fill_between(part["tau"], part["low"], part["high"], color=style.color, alpha=band, lw=0)
+    log_axis(ax.xaxis, sorted(rows["tau"].unique()))
+
+
+def columns_for(panels: int) -> int:
+    """Columns of a grid that so many panels fill well."""
+    return 3 if panels in (3, 5, 6, 9) else min(4, panels)
+
+
+def panels_by_layer(layers: Sequence[int], height: float, xlabel: str, ylabel: str) -> tuple[Figure, list[Axes]]:
+    """A panel per layer with common axes, labelled at the rim, and its figure. Call it inside `theme`."""
+    columns = columns_for(len(layers))
+    fig = figure(max(4.8, 2.9 * columns), height * -(-len(layers) // columns) + height - 1.9)
+    axes = grid_of_axes(fig, len(layers), columns, share_x=True, share_y=True)
+    for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
+        lowest = place + columns >= len(layers)
+        ax.set(title=f"layer {layer}", xlabel=xlabel if lowest else "", ylabel="" if place % columns else ylabel)
+        ax.tick_params(labelbottom=lowest)
+    return fig, axes
+
+
+def legend_below(fig: Figure, handles: Mapping[str, Any]) -> None:
+    """One legend for the whole figure, under it: label to what was drawn."""
     if handles:
         columns = max(1, min(len(handles), int(fig.get_figwidth() // 1.9)))
-        fig.legend(handles, labels, loc="outside lower center", ncols=columns)
+        fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)

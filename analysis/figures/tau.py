@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, theme
+from analysis.figures.style import INK, figure, finish, grid_of_axes, legend_below, lines_against_tau, theme
 from analysis.load import Runs, highest, one_batch, ranked
 from analysis.regression import power
 from analysis.text import listing, quantity, times
@@ -49,27 +48,19 @@ def draw(frame: pd.DataFrame) -> Figure:
     shown = {
         column: label for column, label in MEASURES.items() if frame.loc[frame["tau"].notna(), column].notna().any()
     }
-    taus = sorted(frame.loc[frame["tau"] > 0, "tau"].unique())
     with theme():
         fig = figure(2.75 * len(shown) + 0.4, 3.1)
         handles: dict[str, object] = {}
         for ax, (column, label) in zip(grid_of_axes(fig, len(shown), len(shown)), shown.items(), strict=True):
-            for series, rows in frame[frame["tau"] > 0].groupby("series", sort=False):
-                style = decoder_style(rows["decoder"].iloc[0])
-                (handles[str(series)],) = ax.plot(
-                    rows["tau"], rows[column], color=style.color, ls=style.dashes, marker=style.marker
-                )
+            lines_against_tau(ax, frame, column, handles)
             exact = frame.loc[frame["tau"].isna(), column].dropna()
             if len(exact) and column != "deviation_rmse":
                 handles["sequential"] = ax.axhline(exact.iloc[0], color=INK, lw=1, alpha=0.5)
-            ax.set_xscale("log")
-            ax.set(xlabel="τ", title=label, xticks=taus)
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.set(xlabel="τ", title=label)
             if column != "deviation_rmse" and column != "fid":
                 ax.set_ylim(bottom=0)
             finish(ax)
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis.figures.plot import Plot, Table, require
-from analysis.figures.style import INK, PAPER, figure, finish, layer_colors, legend_below, theme
+from analysis.figures.style import INK, PAPER, figure, finish, legend_below, shades, theme
 from analysis.load import PAPER_TAU, Runs, highest, nearest_tau, one_batch, ranked, title_of
 from analysis.published import CITATION, reference
 from analysis.text import quantity
@@ -39,7 +39,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """A stacked bar per decoder, layer 1 darkest; sequential layers are hatched."""
     titles = list(dict.fromkeys(frame["title"]))
     layers = sorted(frame["layer"].unique())
-    colors = dict(zip(layers, layer_colors(len(layers)), strict=True))
+    colors = shades(layers)
     unit, factor = ("ms", 1e3) if frame.groupby("title")["wall_s"].sum().max() < 1 else ("s", 1.0)
     with theme():
         fig = figure(9.0, 1.3 + 0.42 * len(titles))
@@ -67,9 +67,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set(xlabel=f"wall time of one decode ({unit})", xlim=(0, longest * 1.12 or 1))
         ax.grid(False, axis="y")
         finish(ax)
-        handles = [Patch(facecolor=colors[layer], label=f"layer {layer}") for layer in layers]
-        handles.append(Patch(facecolor="none", edgecolor=INK, hatch="////", label="sequential"))
-        legend_below(fig, handles, [str(handle.get_label()) for handle in handles])
+        handles = {f"layer {layer}": Patch(facecolor=color) for layer, color in colors.items()}
+        legend_below(fig, handles | {"sequential": Patch(facecolor="none", edgecolor=INK, hatch="////")})
     return fig
 
 

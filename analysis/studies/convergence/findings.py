@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from analysis.figures import guesses, jacobian_powers
 from analysis.figures.plot import Omitted
-from analysis.figures.redundancy import MARKERS, named
-from analysis.figures.style import INK, figure, finish, layer_colors, legend_below, palette, theme
+from analysis.figures.redundancy import named
+from analysis.figures.style import INK, figure, finish, layer_lines, legend_below, palette, theme
 from analysis.load import PAPER_TAU, Runs
 from analysis.regression import CONFIDENCE, order_of_convergence
 from analysis.studies.base import Finding, Findings
@@ -230,7 +230,7 @@ def _draw_orders(orders: pd.DataFrame) -> Figure:
             ax.set(title=flow, xlabel="layer", xticks=sorted(orders["layer"].unique()))
             finish(ax)
         fig.axes[0].set_ylabel("order of convergence")
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 
@@ -238,24 +238,20 @@ def _draw_bounds(bounds: pd.DataFrame) -> Figure:
     """A panel per flow: error over residual against iteration, a line per layer, from zeros."""
     flows = list(dict.fromkeys(bounds["flow"]))
     layers = sorted(bounds["layer"].unique())
-    colors = dict(zip(layers, layer_colors(len(layers)), strict=True))
+    styles = layer_lines(layers)
     with theme():
         fig = figure(max(5.6, 3.1 * len(flows) + 0.4), 3.2)
         handles: dict[str, object] = {}
         for ax, flow in zip(fig.subplots(1, len(flows), squeeze=False, sharey=True)[0], flows, strict=True):
-            for place, (layer, rows) in enumerate(bounds[bounds["flow"] == flow].groupby("layer")):
-                (line,) = ax.plot(
-                    rows["iteration"], rows["median"], color=colors[layer], marker=MARKERS[place % len(MARKERS)], ms=3.5
-                )
-                ax.fill_between(
-                    rows["iteration"], rows["median"], rows["largest"], color=colors[layer], alpha=0.1, lw=0
-                )
-                handles.setdefault(f"layer {layer}", line)
+            for layer, rows in bounds[bounds["flow"] == flow].groupby("layer"):
+                (handles[f"layer {layer}"],) = ax.plot(rows["iteration"], rows["median"], **styles[layer], ms=3.5)
+                band, color = (rows["median"], rows["largest"]), styles[layer]["color"]
+                ax.fill_between(rows["iteration"], *band, color=color, alpha=0.1, lw=0)
             ax.axhline(1, color=INK, lw=0.8, alpha=0.5)
             ax.set(title=flow, xlabel="iteration", xscale="log", yscale="log")
             finish(ax)
         fig.axes[0].set_ylabel("error / residual (max norms)")
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 

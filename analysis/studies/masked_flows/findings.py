@@ -7,7 +7,7 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import INK, decoder_style, figure, finish, legend_below, log_axis, theme
+from analysis.figures.style import INK, figure, finish, legend_below, lines_against_tau, log_axis, theme
 from analysis.load import BASELINE, PAPER_TAU, Runs
 from analysis.published import published
 from analysis.statistics import paired_speedups
@@ -135,18 +135,12 @@ def draw(times: pd.DataFrame) -> Figure:
         axes = fig.subplots(1, len(groups), squeeze=False, sharey=True)[0]
         handles: dict[str, object] = {}
         for ax, ((flow, batch), rows) in zip(axes, groups, strict=True):
-            for series, part in rows[rows["tau"] > 0].groupby("series", sort=False):
-                style, part = decoder_style(part["decoder"].iloc[0]), part.sort_values("tau")
-                (handles[str(series)],) = ax.plot(
-                    part["tau"], part["speedup"], color=style.color, ls=style.dashes, marker=style.marker
-                )
-                ax.fill_between(part["tau"], part["low"], part["high"], color=style.color, alpha=0.2, lw=0)
+            lines_against_tau(ax, rows, "speedup", handles, band=0.2)
             for value in rows.loc[rows["decoder"] == BASELINE, "speedup"]:
                 handles["sequential with a cache"] = ax.axhline(value, color=INK, lw=1, ls=":")
-            log_axis(ax.xaxis, sorted(rows.loc[rows["tau"] > 0, "tau"].unique()))
             log_axis(ax.yaxis, [1, 2, 4, 8, 16])
             ax.set(title=f"{flow}, batch {batch:,}", xlabel="tau")
             finish(ax)
         axes[0].set_ylabel("speed-up over uncached")
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.figures.style import INK, DecoderStyle, decoder_style, figure, finish, legend_below, theme
+from analysis.figures.style import INK, decoder_style, figure, finish, legend_below, log_axis, theme
 from analysis.load import Runs, lowest
 from analysis.published import published
 from analysis.regression import power
@@ -188,7 +187,7 @@ def draw(counted: pd.DataFrame) -> Figure:
         handles: dict[str, object] = {}
         for ax, rows, axis in ((left, by_length, "num_tokens"), (right, by_batch, "batch_size")):
             for (decoder, attention), part in rows.groupby(["decoder", "attention"], sort=False):
-                part, style = part.sort_values(axis), _style(decoder)
+                part, style = part.sort_values(axis), decoder_style(str(decoder))
                 dashed = attention == "math"
                 if dashed and decoder == "sequential":
                     continue  # the same line: one token has one row of scores
@@ -198,18 +197,14 @@ def draw(counted: pd.DataFrame) -> Figure:
                     mfc="none" if dashed else style.color, ms=9 if decoder == "sejd" else 5.5,
                 )  # fmt: skip
                 handles.setdefault(f"{decoder}{', scores kept (math)' if dashed else ''}", handle)
-            ax.set_xscale("log", base=2)
-            ax.set_yscale("log", base=2)
-            ax.set_xticks(sorted(rows[axis].unique()))
-            for scale in (ax.xaxis, ax.yaxis):
-                scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                scale.set_minor_formatter(NullFormatter())
+            log_axis(ax.xaxis, sorted(rows[axis].unique()), base=2)
+            log_axis(ax.yaxis, base=2)
             finish(ax)
         left.set(
             xlabel="sequence length L", ylabel="tensors, MiB", title=f"alive, batch {by_length['batch_size'].iloc[0]}"
         )
         right.set(xlabel="batch size", ylabel="tensors, MiB", title=f"alive, L = {by_batch['num_tokens'].iloc[0]}")
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 
@@ -224,26 +219,19 @@ def draw_formula(peaks: pd.DataFrame) -> Figure:
             limits = [part[["predicted_peak", "peak_bytes"]].min().min() / MIB, part["peak_bytes"].max() / MIB * 1.2]
             ax.plot(limits, limits, color=INK, lw=0.8)
             for (decoder, attention), rows in part.groupby(["decoder", "attention"], sort=False):
-                style = _style(decoder)
+                style = decoder_style(str(decoder))
                 filled = "none" if attention == "math" else style.color
                 (handle,) = ax.plot(
                     rows["predicted_peak"] / MIB, rows["peak_bytes"] / MIB, color=style.color, marker=style.marker,
                     mfc=filled, ls="none",
                 )  # fmt: skip
                 handles.setdefault(f"{decoder}{', scores kept (math)' if attention == 'math' else ''}", handle)
-            ax.set_xscale("log", base=2)
-            ax.set_yscale("log", base=2)
+            log_axis(ax.xaxis, base=2)
+            log_axis(ax.yaxis, base=2)
             ax.set(xlabel="formula, MiB", ylabel="measured, MiB", title=f"peak of a decode ({method})")
-            for scale in (ax.xaxis, ax.yaxis):
-                scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                scale.set_minor_formatter(NullFormatter())
             finish(ax)
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
-
-
-def _style(decoder: object) -> DecoderStyle:
-    return decoder_style(str(decoder))
 
 
 def _common(rows: pd.DataFrame, axis: str, held: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import decoder_style, figure, finish, layer_colors, legend_below, theme
+from analysis.figures.style import decoder_style, figure, finish, layer_lines, legend_below, theme
 from analysis.load import PAPER_TAU, Runs
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic, layerwise, speed, told
@@ -17,8 +17,6 @@ from analysis.text import listing, quantity
 
 READING, LEFT_OUT = "input", 5
 """The reading in which the dependence is truly removed, and the paper's largest o."""
-
-MARKERS = "os^Dvp*X"
 
 
 def findings(runs: Runs) -> Findings:
@@ -125,22 +123,20 @@ def draw(layers: pd.DataFrame, redundancy: pd.DataFrame, cells: pd.DataFrame) ->
     shares = sorted(layers["trained"].unique())
     nearest = redundancy[(redundancy["reading"] == READING) & (redundancy["o"] == LEFT_OUT)]
     solved = layers[(layers["decoder"] == "ujd") & (layers["tau"] == layers["tau"].min())]
-    count = int(layers["layer"].max())
     with theme():
         fig = figure(9.6, 3.3)
         turned, taken, strayed = fig.subplots(1, 3)
         handles: dict[str, Any] = {}
-        for place, color in enumerate(layer_colors(count)):
-            style = {"color": color, "marker": MARKERS[place % len(MARKERS)]}
-            rows = nearest[nearest["layer"] == place + 1].sort_values("trained")
-            (handles[f"layer {place + 1}"],) = turned.plot(_places(rows, shares), 1 - rows["cosine"], **style)
-            rows = solved[solved["layer"] == place + 1].sort_values("trained")
+        for layer, style in layer_lines(range(1, int(layers["layer"].max()) + 1)).items():
+            rows = nearest[nearest["layer"] == layer].sort_values("trained")
+            (handles[f"layer {layer}"],) = turned.plot(_places(rows, shares), 1 - rows["cosine"], **style)
+            rows = solved[solved["layer"] == layer].sort_values("trained")
             taken.plot(_places(rows, shares), rows["iterations"], **style)
         for (series, tau), rows in cells[cells["tau"] > 0].groupby(["series", "tau"], sort=False):
             look, rows = decoder_style(rows["decoder"].iloc[0]), rows.sort_values("trained")
             filled = "full" if tau == PAPER_TAU else "none"
             (handles[f"{series}, tau = {tau:g}"],) = strayed.plot(
-                _places(rows, shares), rows["deviation_rmse"], color=look.color, ls=look.dashes, marker=look.marker,
+                _places(rows, shares), rows["deviation_rmse"], **look.line,
                 fillstyle=filled,
             )  # fmt: skip
         turned.set_title(f"1 - cosine similarity, o = {LEFT_OUT}")
@@ -153,7 +149,7 @@ def draw(layers: pd.DataFrame, redundancy: pd.DataFrame, cells: pd.DataFrame) ->
             ax.set_xticks(np.arange(len(shares)), [f"{share:.0%}" for share in shares])
             ax.set_xlabel("share of the training")
             finish(ax)
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis.figures.style import INK, decoder_style, figure, finish, legend_below, theme
+from analysis.figures.style import INK, figure, finish, legend_below, lines_against_tau, theme
 from analysis.load import PAPER_TAU, Runs
 from analysis.published import published
 from analysis.studies.base import Finding, Findings
@@ -53,20 +52,11 @@ def draw(frame: pd.DataFrame, largest: float) -> Figure:
         axes = fig.subplots(1, len(flows), squeeze=False, sharey=True)[0]
         handles: dict[str, object] = {}
         for ax, flow in zip(axes, flows, strict=True):
-            rows = frame[(frame["flow"] == flow) & (frame["tau"] > 0)]
-            for series, part in rows.groupby("series", sort=False):
-                style, part = decoder_style(part["decoder"].iloc[0]), part.sort_values("tau")
-                (handles[str(series)],) = ax.plot(
-                    part["tau"], part["reconstruction_mse"], color=style.color, ls=style.dashes, marker=style.marker
-                )
+            lines_against_tau(ax, frame[frame["flow"] == flow], "reconstruction_mse", handles)
             handles["the paper's largest, SeJD at its tau"] = ax.axhline(largest, color=INK, lw=1, ls=":")
-            ax.set_xscale("log")
             ax.set_yscale("log")
-            ax.set_xticks(sorted(rows["tau"].unique()))
-            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set(title=flow, xlabel="tau")
             finish(ax)
         axes[0].set_ylabel("MSE (image units)")
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig

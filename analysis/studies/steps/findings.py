@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import figure, finish, grid_of_axes, layer_colors, legend_below, theme
+from analysis.figures.style import figure, finish, grid_of_axes, legend_below, shades, theme
 from analysis.load import BASELINE, Runs, one_batch
 from analysis.studies.base import Finding, Findings
 from analysis.text import listing, quantity
@@ -100,13 +100,13 @@ def draw(errors: pd.DataFrame) -> Figure:
         handles: dict[str, Any] = {}
         for ax, flow in zip(grid_of_axes(fig, len(flows), len(flows)), flows, strict=True):
             rows = errors[errors["flow"] == flow]
-            for place, color in enumerate(layer_colors(int(rows["layer"].max()))):
+            for layer, color in shades(range(1, int(rows["layer"].max()) + 1)).items():
                 for decoder, dashes in ((ITERATED, "-"), (BASELINE, (0, (3, 1.5)))):
-                    part = rows[(rows["layer"] == place + 1) & (rows["decoder"] == decoder)]
+                    part = rows[(rows["layer"] == layer) & (rows["decoder"] == decoder)]
                     part = part[part["error_rms"] > 0]  # what is exact has no place on a logarithmic axis
                     (line,) = ax.plot(part["iteration"], part["error_rms"], color=color, ls=dashes, lw=1.3)
                     if decoder == ITERATED:
-                        handles[f"layer {place + 1}"] = line
+                        handles[f"layer {layer}"] = line
             ax.set_xscale("log")
             ax.set_yscale("log")
             iterated = rows.loc[(rows["decoder"] == ITERATED) & (rows["error_rms"] > 0), "error_rms"]
@@ -114,5 +114,5 @@ def draw(errors: pd.DataFrame) -> Figure:
             ax.set(title=flow, xlabel="network calls")
             finish(ax)
         fig.axes[0].set_ylabel("RMS error of the layer's output")
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig

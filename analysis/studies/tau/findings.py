@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from analysis.figures.style import INK, decoder_style, figure, finish, legend_below, log_axis, theme
+from analysis.figures.style import INK, figure, finish, legend_below, lines_against_tau, log_axis, theme
 from analysis.load import PAPER_TAU, Runs
 from analysis.quality import MAX_FID_INCREASE
 from analysis.regression import power
@@ -197,7 +196,8 @@ def draw(cells: pd.DataFrame) -> Figure:
         for line, flow in zip(axes, flows, strict=True):
             rows = cells[cells["flow"] == flow]
             for ax, (column, label) in zip(line, measures.items(), strict=True):
-                _lines(ax, rows, column, handles)
+                lines_against_tau(ax, rows, column, handles)
+                finish(ax)
                 ax.set_title(f"{flow}: {label}")
                 if column == "fid_rise":
                     ax.axhline(MAX_FID_INCREASE, color=INK, lw=1, ls=":", alpha=0.7)
@@ -213,7 +213,7 @@ def draw(cells: pd.DataFrame) -> Figure:
                     ax.set_ylim(bottom=10 ** np.floor(np.log10(rows["depth"].min())))
         for ax in axes[-1]:
             ax.set_xlabel("tau")
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 
@@ -226,23 +226,10 @@ def draw_speed(times: pd.DataFrame) -> Figure:
         handles: dict[str, object] = {}
         for ax, flow in zip(axes, flows, strict=True):
             rows = times[times["flow"] == flow]
-            _lines(ax, rows, "speedup", handles)
-            for _, part in rows[rows["tau"] > 0].dropna(subset=["low"]).groupby("series"):
-                color = decoder_style(part["decoder"].iloc[0]).color
-                part = part.sort_values("tau")
-                ax.fill_between(part["tau"], part["low"], part["high"], color=color, alpha=0.15, lw=0)
+            lines_against_tau(ax, rows, "speedup", handles, band=0.15)
+            finish(ax)
             ax.axhline(1, color=INK, lw=1, alpha=0.5)
             ax.set(title=f"{flow}: speed-up", xlabel="tau")
             ax.set_ylim(bottom=0)
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
-
-
-def _lines(ax: Axes, rows: pd.DataFrame, column: str, handles: dict[str, object]) -> None:
-    for series, part in rows[rows["tau"] > 0].groupby("series", sort=False):
-        style, part = decoder_style(part["decoder"].iloc[0]), part.sort_values("tau")
-        (handles[str(series)],) = ax.plot(
-            part["tau"], part[column], color=style.color, ls=style.dashes, marker=style.marker
-        )
-    log_axis(ax.xaxis, sorted(rows.loc[rows["tau"] > 0, "tau"].unique()))
-    finish(ax)

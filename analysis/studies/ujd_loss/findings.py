@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import INK, decoder_style, figure, finish, layer_colors, legend_below, log_axis, theme
+from analysis.figures.style import INK, decoder_style, figure, finish, legend_below, log_axis, shades, theme
 from analysis.load import Runs
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import slower, speed, told
@@ -220,7 +220,7 @@ def draw_iterations(random: pd.DataFrame, trained: pd.DataFrame) -> Figure:
         handles: dict[str, object] = {}
         gains = sorted(random["gain"].unique())
         marks = dict(zip(sorted(random["patch"].unique()), "osD^", strict=False))
-        for color, gain in zip(layer_colors(len(gains)), gains, strict=True):
+        for gain, color in shades(gains).items():
             rows = random[(random["gain"] == gain) & random["converged"]].sort_values("num_tokens")
             means = rows.groupby("num_tokens")["mean"].mean()
             (handles[f"random, gain {gain:g}"],) = left.plot(means.index, means, color=color, lw=1)
@@ -245,7 +245,7 @@ def draw_iterations(random: pd.DataFrame, trained: pd.DataFrame) -> Figure:
         )
         finish(left)
         finish(right)
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 
@@ -280,7 +280,7 @@ def draw_speedups(cells: pd.DataFrame) -> Figure:
             ax.set(xlabel="predicted speed-up", title=title, xlim=(low, high), ylim=(low, high))
             finish(ax)
         fig.axes[0].set_ylabel("measured speed-up")
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
 
 
@@ -293,7 +293,7 @@ def draw_frontier(border: pd.DataFrame, tested: pd.DataFrame, trained: pd.DataFr
         batches = sorted(border["batch_size"].unique())
         same = np.logical_and.reduce([tested[name] == value for name, value in BASE.items() if name != "token_dim"])
         marks = dict(zip(sorted(trained[trained["gain"] == 1]["checkpoint"].unique()), "sD^ovP", strict=False))
-        for color, batch in zip(layer_colors(len(batches)), batches, strict=True):
+        for batch, color in shades(batches).items():
             rows = border[border["batch_size"] == batch]
             (handles[f"break-even, batch {batch}"],) = ax.plot(rows["num_tokens"], rows["break_even"], color=color)
             dots = tested[same & (tested["batch_size"] == batch)]
@@ -311,5 +311,5 @@ def draw_frontier(border: pd.DataFrame, tested: pd.DataFrame, trained: pd.DataFr
             title="UJD is slower than sequential above the line of its batch",
         )
         finish(ax)
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig

@@ -7,7 +7,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Omitted
-from analysis.figures.style import INK, decoder_style, figure, finish, grid_of_axes, legend_below, sequential_map, theme
+from analysis.figures.style import (
+    INK,
+    decoder_style,
+    figure,
+    finish,
+    grid_of_axes,
+    legend_below,
+    sequential_map,
+    theme,
+)
 from analysis.load import Runs, lowest
 from analysis.statistics import median_interval
 from analysis.studies.base import Finding, Findings
@@ -230,5 +239,5 @@ def _panels(sets: pd.DataFrame, cost: str, label: str, timed: pd.DataFrame | Non
                 )
             ax.set(title=f"{checkpoint}, batch {batch}", xlabel=label, ylabel="deviation, RMSE", ylim=(0, None))
             finish(ax)
-        legend_below(fig, list(handles.values()), list(handles))
+        legend_below(fig, handles)
     return fig
