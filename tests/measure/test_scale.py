@@ -111,7 +111,7 @@ def fill(out, cells):
             store.append(pa.table({
                 name: pa.array(columns[name], kind, from_pandas=True)
                 if name in columns else pa.nulls(len(places), kind)
-                for name, kind in zip(TABLES[table].names, TABLES[table].types, strict=True)
+                for name, kind in TABLES[table].columns.items()
             }))  # fmt: skip
         seconds = time.perf_counter() - seconds
         size = sum(path.stat().st_size for path in store.paths())
