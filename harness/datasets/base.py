@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor
 
 from harness.errors import DatasetError, unknown
+from harness.files import ROOT_VARIABLE, data_root
 from harness.registry import Registry, first_line
 
 SPLITS = ("train", "test")
-ROOT_VARIABLE = "HARNESS_DATA"
 
 datasets: Registry[type[Dataset]] = Registry("dataset", package="harness.datasets", group="harness.datasets")
 """Every dataset by name; see `load_dataset`."""
@@ -85,8 +84,7 @@ class Dataset(ABC):
     class_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, root: Path | str | None = None, size: int | None = None, skip_corrupt: bool = False) -> None:
-        root = root or os.environ.get(ROOT_VARIABLE)
-        self.root = Path(root).expanduser() if root else None
+        self.root = data_root(root)
         self.size, self.skip_corrupt = size, skip_corrupt
 
     def required_root(self, wanted: str, exists: bool = True) -> Path:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from harness.datasets.base import Images
-from harness.files import cache_folder
+from harness.errors import StoreError
+from harness.files import cache_folder, make_folder, replacing
 from harness.metrics.features import ASSETS, FeatureExtractor
 from harness.metrics.fid import KID_SAMPLES, FeatureStatistics
 
@@ -65,7 +64,7 @@ class ReferenceFeatures:
         """Write it to a safetensors file, whole or not at all.
 
         Raises:
-            OSError: the folder cannot be written.
+            StoreError: it cannot be written.
         """
         tensors: dict[str, np.ndarray] = {
             "mean": self.statistics.mean,
@@ -73,10 +72,9 @@ class ReferenceFeatures:
             "features": self.features,
             "count": np.array(self.statistics.count),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            save_file(tensors, Path(folder) / path.name, {"extractor": self.extractor, **metadata})
-            os.replace(Path(folder) / path.name, path)
+        make_folder(path.parent)
+        with replacing(path) as partial:
+            save_file(tensors, partial, {"extractor": self.extractor, **metadata})
 
 
 def reference_features(images: Images, extractor: FeatureExtractor, cache: Path | None = None) -> ReferenceFeatures:
@@ -96,7 +94,7 @@ def reference_features(images: Images, extractor: FeatureExtractor, cache: Path 
     kept = ReferenceFeatures.load(path, extractor)
     if kept is None:
         kept = ReferenceFeatures.compute(images, extractor)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(StoreError):
             kept.save(path)
     return kept
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.datasets.base import Images, load_dataset
 from harness.errors import HarnessError
+from harness.files import make_folder, replacing
 from harness.metrics.features import NetworkFeatures
 from harness.metrics.networks import FeatureNetwork, NetworkConfig
 from harness.metrics.recipes import RECIPES, TASKS, Recipe, default_recipe
@@ -70,8 +71,9 @@ def train_features(
         "seed": str(seed),
     }
     path = out / f"features-{dataset}.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path, metadata)
+    make_folder(out)
+    with replacing(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, partial, metadata)
     extractor = NetworkFeatures(path)
     reference = ReferenceFeatures.compute(test, extractor, kept=SHIPPED_FOR_KID)
     reference.save(out / f"reference-{dataset}.safetensors", split="test", images=test.digest)
