@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.datasets.base import to_pixels, to_unit
+from harness.datasets import to_pixels, to_unit
 from harness.datasets.download import fetch
 from harness.errors import HarnessError
 from harness.files import cache_folder

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.datasets.base import to_pixels
+from harness.datasets import to_pixels
 from harness.files import shown
 from harness.metrics.torchvision_compat import declare_missing_operators
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.datasets.base import Images
+from harness.datasets import Images
 from harness.errors import HarnessError
 from harness.metrics.features import FeatureExtractor
 from harness.metrics.fid import FeatureStatistics, frechet_distance, kernel_distance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.datasets.base import Images
+from harness.datasets import Images
 
 TASKS = ("labels", "rotations")
 

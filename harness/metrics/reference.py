@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from harness.datasets.base import Images
+from harness.datasets import Images
 from harness.errors import StoreError
 from harness.files import cache_folder, make_folder, replacing
 from harness.metrics.features import ASSETS, FeatureExtractor

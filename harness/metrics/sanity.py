@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from harness.datasets.base import Images
+from harness.datasets import Images
 from harness.metrics.features import FeatureExtractor
 from harness.metrics.quality import Quality
 from harness.metrics.reference import ReferenceFeatures

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.datasets.base import Images, load_dataset
+from harness.datasets import Images, load_dataset
 from harness.errors import HarnessError
 from harness.files import make_folder, replacing
 from harness.metrics.features import NetworkFeatures

@@ -54,7 +54,7 @@ def test_the_command_writes_network_card_and_table(tmp_path, monkeypatch):
 
 
 def test_a_network_of_ones_own_is_found(tmp_path, monkeypatch, digits):
-    from harness.datasets.base import Dataset, datasets
+    from harness.datasets import Dataset, datasets
     from harness.metrics.features import own_networks
 
     class Mine(Dataset):

@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.datasets import load_dataset
-from harness.datasets.grids import save_grid
+from harness.datasets.images import save_grid
 from harness.errors import HarnessError, unknown
 from harness.flows.protocols import CausalFlow
 from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.datasets import Images, load_dataset
-from harness.datasets.grids import image_grid
+from harness.datasets.images import image_grid
 from harness.errors import HarnessError
 from harness.measure.cells import Cell
 from harness.measure.matrix import Quality
