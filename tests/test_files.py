@@ -13,7 +13,7 @@ from harness.errors import StoreError
 from harness.files import data_root, replacing, write_text
 from harness.flows.synthetic import synthetic_checkpoint
 from harness.metrics.features import shipped_network
-from harness.metrics.reference import reference_features
+from harness.metrics.quality import reference_features
 from harness.training.features import train_features
 
 

@@ -74,11 +74,6 @@ class Perceptual:
         return {name: _total(metric, pixels) for name, metric in self._metrics.items()}
 
 
-def perceptual_scores(images: Tensor, allow_download: bool = False) -> dict[str, Score]:
-    """The mean scores of some images under ``"clip_iqa"`` and ``"brisque"``; see `Perceptual`."""
-    return {name: total.score for name, total in Perceptual(allow_download)(images).items()}
-
-
 Metric = Callable[[Tensor], Tensor]
 
 

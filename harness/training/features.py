@@ -17,9 +17,8 @@ from harness.datasets import Images, load_dataset
 from harness.errors import HarnessError
 from harness.files import make_folder, replacing
 from harness.metrics.features import NetworkFeatures
-from harness.metrics.networks import FeatureNetwork, NetworkConfig
-from harness.metrics.recipes import RECIPES, TASKS, Recipe, default_recipe
-from harness.metrics.reference import ReferenceFeatures
+from harness.metrics.networks import RECIPES, TASKS, FeatureNetwork, NetworkConfig, Recipe, default_recipe
+from harness.metrics.quality import ReferenceFeatures
 from harness.metrics.sanity import sanity_table
 
 SHIPPED_FOR_KID = 1000

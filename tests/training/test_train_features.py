@@ -12,7 +12,7 @@ from harness.cli import app
 from harness.datasets import load_dataset
 from harness.errors import HarnessError
 from harness.metrics.features import NetworkFeatures, shipped_network
-from harness.metrics.recipes import RECIPES, default_recipe
+from harness.metrics.networks import RECIPES, default_recipe
 from harness.training.features import _unseen, fit, held_out_accuracy, train_features
 
 SHORT = replace(RECIPES["digits"], epochs=2)

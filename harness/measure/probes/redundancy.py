@@ -38,8 +38,7 @@ from harness.measure.probes.problems import LayerProblem, layer_problems
 from harness.measure.probes.restrictions import READINGS, Restriction, restriction
 from harness.metrics.features import feature_extractor
 from harness.metrics.fid import FeatureStatistics, frechet_distance
-from harness.metrics.quality import features_of
-from harness.metrics.reference import reference_features
+from harness.metrics.quality import features_of, reference_features
 
 SCOPES = ("layer", "all")
 STRIP = 12
