@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from harness.measure.runner import run_matrix
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import StoreError
 from harness.measure.matrix import Matrix
-from harness.measure.runner import run_matrix
 from harness.runs.store import RunStore, read_run
 from harness.runs.tables import TABLES as SCHEMAS
 

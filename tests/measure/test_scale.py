@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
+from harness.measure.runner import run_matrix
 
 from harness.measure.cells import expand
 from harness.measure.matrix import load_matrix
-from harness.measure.runner import run_matrix
 from harness.runs.parts import LARGE, MANY, Parts
 from harness.runs.store import MANIFEST, RunStore, parts
 from harness.runs.tables import TABLES

@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.datasets import load_dataset
-from harness.datasets.grids import image_grid
+from harness.datasets.images import image_grid
 from harness.errors import HarnessError, unknown
 from harness.flows.protocols import CausalFlow
 from harness.measure.cells import Subject
@@ -41,8 +41,7 @@ from harness.measure.probes.restrictions import READINGS, Restriction, restricti
 from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.features import feature_extractor
 from harness.metrics.fid import FeatureStatistics, frechet_distance
-from harness.metrics.quality import features_of
-from harness.metrics.reference import reference_features
+from harness.metrics.quality import features_of, reference_features
 from harness.runs.table import INTEGER, REAL, TEXT
 
 SCOPES = ("layer", "all")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.datasets import Images, load_dataset
-from harness.datasets.grids import image_grid
+from harness.datasets.images import image_grid
 from harness.errors import HarnessError
 from harness.measure.cells import Cell
 from harness.measure.matrix import Quality
@@ -25,9 +25,8 @@ from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, batches, exact_sam
 from harness.measure.units import Attempt, Bench, Rows, Unit, failed_cells, sample_file
 from harness.metrics.features import FeatureExtractor, feature_extractor
 from harness.metrics.perceptual import Perceptual
-from harness.metrics.quality import distances
+from harness.metrics.quality import ReferenceFeatures, distances, reference_features, shipped_reference
 from harness.metrics.reconstruction import reconstruction
-from harness.metrics.reference import ReferenceFeatures, reference_features, shipped_reference
 from harness.runs.store import RunStore
 
 SHARD = 4096
