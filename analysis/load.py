@@ -16,7 +16,7 @@ import pyarrow as pa
 from analysis.statistics import BASELINE, DESCRIPTION, paired_speedups
 from harness.errors import StoreError
 from harness.runs.store import MANIFEST, Run, read_run
-from harness.runs.tables import KEYS, TABLES, empty
+from harness.runs.tables import TABLES
 
 PAPER_TAU = 0.5
 """What the papers use (arXiv 2505.24791, Algorithm 1)."""
@@ -126,8 +126,8 @@ def _merge(name: str, runs: Sequence[Run]) -> pd.DataFrame:
     """All runs' rows of one table, those of the last run first, each key once; rounds of several sessions add up."""
     frames = [frame.assign(run=str(number)) for number, run in enumerate(runs) if not (frame := run.table(name)).empty]
     if not frames:
-        return empty(name).assign(run=pd.Series(dtype=object))
-    key = [*KEYS[name], "session"] if name == "timings" else KEYS[name]
+        return TABLES[name].empty().assign(run=pd.Series(dtype=object))
+    key = [*TABLES[name].key, "session"] if name == "timings" else list(TABLES[name].key)
     return pd.concat(frames[::-1], ignore_index=True).drop_duplicates(key).reset_index(drop=True)
 
 

@@ -23,7 +23,7 @@ class DatasetError(HarnessError):
 
 
 class StoreError(HarnessError):
-    """A run folder that cannot be read or written."""
+    """A run folder that cannot be read or written, or any file that cannot be written."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> HarnessError:

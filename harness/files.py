@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from safetensors import SafetensorError
 
 from harness.errors import HarnessError, StoreError
 
+ROOT_VARIABLE = "HARNESS_DATA"
 LONGEST_NAME = 100
 _NAME = re.compile(r"\w[\w.+-]*")
 
@@ -21,6 +24,12 @@ _NAME = re.compile(r"\w[\w.+-]*")
 def cache_folder() -> Path:
     """The user's cache folder: downloads, checkpoints, and what can be computed again."""
     return platformdirs.user_cache_path("nf-decoding-harness")
+
+
+def data_root(given: Path | str | None = None) -> Path | None:
+    """The folder of real images and checkpoints: the one given, else ``$HARNESS_DATA``, else None."""
+    root = given or os.environ.get(ROOT_VARIABLE)
+    return Path(root).expanduser() if root else None
 
 
 def shown(path: Path) -> str:
@@ -81,16 +90,22 @@ def parse_toml(text: str) -> dict[str, Any]:
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; what was written there takes the place of `path`, synced, at once and only if all went well.
 
+    Each call writes to a path of its own, so that two processes may write the same file; the last one stays. The
+    file's mode is what the umask gives: safetensors makes files that nobody else can read.
+
     Raises:
         StoreError: it cannot be written, as on a full disk or in a read-only folder; `path` is as it was.
     """
-    partial = path.with_name(f".{path.name}.tmp")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         yield partial
+        partial.chmod(mode)
         _sync(partial)
         os.replace(partial, path)
         _sync(path.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
@@ -120,9 +135,10 @@ def make_folder(path: Path) -> None:
         raise unwritable(path, error) from error
 
 
-def unwritable(path: Path, error: OSError) -> StoreError:
+def unwritable(path: Path, error: OSError | SafetensorError) -> StoreError:
     """The error for a file or folder that the system refuses to write."""
-    return StoreError(f"cannot write to '{path}': {error.strerror or error}")
+    reason = error.strerror if isinstance(error, OSError) else None
+    return StoreError(f"cannot write to '{path}': {reason or error}")
 
 
 def _sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 A name is found, in this order: among the modules of the package that owns the registry (importing one registers what
 it defines), among the entry points of installed plugins, and, written as ``package.module:Attribute``, by importing it.
+A plugin that fails to load hurts whoever asks for it by name, and nobody else.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, package: str, group: str) -> None:
         self.kind, self.package, self.group = kind, package, group
         self._objects: dict[str, T] = {}
+        self._broken: dict[str, str] = {}
         self._discovered = False
 
     def register(self, name: str) -> Callable[[Any], Any]:
@@ -48,9 +50,15 @@ class Registry(Generic[T]):
         return decorate
 
     def names(self) -> list[str]:
-        """All registered names, sorted; plugins included."""
+        """All registered names, sorted; plugins included, unless they are broken."""
         self._discover()
         return sorted(self._objects)
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """Of every installed plugin that fails to load, its name and why."""
+        self._discover()
+        return dict(self._broken)
 
     def items(self) -> Iterator[tuple[str, T]]:
         """Pairs of name and object, sorted by name."""
@@ -60,12 +68,14 @@ class Registry(Generic[T]):
         """The object called `name`, or the one at ``package.module:Attribute``.
 
         Raises:
-            HarnessError: nothing is called that; the sentence names the nearest known name.
+            HarnessError: nothing is called that; the sentence names the nearest known name, or why a plugin is broken.
         """
         if ":" in name:
             return self._import(name)
         self._discover()
         if name not in self._objects:
+            if name in self._broken:
+                raise HarnessError(f"the installed {self.kind} '{name}' is broken: {self._broken[name]}")
             raise unknown(self.kind, name, self._objects)
         return self._objects[name]
 
@@ -99,10 +109,8 @@ class Registry(Generic[T]):
         for entry in entry_points(group=self.group):
             try:
                 self.register(entry.name)(entry.load())
-            except Exception as error:
-                raise HarnessError(
-                    f"the installed {self.kind} '{entry.name}' ({entry.value}) fails to load: {error}"
-                ) from error
+            except Exception as error:  # whatever its modules raise when they are imported
+                self._broken[entry.name] = f"'{entry.value}' fails to load: {str(error) or type(error).__name__}"
 
 
 def first_line(obj: object) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 from harness.datasets import datasets
 from harness.decoders import decoders
@@ -17,7 +18,7 @@ from harness.flows.protocols import flows
 from harness.flows.published import find_checkpoint, published
 from harness.measure.matrix import SHIPPED, matrices
 from harness.measure.probes.probe import probes
-from harness.registry import first_line
+from harness.registry import Registry, first_line
 from harness.runs.baselines import baselines
 from harness.runs.store import read_run
 
@@ -46,7 +47,7 @@ def catalog(kind: str | None = None) -> dict[str, list[Entry]]:
         kind: one of `KINDS` alone, or None for all.
 
     Raises:
-        HarnessError: no such kind, or a plugin that fails to load.
+        HarnessError: no such kind.
     """
     if kind is not None and kind not in KINDS:
         raise unknown("kind", kind, KINDS)
@@ -64,8 +65,11 @@ def print_catalog(kind: str | None = None) -> None:
             print("  none")
 
 
-def _registered(items: Iterable[tuple[str, object]]) -> Iterator[Entry]:
-    return (Entry(name, first_line(thing), _origin(thing)) for name, thing in items)
+def _registered(registry: Registry[Any]) -> Iterator[Entry]:
+    for name, thing in registry.items():
+        yield Entry(name, first_line(thing), _origin(thing))
+    for name, reason in registry.broken.items():
+        yield Entry(name, f"broken: {' '.join(reason.split())}", "plugin")
 
 
 def _flows() -> Iterator[Entry]:
@@ -76,7 +80,7 @@ def _flows() -> Iterator[Entry]:
         where = "on this machine" if here else f"not on this machine; from {known.url}"
         line = f"Published TarFlow {known.shape} of {known.dataset}, {known.image_size}x{known.image_size}, sigma"
         yield Entry(known.name, f"{line} {known.sigma:g}, {known.classes} classes: {where}", known.publisher)
-    for entry in _registered(flows.items()):
+    for entry in _registered(flows):
         yield Entry(f"({entry.name})", f"family: {entry.line}", entry.origin)
 
 
@@ -107,10 +111,10 @@ def _baselines() -> Iterator[Entry]:
 
 
 KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
-    "decoders": lambda: _registered(decoders.items()),
+    "decoders": lambda: _registered(decoders),
     "flows": _flows,
-    "datasets": lambda: _registered(datasets.items()),
-    "probes": lambda: _registered(probes.items()),
+    "datasets": lambda: _registered(datasets),
+    "probes": lambda: _registered(probes),
     "matrices": _matrices,
     "baselines": _baselines,
 }

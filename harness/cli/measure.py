@@ -48,7 +48,7 @@ def run_command(
     from analysis.compare.render import print_comparison
     from analysis.summary import print_summary
     from harness.measure.matrix import parse_decoder
-    from harness.measure.runner import run_matrix
+    from harness.measure.run_matrix import run_matrix
     from harness.measure.sources import matrix_of
     from harness.measure.workers.choose import executor
     from harness.progress import reporter

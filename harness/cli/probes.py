@@ -70,7 +70,7 @@ def _run(name: str) -> Any:
     ) -> None:
         from harness.flows.checkpoints import checkpoint_path
         from harness.measure.probes.probe import build_probe
-        from harness.measure.probes.running import run_probe
+        from harness.measure.run_probe import run_probe
         from harness.progress import reporter
 
         probe = build_probe(name, **{option: value for option, value in options.items() if value is not None})

@@ -1,74 +1,23 @@
-"""Where real images come from: one small file per source, found by the registry."""
+"""What a source of real images is: one small file each, found by the registry."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from harness.datasets.images import Images
 from harness.errors import DatasetError, unknown
+from harness.files import ROOT_VARIABLE, data_root
 from harness.registry import Registry, first_line
 
 SPLITS = ("train", "test")
-ROOT_VARIABLE = "HARNESS_DATA"
+DECODING = 1
+"""Counts the changes of how files become pixels; part of every fingerprint."""
 
 datasets: Registry[type[Dataset]] = Registry("dataset", package="harness.datasets", group="harness.datasets")
 """Every dataset by name; see `load_dataset`."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """One split of a dataset, decoded and at its final size.
-
-    Args:
-        pixels: (N, C, H, W) uint8.
-        labels: (N,) int64 classes from 0, or None when there are none.
-        skipped: corrupt images left out.
-    """
-
-    pixels: Tensor
-    labels: Tensor | None = None
-    skipped: int = 0
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of pixels and labels: what identifies the data in a run's manifest."""
-        sha = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
-        sha.update(self.pixels.contiguous().numpy().tobytes())
-        if self.labels is not None:
-            sha.update(self.labels.numpy().tobytes())
-        return sha.hexdigest()
-
-    def scaled(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """(n, C, H, W) float32 images in [-1, 1], as flows take them."""
-        return to_unit(self.pixels[rows])
-
-
-def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 0..255 to float32 -1..1.
-
-    >>> to_unit(torch.tensor([0, 255], dtype=torch.uint8))
-    tensor([-1.,  1.])
-    """
-    return pixels.float() / 127.5 - 1.0
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to uint8 0..255, clipped and rounded; the inverse of `to_unit`.
-
-    >>> to_pixels(torch.tensor([-1.0, 0.0, 1.5]))
-    tensor([  0, 128, 255], dtype=torch.uint8)
-    """
-    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 class Dataset(ABC):
@@ -82,12 +31,56 @@ class Dataset(ABC):
 
     embedded: ClassVar[bool] = False
     """Whether the images come with a package and need no root."""
-    class_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, root: Path | str | None = None, size: int | None = None, skip_corrupt: bool = False) -> None:
-        root = root or os.environ.get(ROOT_VARIABLE)
-        self.root = Path(root).expanduser() if root else None
-        self.size, self.skip_corrupt = size, skip_corrupt
+        self.root, self.size, self.skip_corrupt = data_root(root), size, skip_corrupt
+
+    @abstractmethod
+    def load(self, split: str) -> Images:
+        """The ``"train"`` or ``"test"`` split.
+
+        Raises:
+            DatasetError: a file is missing, unreadable or cut short; the sentence names it and says what would help.
+        """
+
+    def files(self, split: str) -> list[Path]:
+        """The files under the root that `load` reads; none where the images come from elsewhere.
+
+        Raises:
+            DatasetError: there are none, and `load` would say the same.
+        """
+        return []
+
+    def fingerprint(self, split: str) -> str:
+        """SHA-256 of what determines `load(split)`: bytes and names of its files, and how they are read.
+
+        Nothing is decoded, except where there are no `files`: then it is the digest of the images.
+
+        Raises:
+            DatasetError: as `files`, or a file cannot be read.
+        """
+        paths = self.files(split)
+        if not paths:
+            return self.load(split).digest
+        sha = hashlib.sha256(repr((type(self).__name__, split, self.size, self.skip_corrupt, DECODING)).encode())
+        for name, path in sorted((path.relative_to(self.required_root(".")).as_posix(), path) for path in paths):
+            try:
+                with path.open("rb") as file:
+                    sha.update(f"\n{name} ".encode() + hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise unreadable(path, error) from error
+        return sha.hexdigest()
+
+    def download(self) -> Path:
+        """Fetch the files into the root folder, where their publisher allows it.
+
+        Returns:
+            What was fetched, or what was there already.
+
+        Raises:
+            DatasetError: this dataset cannot be fetched automatically.
+        """
+        raise DatasetError(f"{first_line(type(self))} This dataset cannot be fetched automatically; put it there.")
 
     def required_root(self, wanted: str, exists: bool = True) -> Path:
         """The root folder, for a dataset that needs one; `wanted` names what is looked for in it.
@@ -104,24 +97,10 @@ class Dataset(ABC):
             raise DatasetError(f"the data root '{self.root}' is not a folder; expected one that holds '{wanted}'")
         return self.root
 
-    def download(self) -> Path:
-        """Fetch the files into the root folder, where their publisher allows it.
 
-        Returns:
-            What was fetched, or what was there already.
-
-        Raises:
-            DatasetError: this dataset cannot be fetched automatically.
-        """
-        raise DatasetError(f"{first_line(type(self))} This dataset cannot be fetched automatically; put it there.")
-
-    @abstractmethod
-    def load(self, split: str) -> Images:
-        """The ``"train"`` or ``"test"`` split.
-
-        Raises:
-            DatasetError: a file is missing, unreadable or cut short; the sentence names it and says what would help.
-        """
+def unreadable(path: Path, error: OSError) -> DatasetError:
+    """The error for a file of images that the system does not let one read."""
+    return DatasetError(f"'{path}' cannot be read: {error.strerror}")
 
 
 def load_dataset(
@@ -136,9 +115,24 @@ def load_dataset(
         >>> load_dataset("digits", "test").pixels.shape
         torch.Size([359, 1, 8, 8])
     """
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
-    images = datasets.get(name)(root=root, size=size, skip_corrupt=skip_corrupt).load(split)
+    images = _dataset(name, split, root, size, skip_corrupt).load(split)
     if not len(images):
         raise DatasetError(f"the {split} split of '{name}' holds no images")
     return images
+
+
+def dataset_fingerprint(
+    name: str, split: str, root: Path | str | None = None, size: int | None = None, skip_corrupt: bool = False
+) -> str:
+    """What determines the images that `load_dataset` gives for the same arguments, as SHA-256; nothing is decoded.
+
+    Raises:
+        HarnessError: no such dataset or split, or there are no files of it.
+    """
+    return _dataset(name, split, root, size, skip_corrupt).fingerprint(split)
+
+
+def _dataset(name: str, split: str, root: Path | str | None, size: int | None, skip_corrupt: bool) -> Dataset:
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return datasets.get(name)(root=root, size=size, skip_corrupt=skip_corrupt)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from harness.datasets.base import Images, datasets
+from harness.datasets.base import datasets
 from harness.datasets.digits import Digits
+from harness.datasets.images import Images
 
 THRESHOLD = 128
 """Grey levels from here on are ink: the upper half of 0..255."""

@@ -14,26 +14,16 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from harness.datasets.base import Dataset, Images, datasets
+from harness.datasets.base import Dataset, datasets, unreadable
 from harness.datasets.decode import resize
 from harness.datasets.download import fetch
+from harness.datasets.images import Images
 from harness.errors import DatasetError
 
 SITE = "https://www.cs.toronto.edu/~kriz"
 PIXELS = 3 * 32 * 32
 MOST_BYTES = 1 << 28
 """Of an archive's content; the official ones hold less than 200 MB, and a small file may unpack to any size."""
-
-FINE_LABELS = """
-apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
-can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
-dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion
-lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree
-pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea
-seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
-telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-"""
-"""Of CIFAR-100, in the order of its label byte."""
 
 
 class CifarArchive(Dataset):
@@ -50,21 +40,28 @@ class CifarArchive(Dataset):
 
     def load(self, split: str) -> Images:
         """The split, 32x32 unless another size was asked for."""
-        root = self.required_root(self.archive)
-        extracted, archive = root / self.folder, root / self.archive
-        if extracted.is_dir():
-            contents = {name: _read_file(extracted / name) for name in self.members[split]}
-        elif archive.is_file():
-            contents = _read_archive(archive, [f"{self.folder}/{name}" for name in self.members[split]])
+        paths = self.files(split)
+        if paths[0].name == self.archive:
+            contents = _read_archive(paths[0], [f"{self.folder}/{name}" for name in self.members[split]])
         else:
-            raise DatasetError(
-                f"there is neither '{archive}' nor the extracted folder '{extracted}'; fetch {SITE}/{self.archive} "
-                f"and put it there, or run 'harness download' where the network allows"
-            )
+            contents = {str(path): _read_file(path) for path in paths}
         parts = [self._records(name, content) for name, content in contents.items()]
         pixels = torch.cat([part.pixels for part in parts])
         labels = torch.cat([part.labels for part in parts if part.labels is not None])
         return Images(resize(pixels, self.size), labels, skipped=sum(part.skipped for part in parts))
+
+    def files(self, split: str) -> list[Path]:
+        """The extracted members of a split, else the archive."""
+        root = self.required_root(self.archive)
+        extracted, archive = root / self.folder, root / self.archive
+        if extracted.is_dir():
+            return [extracted / name for name in self.members[split]]
+        if archive.is_file():
+            return [archive]
+        raise DatasetError(
+            f"there is neither '{archive}' nor the extracted folder '{extracted}'; fetch {SITE}/{self.archive} and put "
+            f"it there, or run 'harness download' where the network allows"
+        )
 
     def download(self) -> Path:
         """Fetch the archive into the root and check it; what is there already stays as it is."""
@@ -102,7 +99,6 @@ class Cifar10(CifarArchive):
     folder = "cifar-10-batches-bin"
     members = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
     label_classes = (10,)
-    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @datasets.register("cifar100")
@@ -114,14 +110,13 @@ class Cifar100(CifarArchive):
     folder = "cifar-100-binary"
     members = {"train": ("train.bin",), "test": ("test.bin",)}
     label_classes = (20, 100)
-    class_names = tuple(FINE_LABELS.split())
 
 
 def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DatasetError(f"'{path}' cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from harness.datasets.base import Dataset, Images, datasets
+from harness.datasets.base import Dataset, datasets
+from harness.datasets.images import Images
 from harness.errors import DatasetError
 
 TEST_EVERY = 5
@@ -16,7 +17,6 @@ class Digits(Dataset):
     """Handwritten digits, 8x8 grey, 10 classes, 1,438 + 359 images, embedded (scikit-learn's `load_digits`)."""
 
     embedded = True
-    class_names = tuple("0123456789")
 
     def load(self, split: str) -> Images:
         """The split; grey levels 0..16 become 0..255."""

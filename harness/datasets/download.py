@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 import urllib.request
 from pathlib import Path
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StoreError
+from harness.files import make_folder, replacing
 
 
 def fetch(url: str, target: Path, md5: str | None = None, timeout: float = 30.0) -> Path:
@@ -24,16 +24,16 @@ def fetch(url: str, target: Path, md5: str | None = None, timeout: float = 30.0)
         HarnessError: no network, a full disk, or a file that is not the one published; the sentence says where to put
             the file by hand.
     """
+    make_folder(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
-            part = Path(folder) / target.name
-            with urllib.request.urlopen(url, timeout=timeout) as response, part.open("wb") as file:
+        with replacing(target) as partial:
+            with urllib.request.urlopen(url, timeout=timeout) as response, partial.open("wb") as file:
                 shutil.copyfileobj(response, file)
-            with part.open("rb") as file:
+            with partial.open("rb") as file:
                 found = hashlib.file_digest(file, "md5").hexdigest()
             if md5 is not None and found != md5:
                 raise HarnessError(f"the file downloaded from {url} has MD5 {found}, expected {md5}; it was discarded")
-            return part.replace(target)
-    except OSError as error:  # URLError is one
-        raise HarnessError(f"cannot download {url}: {error}; fetch it otherwise and put it at '{target}'") from error
+    except StoreError as error:  # of the disk, or of the network: URLError is an OSError too
+        reason = error.__cause__
+        raise HarnessError(f"cannot download {url}: {reason}; fetch it otherwise and put it at '{target}'") from error
+    return target

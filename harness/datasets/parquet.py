@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from harness.datasets.base import Dataset, Images, datasets
+from harness.datasets.base import Dataset, datasets
 from harness.datasets.decode import Record, decode_records
+from harness.datasets.images import Images
 from harness.errors import DatasetError
 
 IMAGE_COLUMNS = ("img", "image")
@@ -26,11 +27,17 @@ class ParquetImages(Dataset):
 
     def load(self, split: str) -> Images:
         """The split, of the images' own size unless another was asked for."""
+        records = [record for shard in self.files(split) for record in _records(shard)]
+        return decode_records(records, self.size, self.skip_corrupt)
+
+    def files(self, split: str) -> list[Path]:
+        """The shards of a split, in order."""
         folder = self.required_root(f"{self.folder or '.'}/{split}.parquet") / self.folder
-        shards = sorted(path for where in (folder, folder / "data") for path in _shards(where, split))
+        patterns = (f"{split}.parquet", f"{split}-*.parquet")
+        shards = sorted(path for where in (folder, folder / "data") for name in patterns for path in where.glob(name))
         if not shards:
             raise DatasetError(f"there is no '{split}.parquet' (or '{split}-*.parquet') in '{folder}'")
-        return decode_records([record for shard in shards for record in _records(shard)], self.size, self.skip_corrupt)
+        return shards
 
 
 @datasets.register("cifar10-jpeg")
@@ -41,7 +48,6 @@ class Cifar10Jpeg(ParquetImages):
     """
 
     folder = "cifar10"
-    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @datasets.register("afhq-cat")
@@ -49,11 +55,6 @@ class AfhqCat(ParquetImages):
     """AFHQ's cats, 256x256 unless resized, one class, 4,653 + 500: ROOT/afhq-cat/{train,test}.parquet."""
 
     folder = "afhq-cat"
-    class_names = ("cat",)
-
-
-def _shards(folder: Path, split: str) -> list[Path]:
-    return [*folder.glob(f"{split}.parquet"), *folder.glob(f"{split}-*.parquet")]
 
 
 def _records(path: Path) -> list[Record]:

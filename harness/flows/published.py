@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -11,9 +10,8 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from harness.datasets.base import ROOT_VARIABLE
 from harness.errors import CheckpointError
-from harness.files import cache_folder, shown
+from harness.files import cache_folder, data_root, shown
 from harness.flows.protocols import CausalFlow, Guidance
 
 FOLDER = "checkpoints"
@@ -120,9 +118,8 @@ def find_checkpoint(name: str, root: Path | str | None = None) -> Path | None:
 
 def folders(root: Path | str | None = None) -> Iterator[Path]:
     """Where checkpoints are looked for: the data root, by default $HARNESS_DATA, and the user's cache."""
-    root = root or os.environ.get(ROOT_VARIABLE)
-    if root:
-        yield from (Path(root).expanduser(), Path(root).expanduser() / FOLDER)
+    if (data := data_root(root)) is not None:
+        yield from (data, data / FOLDER)
     yield cache_folder() / FOLDER
 
 

@@ -9,9 +9,7 @@ on every machine.
 from __future__ import annotations
 
 import logging
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import CheckpointError, HarnessError
-from harness.files import cache_folder
+from harness.files import cache_folder, make_folder, replacing
 from harness.flows.coupled import LOG_SCALE_GAIN, SHIFT_GAIN
 from harness.flows.tarflow import TarFlow, TarFlowConfig
 
@@ -55,17 +53,15 @@ def synthetic_checkpoint(name: str) -> Path:
 
     Raises:
         CheckpointError: as `synthetic_config`.
+        StoreError: the cache folder cannot be written.
     """
     config = synthetic_config(name)
-    folder = cache_folder() / "random"
-    path = folder / f"{name.replace(':', '-')}.safetensors"
+    path = cache_folder() / "random" / f"{name.replace(':', '-')}.safetensors"
     if not path.is_file():
         logger.warning("writing random weights to %s", path)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            written = Path(unfinished) / path.name
-            save_file(synthetic_state(config), written)
-            os.replace(written, path)
+        make_folder(path.parent)
+        with replacing(path) as partial:
+            save_file(synthetic_state(config), partial)
     return path
 
 

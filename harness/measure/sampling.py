@@ -1,24 +1,24 @@
-"""`harness sample`: draw images from a flow with any decoder; here as one grid, as many files in `tasks.samples`."""
+"""`harness sample`: images from a flow with any decoder; here as one grid, as many files in `tasks.samples`."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.datasets.grids import save_grid
+from harness.datasets.images import save_grid
 from harness.decoders import Decoder, DecodeResult, Guidance, build_decoder
 from harness.errors import HarnessError
-from harness.flows import CausalFlow, load_flow
+from harness.flows import CausalFlow
 from harness.flows.checkpoints import checkpoint_path, training_noise
 from harness.flows.latents import cycling_labels, indexed_latents
-from harness.measure.cells import resolve_device
+from harness.measure.cells import Subject, resolve_device
 from harness.measure.matrix import parse_decoder
 
 
@@ -28,7 +28,7 @@ class Sampled:
 
     Args:
         images: (N, C, H, W), on the CPU.
-        batches: what each batch's decode returned but for its images and tokens, in order.
+        batches: what each batch's decode returned, in order.
         wall_s: seconds of decoding, denoising included.
     """
 
@@ -55,7 +55,7 @@ def draw_samples(
     denoise: float | None = None,
     first: int = 0,
 ) -> Sampled:
-    """Draw `count` samples: the same ones as the quality pass of a run with this seed compares.
+    """Draw `count` samples: the same ones as the quality rows of a run with this seed rest on.
 
     Args:
         flow: whose data are images.
@@ -75,7 +75,7 @@ def draw_samples(
         raise HarnessError("this flow's data are no images, so there is nothing to draw")
     if denoise is not None and not hasattr(flow, "denoise"):
         raise HarnessError("this flow has no denoising step")
-    images, batches, start = [], [], time.perf_counter()
+    images, batches, began = [], [], time.perf_counter()
     for start in range(first, first + count, batch_size):
         indices = range(start, min(start + batch_size, first + count))
         turns = sample_labels(flow, labels, indices)
@@ -86,7 +86,7 @@ def draw_samples(
             batch = flow.denoise(batch, denoise, turns)  # type: ignore[attr-defined]
         images.append(batch.float().cpu())
         batches.append(result)
-    return Sampled(torch.cat(images), batches, time.perf_counter() - start)
+    return Sampled(torch.cat(images), batches, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -94,30 +94,30 @@ class Request:
     """What is drawn; plain values, so that it travels.
 
     Args:
-        checkpoint: a file.
+        subject: the checkpoint on a device, and the seed.
         decoder: its name and options, as a table of a matrix.
-        count, seed, labels, guidance, batch_size, denoise: see `draw_samples`.
-        device: ``"cpu"`` or ``"cuda"``.
+        count, labels, guidance, batch_size, denoise: see `draw_samples`.
     """
 
-    checkpoint: str
+    subject: Subject
     decoder: Mapping[str, Any]
     count: int
-    seed: int
     labels: tuple[int, ...] | None
     guidance: Guidance | None
     batch_size: int
     denoise: float | None
-    device: str
+
+    def build(self) -> Decoder:
+        """The decoder."""
+        return build_decoder(**self.decoder)
 
     def draw(self, flow: CausalFlow, indices: range) -> Sampled:
         """The samples with these global indices, whose start is a multiple of the batch size."""
-        table = dict(self.decoder)
         return draw_samples(
             flow,
-            build_decoder(table.pop("name"), **table),
+            self.build(),
             len(indices),
-            seed=self.seed,
+            seed=self.subject.seed,
             labels=self.labels,
             guidance=self.guidance,
             batch_size=self.batch_size,
@@ -125,9 +125,10 @@ class Request:
             first=indices.start,
         )
 
-    def load(self) -> CausalFlow:
-        """The flow."""
-        return load_flow(self.checkpoint, device=self.device)
+    def plain(self) -> dict[str, Any]:
+        """What determines the samples, as plain values."""
+        subject = {name: getattr(self.subject, name) for name in ("checkpoint_digest", "seed", "device")}
+        return {name: value for name, value in asdict(self).items() if name != "subject"} | subject
 
 
 def read_request(
@@ -165,16 +166,15 @@ def read_request(
     table = parse_decoder(spec) | ({} if tau is None else {"tau": tau})
     build_decoder(**table)  # refused here, before anything is drawn
     sigma = None if denoise is None else training_noise(path) if denoise == "auto" else _number(denoise, "--denoise")
+    subject = Subject.of(path, path.stem, seed=seed, device=resolve_device(device))
     return Request(
-        checkpoint=str(path),
+        subject=subject,
         decoder=table,
         count=count,
-        seed=seed,
         labels=None if labels is None else tuple(int(_number(part, "--labels")) for part in labels.split(",")),
         guidance=None if guidance is None else Guidance(guidance, guidance_components, annealed, temperature),
         batch_size=batch_size,
         denoise=sigma,
-        device=resolve_device(device),
     )
 
 
@@ -194,7 +194,7 @@ def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> s
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    drawn = request.draw(request.load(), range(request.count))
+    drawn = request.draw(request.subject.load(), range(request.count))
     columns = math.ceil(math.sqrt(request.count))
     save_grid(drawn.images, out, columns, scale=max(1, 32 // drawn.images.shape[-1]))
     return f"{out}: {request.count} samples in {drawn.wall_s:.2f} s, {drawn.fpe:.2f} forward-pass equivalents each"
@@ -205,8 +205,8 @@ def _number(text: str, option: str) -> float:
         value = float(text)
     except ValueError as error:
         raise HarnessError(f"{option} takes numbers, not '{text}'") from error
-    if option == "--labels" and value != int(value):
-        raise HarnessError(f"{option} takes whole numbers, not '{text}'")
+    if not math.isfinite(value) or (option == "--labels" and value != int(value)):
+        raise HarnessError(f"{option} takes {'whole ' if option == '--labels' else ''}numbers, not '{text}'")
     return value
 
 

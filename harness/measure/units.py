@@ -1,4 +1,4 @@
-"""What the passes share: a unit of work, what it is measured with, and how a failure becomes a row."""
+"""The words of the engine: a unit of work, the task it belongs to, what it is measured with, how a failure is a row."""
 
 from __future__ import annotations
 
@@ -6,45 +6,47 @@ import gc
 import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from harness.decoders import Decoder, DecodeResult, Guidance
 from harness.errors import HarnessError
-from harness.flows import CausalFlow, load_flow
+from harness.flows import CausalFlow
 from harness.flows.latents import cycling_labels, indexed_latents
-from harness.measure.cells import Cell
+from harness.measure.cells import Cell, Subject
 from harness.runs.store import RunStore
+from harness.runs.table import Rows
 
 T = TypeVar("T")
-Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """The least piece of work: its rows are appended together, and a killed run loses at most one per worker.
+    """The least piece of work: its rows are stored together, and a killed run loses at most one per worker.
 
     Args:
         title: what progress shows.
-        cells: that are measured, of one group.
-        cost: in decodes, for the estimate of the remaining time alone.
-        round: of the timing pass.
+        subjects: what is measured: cells of one group, or the one flow of a probe.
+        cost: relative to the other units, for the estimate of the remaining time alone.
+        key: columns whose values tell this unit's rows from those of the task's other units.
+        tables: that it writes; it is done when each has a row of every subject with this key.
         indices: global indices of the samples that are measured, where a cell's are split.
         inputs: files of the run folder whose content the measuring process needs, see `Bench.inputs`.
     """
 
     title: str
-    cells: tuple[Cell, ...]
-    cost: float
-    round: int = 0
+    subjects: tuple[Any, ...]
+    cost: float = 1.0
+    key: Mapping[str, Any] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
     indices: range | None = None
     inputs: tuple[str, ...] = ()
 
 
-class Pass(Protocol):
-    """One kind of measurement over all cells: plain settings, so that it travels to where it measures."""
+class Task(Protocol):
+    """One kind of measurement: plain settings, so that it travels to where it measures."""
 
     @property
     def name(self) -> str:
@@ -56,10 +58,6 @@ class Pass(Protocol):
         """Whether nothing else may run on the device meanwhile."""
         ...
 
-    def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
-        """The units whose rows are not in the store yet."""
-        ...
-
     def together(self, unit: Unit) -> Hashable:
         """Units with equal keys are measured one after the other by one process."""
         ...
@@ -67,6 +65,44 @@ class Pass(Protocol):
     def measure(self, unit: Unit, bench: Bench) -> Mapping[str, Rows]:
         """Rows by table; runs in a process without the store."""
         ...
+
+
+class Work(NamedTuple):
+    """A task, and a function that finds the units whose rows are not there yet."""
+
+    task: Task
+    missing: Callable[[], Sequence[Unit]]
+
+
+def missing(units: Sequence[Unit], store: RunStore, task: str) -> list[Unit]:
+    """The units that have no rows yet: neither in their tables nor among the failures of their task."""
+    failures = store.read("failures")
+    failed = set(zip(failures["cell_id"], failures["pass"], strict=True))
+    kinds = {(table, tuple(unit.key)) for unit in units for table in unit.tables}
+    stored = {kind: _stored(store, *kind) for kind in kinds}
+
+    def done(unit: Unit, subject: Subject) -> bool:
+        row = (subject.cell_id, *unit.key.values())
+        there = all(row in stored[table, tuple(unit.key)] for table in unit.tables)
+        return there or (subject.cell_id, failure_name(task, unit)) in failed
+
+    return [unit for unit in units if not all(done(unit, subject) for subject in unit.subjects)]
+
+
+def _stored(store: RunStore, table: str, columns: tuple[str, ...]) -> set[tuple[Any, ...]]:
+    """The values of `cell_id` and some columns that a table holds in rows that were not skipped."""
+    if not columns:
+        return {(cell,) for cell in store.cell_ids(table)}
+    names = ("cell_id", *columns)
+    rows = store.run.rows(table, {*names, "status"}).to_pydict()
+    counts = [status != "skipped" for status in rows.get("status", [None] * len(rows["cell_id"]))]
+    found = zip(*(rows[name] for name in names), strict=True)
+    return {row for row, counted in zip(found, counts, strict=True) if counted}
+
+
+def failure_name(task: str, unit: Unit) -> str:
+    """What the table `failures` calls a unit that ended without rows, in its column `pass`."""
+    return f"{task}: {unit.title}" if unit.key else task
 
 
 @dataclass(frozen=True)
@@ -98,7 +134,7 @@ class Batch:
 
 
 def failed_cells(store: RunStore) -> dict[str, Attempt[Any]]:
-    """What came of the cells that failed in the timing pass; nothing tries them again."""
+    """What came of the cells that failed while they were timed; nothing tries them again."""
     timings = store.read("timings")
     bad = timings[~timings["status"].isin(["ok", "skipped"])]
     return {row["cell_id"]: Attempt(row["status"], row["error"]) for row in bad.to_dict("records")}
@@ -106,47 +142,42 @@ def failed_cells(store: RunStore) -> dict[str, Attempt[Any]]:
 
 @dataclass
 class Bench:
-    """What the passes measure with, in the process that measures: the flow and the decoders in use.
+    """What units are measured with, in the process that measures: the flow and the decoders in use.
 
     Args:
         session: names this process in the rows.
-        failed: what came of the cells that failed in the timing pass; nothing tries them again.
+        failed: what came of the cells that failed while they were timed; nothing tries them again.
         inputs: content of the files that the unit at hand names.
         files: what goes into the run folder beside the rows, by relative path.
+        notes: sentences for the user.
     """
 
     session: str
     failed: dict[str, Attempt[Any]] = field(default_factory=dict)
     inputs: Sequence[bytes] = ()
     files: dict[str, bytes] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._flow: tuple[tuple[str, str, str], CausalFlow] | None = None
-        self._decoders: tuple[str, dict[str, Decoder]] = ("", {})
         self._kept: dict[str, tuple[Any, Any]] = {}
 
-    def flow(self, cell: Cell) -> CausalFlow:
-        """The flow of a cell; only the last one is kept."""
-        key = (cell.checkpoint_digest, cell.device, cell.dtype)
-        if self._flow is None or self._flow[0] != key:
-            self._flow = None  # the old one goes before the new one comes
-            self._flow = (key, load_flow(cell.checkpoint_path, device=cell.device, dtype=cell.torch_dtype))
-        return self._flow[1]
+    def flow(self, subject: Subject) -> CausalFlow:
+        """The flow of a subject; only the last one is kept."""
+        key = (subject.checkpoint_digest, subject.device, subject.dtype)
+        return self.keep("flow", key, subject.load)
 
     def decoder(self, cell: Cell) -> Decoder:
         """The decoder of a cell, built once per group."""
-        if self._decoders[0] != cell.group_id:
-            self._decoders = (cell.group_id, {})
-        built = self._decoders[1]
+        built: dict[str, Decoder] = self.keep("decoders", cell.group_id, dict)
         if cell.cell_id not in built:
             built[cell.cell_id] = cell.build()
         return built[cell.cell_id]
 
-    def batch(self, cell: Cell, indices: Sequence[int] | None = None) -> Batch:
-        """The samples with these global indices, by default the first `batch_size`."""
-        return batch_of(cell, self.flow(cell), range(cell.batch_size) if indices is None else indices)
+    def batch(self, subject: Subject, indices: Sequence[int]) -> Batch:
+        """The samples with these global indices."""
+        return batch_of(subject, self.flow(subject), indices)
 
-    def attempt(self, cell: Cell, work: str, measure: Callable[[], T]) -> Attempt[T]:
+    def attempt(self, subject: Subject, work: str, measure: Callable[[], T]) -> Attempt[T]:
         """Try to measure; an exception becomes a status and a sentence, its traceback a file in the run folder."""
         try:
             return Attempt("ok", value=measure())
@@ -158,22 +189,33 @@ class Bench:
                 sentence = str(error)
             elif _out_of_memory(error):
                 status = "out-of-memory"
-            self.files[f"failures/{cell.cell_id}-{work}.txt"] = traceback.format_exc().encode()
+            name = "".join(letter if letter.isalnum() or letter in "+-." else "-" for letter in work)
+            self.files[f"failures/{subject.cell_id}-{name}.txt"] = traceback.format_exc().encode()
         release_memory()  # here, where the exception and the frames it holds are gone
         return Attempt(status, " ".join(sentence.split())[:500])
 
     def keep(self, kind: str, key: Any, make: Callable[[], T]) -> T:
-        """The last thing made of a kind, made again only for another key."""
+        """The last thing made of a kind, made again only for another key; the old one goes before the new one comes."""
         if kind not in self._kept or self._kept[kind][0] != key:
             self._kept.pop(kind, None)
             self._kept[kind] = (key, make())
         return self._kept[kind][1]
 
 
-def batch_of(cell: Cell, flow: CausalFlow, indices: Sequence[int]) -> Batch:
-    """The samples of a cell with these global indices."""
-    latents, labels = indexed_latents(flow, cell.seed, indices), cycling_labels(flow, indices)
-    return Batch(latents, None if labels is None else labels.to(latents.device), cell.build_guidance())
+def rows_or_failure(task: str, unit: Unit, bench: Bench, measure: Callable[[], Mapping[str, Rows]]) -> dict[str, Rows]:
+    """What a unit of one subject measures, or where it fails its row of the table `failures`."""
+    (subject,) = unit.subjects
+    name = failure_name(task, unit)
+    attempt = bench.failed.get(subject.cell_id) or bench.attempt(subject, name, measure)
+    if attempt.value is None:
+        return {"failures": [subject.identity | {"pass": name, **attempt.outcome}]}
+    return dict(attempt.value)
+
+
+def batch_of(subject: Subject, flow: CausalFlow, indices: Sequence[int]) -> Batch:
+    """The samples of a subject with these global indices: the same ones whatever is measured of them."""
+    latents, labels = indexed_latents(flow, subject.seed, indices), cycling_labels(flow, indices)
+    return Batch(latents, None if labels is None else labels.to(latents.device), subject.build_guidance())
 
 
 class NonFiniteError(HarnessError):

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.datasets.base import to_pixels, to_unit
+from harness.datasets import to_pixels, to_unit
 from harness.datasets.download import fetch
 from harness.errors import HarnessError
 from harness.files import cache_folder
@@ -37,6 +37,8 @@ class FeatureExtractor(Protocol):
 
     name: str
     """Names the network and its weights: what `fid_features` holds."""
+    digest: str
+    """SHA-256 of the weights: two files may share a name."""
     dim: int
     """Number of features."""
     image_shape: tuple[int, int, int] | None
@@ -106,7 +108,8 @@ class NetworkFeatures:
         self.network.eval().requires_grad_(False).to(device)
         self.datasets: list[str] = json.loads(metadata.get("datasets", "[]"))
         self.metadata = metadata
-        self.name = f"{path.stem}@{_digest_of_network(state, metadata['config'])}"
+        self.digest = _digest_of_network(state, metadata["config"])
+        self.name = f"{path.stem}@{self.digest[:12]}"
         self.dim = self.network.config.dim
         size = self.network.config.image_size
         self.image_shape: tuple[int, int, int] | None = (self.network.config.image_channels, size, size)
@@ -154,7 +157,9 @@ class InceptionFeatures:
         except (RuntimeError, OSError, AttributeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise HarnessError(f"'{weights}' cannot be read as Inception's torchscript weights: {reason}") from error
-        self.name = f"inception-v3-clean@{_digest(weights)}"
+        with weights.open("rb") as file:
+            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.name = f"inception-v3-clean@{self.digest[:12]}"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -179,14 +184,12 @@ def _inception_weights(named: Path | str | None, allow_download: bool) -> Path |
     for path in (own, CLEANFID_FOLDER / INCEPTION_FILE):
         if path.is_file():
             return path
-    return _download_inception(own) if allow_download else None
-
-
-def _download_inception(target: Path) -> Path:
+    if not allow_download:
+        return None
     declare_missing_operators()
     from cleanfid.downloads_helper import inception_url
 
-    return fetch(inception_url, target)
+    return fetch(inception_url, own)
 
 
 def _digest_of_network(state: dict[str, Tensor], config: str) -> str:
@@ -194,9 +197,4 @@ def _digest_of_network(state: dict[str, Tensor], config: str) -> str:
     sha = hashlib.sha256(config.encode())
     for name in sorted(state):
         sha.update(name.encode() + state[name].contiguous().numpy().tobytes())
-    return sha.hexdigest()[:12]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    return sha.hexdigest()

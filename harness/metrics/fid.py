@@ -24,7 +24,7 @@ _ROWS = 1024  # of a kernel matrix held at once
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean and scatter of a set of features; two of them merge into exactly that of the union.
+    """Mean and scatter of a set of features.
 
     Args:
         count: n samples.
@@ -46,23 +46,8 @@ class FeatureStatistics:
         if features.ndim != 2 or not np.isfinite(features).all():
             raise HarnessError("feature statistics need an (n, D) matrix of finite numbers")
         values = features.astype(np.float64)
-        mean = values.mean(axis=0) if len(values) else np.zeros(values.shape[1])
-        centred = values - mean
-        return cls(len(values), mean, centred.T @ centred)
-
-    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Statistics of the union of two disjoint sets (Chan, Golub and LeVeque 1983, Eq. 1.5)."""
-        if not self.count or not other.count:
-            return self if self.count else other
-        count = self.count + other.count
-        difference = other.mean - self.mean
-        return FeatureStatistics(
-            count=count,
-            mean=self.mean + difference * (other.count / count),
-            scatter=self.scatter
-            + other.scatter
-            + np.outer(difference, difference) * (self.count * other.count / count),
-        )
+        mean = values.mean(axis=0)
+        return cls(len(values), mean, (values - mean).T @ (values - mean))
 
     @property
     def covariance(self) -> NDArray[np.float64]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from harness.datasets.base import to_pixels
+from harness.datasets import to_pixels
 from harness.files import shown
 from harness.metrics.torchvision_compat import declare_missing_operators
 
@@ -57,9 +58,12 @@ class Perceptual:
     """
 
     def __init__(self, allow_download: bool = False) -> None:
-        self._metrics = {
-            name: _available(weights, build, allow_download) for name, (weights, build) in _sources().items()
+        clip, hub = Path("~/.cache/clip").expanduser(), Path(torch.hub.get_dir()) / "checkpoints"
+        needed = {
+            "clip_iqa": [clip / "RN50.pt", clip / "clipiqa_tokens.pt"],
+            "brisque": [hub / "brisque_svm_weights.pt"],
         }
+        self._metrics = {name: _metric(name, weights, allow_download) for name, weights in needed.items()}
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Total]:
@@ -67,62 +71,36 @@ class Perceptual:
 
         Those that are not finite are left out.
         """
-        if all(isinstance(metric, str) for metric in self._metrics.values()):
-            return {name: Total(reason=str(reason)) for name, reason in self._metrics.items()}
         finite = images[images.isfinite().flatten(1).all(dim=1)]
         pixels = to_pixels(finite.cpu()).float().div(255).expand(-1, 3, -1, -1)
         return {name: _total(metric, pixels) for name, metric in self._metrics.items()}
 
 
-def perceptual_scores(images: Tensor, allow_download: bool = False) -> dict[str, Score]:
-    """The mean scores of some images under ``"clip_iqa"`` and ``"brisque"``; see `Perceptual`."""
-    return {name: total.score for name, total in Perceptual(allow_download)(images).items()}
-
-
-Metric = Callable[[Tensor], Tensor]
-
-
-def _sources() -> dict[str, tuple[list[Path], Callable[[], Metric]]]:
-    """Of each score the weights that it needs, and how it is built."""
-    clip, hub = Path("~/.cache/clip").expanduser(), Path(torch.hub.get_dir()) / "checkpoints"
-
-    def brisque() -> Metric:
-        piq = _piq()
-        return lambda x: piq.brisque(x, reduction="none")
-
-    return {
-        "clip_iqa": ([clip / "RN50.pt", clip / "clipiqa_tokens.pt"], lambda: _piq().CLIPIQA(data_range=1.0)),
-        "brisque": ([hub / "brisque_svm_weights.pt"], brisque),
-    }
-
-
-def _piq() -> Any:
-    declare_missing_operators()
-    import piq
-
-    return piq
-
-
-def _available(weights: list[Path], build: Callable[[], Metric], allow_download: bool) -> Metric | str:
-    """The score, or why there is none."""
+def _metric(name: str, weights: list[Path], allow_download: bool) -> Callable[[Tensor], Tensor] | str:
+    """The score of each image of a batch, or why there is none."""
     try:
-        _piq()
+        declare_missing_operators()
+        import piq
     except ImportError as error:
         return f"piq is not installed ({error}); install the extra 'iqa'"
     missing = [path for path in weights if not path.is_file()]
     if missing and not allow_download:
         return f"the weights '{shown(missing[0])}' are not there and a download was not allowed"
     try:
-        return build()
+        return piq.CLIPIQA(data_range=1.0) if name == "clip_iqa" else partial(piq.brisque, reduction="none")
     except (OSError, RuntimeError) as error:  # no network; broken weights
-        return " ".join(str(error).split()) or type(error).__name__
+        return _sentence(error)
 
 
-def _total(metric: Metric | str, pixels: Tensor) -> Total:
+def _total(metric: Callable[[Tensor], Tensor] | str, pixels: Tensor) -> Total:
     if isinstance(metric, str):
         return Total(reason=metric)
     try:
         sums = [metric(batch).double().sum().item() for batch in pixels.split(BATCH) if len(batch)]
     except (OSError, RuntimeError, AssertionError) as error:  # broken weights; images without texture
-        return Total(reason=" ".join(str(error).split()) or type(error).__name__)
+        return Total(reason=_sentence(error))
     return Total(sum(sums), len(pixels))
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,62 +1,124 @@
-"""Generated images against real ones: FID and KID of images that come batch by batch."""
+"""FID and KID of generated images against real ones, whose features are computed once, kept by content, or shipped."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
-from harness.datasets.base import Images
-from harness.errors import HarnessError
-from harness.metrics.features import FeatureExtractor
-from harness.metrics.fid import FeatureStatistics, frechet_distance, kernel_distance
-from harness.metrics.reference import BATCH, ReferenceFeatures, reference_features
+from harness.datasets import Images
+from harness.errors import StoreError
+from harness.files import cache_folder, make_folder, replacing
+from harness.metrics.features import ASSETS, FeatureExtractor
+from harness.metrics.fid import KID_SAMPLES, FeatureStatistics, frechet_distance, kernel_distance
 
-
-class Quality:
-    """FID and KID of images that come batch by batch, against one reference.
-
-    A sample with a number that is not finite has no features: it is left out of both distances and counted, in
-    `nonfinite_samples`; `num_samples` counts those that were compared.
-    """
-
-    def __init__(self, reference: ReferenceFeatures, extractor: FeatureExtractor) -> None:
-        require_same_features(reference, extractor)
-        self.reference, self.extractor = reference, extractor
-        self.nonfinite_samples = 0
-        self._features: list[NDArray[np.float32]] = []
-
-    def add(self, images: Tensor) -> None:
-        """Take in a batch of (B, C, H, W) images in [-1, 1]; values outside count as the nearest inside."""
-        features = features_of(images, self.extractor)
-        self.nonfinite_samples += len(images) - len(features)
-        self._features.append(features)
-
-    def result(self) -> dict[str, float | int | str | None]:
-        """The columns of the `quality` table that this knows; distances of fewer than three samples are None."""
-        features = np.concatenate([np.empty((0, self.extractor.dim), np.float32), *self._features])
-        return distances(features, self.reference) | {"nonfinite_samples": self.nonfinite_samples}
-
-
-def require_same_features(reference: ReferenceFeatures, extractor: FeatureExtractor) -> None:
-    """Refuse to compare features of different networks.
-
-    Raises:
-        HarnessError: the reference's features are of another network.
-    """
-    if reference.extractor != extractor.name:
-        raise HarnessError(
-            f"the reference holds features of '{reference.extractor}', the samples' would be of '{extractor.name}'"
-        )
+BATCH = 256
+"""Images whose features are computed at a time."""
 
 
 def features_of(images: Tensor, extractor: FeatureExtractor) -> NDArray[np.float32]:
-    """(n, D) features of the finite ones among (B, C, H, W) images in [-1, 1]."""
+    """(n, D) features of the finite ones among (B, C, H, W) images in [-1, 1]; values outside count as the nearest."""
     finite = images[images.isfinite().flatten(1).all(dim=1)]
     chunks = [extractor(batch).numpy() for batch in finite.split(BATCH) if len(batch)]
     return np.concatenate([np.empty((0, extractor.dim), np.float32), *chunks])
+
+
+@dataclass(frozen=True)
+class ReferenceFeatures:
+    """What generated images are compared with.
+
+    Args:
+        extractor: name of the features.
+        statistics: of all reference images.
+        features: (n, D) float32 of some of them, for KID.
+    """
+
+    extractor: str
+    statistics: FeatureStatistics
+    features: NDArray[np.float32]
+
+    @classmethod
+    def compute(cls, images: Images, extractor: FeatureExtractor, kept: int = KID_SAMPLES) -> ReferenceFeatures:
+        """Features of a split of real images; at most `kept` of them, drawn with a fixed seed, stay for KID."""
+        batches = (images.scaled(slice(start, start + BATCH)) for start in range(0, len(images), BATCH))
+        features = np.concatenate([features_of(batch, extractor) for batch in batches])
+        statistics = FeatureStatistics.of(features)
+        if len(features) > kept:
+            features = features[np.random.default_rng(0).choice(len(features), kept, replace=False)]
+        return cls(extractor.name, statistics, features)
+
+    @classmethod
+    def load(cls, path: Path, extractor: FeatureExtractor) -> ReferenceFeatures | None:
+        """What `save` wrote; None when it is not there, damaged, or of other features."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                mean, scatter, features, count = (file.get_tensor(n) for n in ("mean", "scatter", "features", "count"))
+                name = (file.metadata() or {}).get("extractor")
+        except (SafetensorError, OSError):
+            return None
+        dim = (extractor.dim,)
+        fits = mean.shape == dim and scatter.shape == dim * 2 and features.shape[1:] == dim and name == extractor.name
+        if not fits or not all(np.isfinite(array).all() for array in (mean, scatter, features)):
+            return None
+        return cls(extractor.name, FeatureStatistics(int(count), mean, scatter), features)
+
+    def save(self, path: Path, **metadata: str) -> None:
+        """Write it to a safetensors file, whole or not at all.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        tensors: dict[str, np.ndarray] = {
+            "mean": self.statistics.mean,
+            "scatter": self.statistics.scatter,
+            "features": self.features,
+            "count": np.array(self.statistics.count),
+        }
+        make_folder(path.parent)
+        with replacing(path) as partial:
+            save_file(tensors, partial, {"extractor": self.extractor, **metadata})
+
+
+def reference_features(images: Images, extractor: FeatureExtractor, cache: Path | None = None) -> ReferenceFeatures:
+    """Features of real images, computed once for the same images and the same network.
+
+    They are kept under a digest of both, and computed again where that file cannot be read. A cache folder that cannot
+    be written costs time, nothing else.
+
+    Args:
+        images: the real images.
+        extractor: from `feature_extractor`.
+        cache: folder of what is kept; in the user's cache folder by default.
+    """
+    folder = cache if cache is not None else cache_folder() / "references"
+    key = hashlib.sha256(f"{extractor.name} {images.digest}".encode()).hexdigest()
+    path = folder / f"{key}.safetensors"
+    kept = ReferenceFeatures.load(path, extractor)
+    if kept is None:
+        kept = ReferenceFeatures.compute(images, extractor)
+        with contextlib.suppress(StoreError):
+            kept.save(path)
+    return kept
+
+
+def shipped_reference(
+    dataset: str, extractor: FeatureExtractor, image_shape: tuple[int, int, int] | None = None
+) -> ReferenceFeatures | None:
+    """Features of a dataset's test split that come with its shipped network, for where its images are not at hand.
+
+    None when nothing is shipped for the dataset, when the features are of another network, or of images of another
+    shape than `image_shape`, where that is given: resampled images have other features.
+    """
+    if image_shape is not None and extractor.image_shape != image_shape:
+        return None
+    return ReferenceFeatures.load(ASSETS / f"reference-{dataset}.safetensors", extractor)
 
 
 def distances(features: NDArray[np.float32], reference: ReferenceFeatures) -> dict[str, float | int | str | None]:
@@ -73,22 +135,3 @@ def distances(features: NDArray[np.float32], reference: ReferenceFeatures) -> di
         "num_samples": len(features),
         "num_reference": reference.statistics.count,
     }
-
-
-def quality_against(
-    reference: Images, images: Tensor, extractor: FeatureExtractor, cache: Path | None = None
-) -> dict[str, float | int | str | None]:
-    """FID and KID of generated images against real ones.
-
-    Args:
-        reference: the real images.
-        images: (N, C, H, W) in [-1, 1].
-        extractor: from `feature_extractor`.
-        cache: folder of reference features; the user's own by default.
-
-    Returns:
-        fid, fid_features, kid, kid_std, num_samples, num_reference and nonfinite_samples.
-    """
-    quality = Quality(reference_features(reference, extractor, cache), extractor)
-    quality.add(images)
-    return quality.result()

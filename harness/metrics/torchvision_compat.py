@@ -1,9 +1,9 @@
-"""Importing torchvision where its compiled operators do not load.
+"""Importing torchvision where its compiled operators do not load, or do not include all that its Python code names.
 
 A CPU build of torch beside a CUDA build of torchvision cannot load torchvision's operators, and then `import
-torchvision` itself fails: it registers shape functions for two operators, ``nms`` and ``qnms``, that nobody defined.
-Nothing used here needs a compiled operator, so declaring the two schemas is enough. Where the operators load, nothing
-is declared.
+torchvision` itself fails: it registers shape functions for operators, ``nms`` and ``qnms``, that nobody defined.
+Nothing used here needs a compiled operator, so declaring the schemas is enough. An operator that is there is never
+declared again, which would fail: torchvision 0.26 has ``nms`` and no ``qnms``.
 """
 
 from __future__ import annotations
@@ -14,35 +14,31 @@ from pathlib import Path
 
 import torch
 
-SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
+OPERATORS = ("nms", "qnms")
+SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 @cache
-def declare_missing_operators() -> tuple[str, ...]:
+def declare_missing_operators() -> tuple[torch.library.Library, tuple[str, ...]]:
     """Make `import torchvision` work; to be called before it, and before importing what imports it.
 
     Returns:
-        The schemas that were declared: none where torchvision's compiled operators load.
+        What holds the declarations, which last as long as it does, and the names of the operators declared.
     """
-    if _operators_load():
-        return ()
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in SCHEMAS:
-        library.define(schema)
-    _declared.append(library)
-    return SCHEMAS
+    if _missing():
+        _load_compiled()
+    library, missing = torch.library.Library("torchvision", "FRAGMENT"), _missing()
+    for name in missing:
+        library.define(name + SIGNATURE)
+    return library, missing
 
 
-_declared: list[torch.library.Library] = []  # a declaration lasts as long as its library object
+def _missing() -> tuple[str, ...]:
+    return tuple(name for name in OPERATORS if not hasattr(torch.ops.torchvision, name))
 
 
-def _operators_load() -> bool:
-    """Whether the operators are there, loading them as torchvision itself would."""
-    if _defined():
-        return True
+def _load_compiled() -> None:
+    """Load torchvision's operators as it would itself, where they load."""
     spec = find_spec("torchvision")  # does not import it
     for folder in spec.submodule_search_locations or [] if spec else []:
         for library in sorted(Path(folder).glob("_C*.*")):
@@ -50,8 +46,3 @@ def _operators_load() -> bool:
                 torch.ops.load_library(str(library))
             except (OSError, ImportError):
                 continue
-    return _defined()
-
-
-def _defined() -> bool:
-    return all(hasattr(torch.ops.torchvision, schema.partition("(")[0]) for schema in SCHEMAS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -18,6 +20,8 @@ PACKAGES = ("torch", "numpy", "scipy", "pandas", "pyarrow", "clean-fid", "torchv
 ROOT = Path(__file__).parents[1]
 MEASURED = ("flows", "decoders")
 """Sub-packages whose sources determine what a decode computes and what it costs."""
+USED = ("harness.metrics", "harness.fitting", "harness.measure.probes")
+"""Packages whose sources determine what a probe computes, where it imports them."""
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -74,6 +78,31 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 def code_version() -> str:
     """SHA-256 of the sources of flows and decoders: part of every cell's identity."""
     return digest_sources(sorted(path for name in MEASURED for path in (ROOT / name).rglob("*.py")), ROOT)
+
+
+def source_version(cls: type) -> str:
+    """The code version of what a class computes: of flows and decoders, of its own file where that is none of these,
+    and of what the file uses of this package.
+    """
+    source = inspect.getsourcefile(cls)
+    if source is None or any(Path(source).resolve().is_relative_to((ROOT / name).resolve()) for name in MEASURED):
+        return code_version()
+    digests = [digest_sources([path], path.parent) for path in sorted(_used(Path(source).resolve()))]
+    return hashlib.sha256("".join([code_version(), *digests]).encode()).hexdigest()
+
+
+def _used(source: Path) -> set[Path]:
+    """A file, and the files of `USED` that it imports, directly or not."""
+    found, waiting = set[Path](), [source]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(USED):
+                    base = ROOT.joinpath(*node.module.split(".")[1:]).resolve()
+                    waiting += [one for one in (base.with_suffix(".py"), base / "__init__.py") if one.is_file()]
+    return found
 
 
 def digest_sources(paths: list[Path], root: Path) -> str:

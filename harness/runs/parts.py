@@ -25,8 +25,7 @@ import pyarrow.parquet as pq
 
 from harness.errors import StoreError
 from harness.files import make_folder, replacing, unwritable
-from harness.runs.tables import KEYS, TABLES
-from harness.runs.tables.columns import TEXT
+from harness.runs.table import TEXT, Table
 
 MANY = 64
 """So many small parts are merged: reading opens few files, and every row is written again a bounded number of times."""
@@ -42,11 +41,11 @@ class Parts:
 
     Args:
         run: the run folder.
-        table: one of `TABLES`.
+        table: which.
     """
 
-    def __init__(self, run: Path, table: str) -> None:
-        self.table, self.schema, self.folder = table, TABLES[table], run / f"{table}.parquet"
+    def __init__(self, run: Path, table: Table) -> None:
+        self.table, self.schema, self.folder = table, table.schema, run / f"{table.name}.parquet"
 
     def paths(self) -> list[Path]:
         """The files, the oldest first."""
@@ -66,9 +65,9 @@ class Parts:
             StoreError: a part is unreadable; the sentence names it.
         """
         wanted = [name for name in self.schema.names if columns is None or name in columns]
-        telling = {*KEYS[self.table], *({"status", "error"} & set(self.schema.names)), "cell_id"}
+        telling = {*self.table.key, *({"status", "error"} & set(self.schema.names)), "cell_id"}
         names = [name for name in self.schema.names if name in wanted or name in telling]
-        return _each_once(self.table, self._scan(names, cells)).select(wanted)
+        return _each_once(self.table.key, self._scan(names, cells)).select(wanted)
 
     def cell_ids(self) -> set[str]:
         """The cells that have a row which was not skipped; the columns that do not tell are left unread."""
@@ -174,7 +173,7 @@ class Parts:
             there = metadata.schema.to_arrow_schema().names
             text = [name for name in names if self.schema.field(name).type == TEXT and name in there]
             with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True, read_dictionary=text) as file:
-                if lacking := [name for name in KEYS[self.table] if name not in there]:
+                if lacking := [name for name in self.table.key if name not in there]:
                     raise ValueError(f"it has no column {lacking[0]}")
                 for batch in file.iter_batches(BATCH, columns=[name for name in names if name in there]):
                     rows = self._conformed(batch, names)
@@ -204,13 +203,13 @@ class Parts:
         return pa.schema([f.with_type(encoded) if f.type == TEXT else f for f in fields]).empty_table()
 
 
-def _each_once(table: str, rows: pa.Table) -> pa.Table:
-    telling = [name for name in (*KEYS[table], "status", "error") if name in rows.column_names]
+def _each_once(key: tuple[str, ...], rows: pa.Table) -> pa.Table:
+    telling = [name for name in (*key, "status", "error") if name in rows.column_names]
     frame = rows.select(telling).to_pandas()
     if "status" in frame:
         rank = 2 * (frame["status"] == "skipped").to_numpy() + frame["error"].notna().to_numpy()
         frame = frame.iloc[np.argsort(rank, kind="stable")]
-    twice = frame.duplicated(KEYS[table])
+    twice = frame.duplicated(list(key))
     if not twice.any():
         return rows
     kept = np.ones(len(frame), dtype=bool)

@@ -7,8 +7,9 @@ A process killed at any moment leaves whole parts only. Nothing here imports tor
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pandas as pd
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from harness.errors import StoreError, unknown
+from harness.errors import HarnessError, StoreError, unknown
 from harness.files import unwritable, write_text
 from harness.runs.parts import Parts
-from harness.runs.tables import TABLES, empty, to_arrow
+from harness.runs.table import Rows, Table, declared
+from harness.runs.tables import TABLES
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -40,6 +42,11 @@ class Run:
     path: Path
     manifest: dict[str, Any]
 
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """Those of every run, and those that probes declared for this one."""
+        return declared(self.manifest.get("tables", {})) | TABLES
+
     def table(self, name: str) -> pd.DataFrame:
         """One table, each row once; empty but typed when nothing was measured.
 
@@ -47,7 +54,7 @@ class Run:
             StoreError: there is no such table, or one of its parts is unreadable; the sentence names it.
         """
         rows = self.rows(name)
-        return rows.cast(TABLES[name]).to_pandas() if len(rows) else empty(name)
+        return rows.cast(self.tables[name].schema).to_pandas() if len(rows) else self.tables[name].empty()
 
     def rows(self, name: str, columns: Collection[str] | None = None, cells: Collection[str] | None = None) -> pa.Table:
         """As `table`, of the columns and cells wanted alone, without what pandas adds: for tables of any size.
@@ -60,10 +67,14 @@ class Run:
         """The cells that have rows in a table, those that were skipped aside; reads little else."""
         return self._parts(name).cell_ids()
 
+    def parts(self, name: str) -> list[Path]:
+        """The files of a table, the oldest first."""
+        return self._parts(name).paths()
+
     def _parts(self, name: str) -> Parts:
-        if name not in TABLES:
-            raise unknown("table", name, TABLES)
-        return Parts(self.path, name)
+        if name not in self.tables:
+            raise unknown("table", name, self.tables)
+        return Parts(self.path, self.tables[name])
 
 
 def read_run(path: Path | str) -> Run:
@@ -76,11 +87,6 @@ def read_run(path: Path | str) -> Run:
     if not path.is_dir():
         raise StoreError(f"there is no run folder at '{path}'; `harness run MATRIX --out {path}` makes one")
     return Run(path, _read_manifest(path))
-
-
-def parts(run: Path, table: str) -> list[Path]:
-    """The part files of one table, the oldest first."""
-    return Parts(run, table).paths()
 
 
 @dataclass
@@ -97,7 +103,7 @@ class RunStore:
 
     def __post_init__(self) -> None:
         self._lock = _locked(self.run.path)
-        self._parts = {table: Parts(self.run.path, table) for table in TABLES}
+        self._parts = {name: Parts(self.run.path, table) for name, table in self.run.tables.items()}
 
     @classmethod
     def create(cls, path: Path | str, manifest: dict[str, Any]) -> RunStore:
@@ -158,7 +164,21 @@ class RunStore:
         write_text(self.path / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n")
         self.run = Run(self.path, manifest)
 
-    def append(self, table: str, rows: list[dict[str, Any]]) -> None:
+    def declare(self, tables: Mapping[str, Table]) -> None:
+        """Make room for the tables that a probe writes.
+
+        Raises:
+            StoreError: the run holds a table of such a name with other columns.
+        """
+        there = self.run.tables
+        for name, table in tables.items():
+            if name in there and there[name] != table:
+                raise StoreError(f"'{self.path}' holds a table '{name}' with other columns; give another --out")
+        if new := {name: table.declaration() for name, table in tables.items() if name not in there}:
+            self.write_manifest(self.manifest | {"tables": self.manifest.get("tables", {}) | new})
+            self._parts |= {name: Parts(self.path, tables[name]) for name in new}
+
+    def append(self, table: str, rows: Rows) -> None:
         """Append rows as one part: either all of them are stored or none.
 
         Raises:
@@ -166,14 +186,12 @@ class RunStore:
             StoreError: the folder cannot be written.
         """
         if rows:
-            self._parts[table].append(to_arrow(table, rows))
+            self._parts[table].append(self.run.tables[table].to_arrow(rows))
 
     def read(self, table: str) -> pd.DataFrame:
-        """As `Run.table`."""
         return self.run.table(table)
 
     def cell_ids(self, table: str) -> set[str]:
-        """As `Run.cell_ids`."""
         return self.run.cell_ids(table)
 
     def compact(self) -> None:
@@ -200,7 +218,7 @@ def _require_new(path: Path) -> None:
     """
     if (path / MANIFEST).is_file():
         raise StoreError(f"'{path}' holds a run already; give --resume to finish it, or another --out")
-    if tables := [table for table in TABLES if parts(path, table)]:
+    if tables := [table.name for table in TABLES.values() if Parts(path, table).paths()]:
         raise StoreError(
             f"'{path}' holds rows of a run ({', '.join(tables)}) but its {MANIFEST} is gone; the rows are left as they "
             f"are: put the {MANIFEST} back, or give another --out"
@@ -222,6 +240,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     for name in ("matrix", "environment", "sessions", "checkpoints"):
         if manifest.get(name) is not None and not isinstance(manifest[name], dict):
             raise StoreError(f"'{file}' was not written by this harness: its '{name}' is no table of values")
+    try:
+        declared(manifest.get("tables", {}))
+    except HarnessError as error:
+        raise StoreError(f"'{file}' was not written by this harness: {error}") from error
     return manifest
 
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.datasets.base import Images, load_dataset
+from harness.datasets import Images, load_dataset
 from harness.errors import HarnessError
+from harness.files import make_folder, replacing
 from harness.metrics.features import NetworkFeatures
-from harness.metrics.networks import FeatureNetwork, NetworkConfig
-from harness.metrics.recipes import RECIPES, TASKS, Recipe, default_recipe
-from harness.metrics.reference import ReferenceFeatures
+from harness.metrics.networks import RECIPES, TASKS, FeatureNetwork, NetworkConfig, Recipe, default_recipe
+from harness.metrics.quality import ReferenceFeatures
 from harness.metrics.sanity import sanity_table
 
 SHIPPED_FOR_KID = 1000
@@ -70,8 +70,9 @@ def train_features(
         "seed": str(seed),
     }
     path = out / f"features-{dataset}.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path, metadata)
+    make_folder(out)
+    with replacing(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, partial, metadata)
     extractor = NetworkFeatures(path)
     reference = ReferenceFeatures.compute(test, extractor, kept=SHIPPED_FOR_KID)
     reference.save(out / f"reference-{dataset}.safetensors", split="test", images=test.digest)

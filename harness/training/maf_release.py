@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from harness.datasets.grids import save_grid
+from harness.datasets.images import save_grid
 from harness.flows.zuko_flow import checkpoint_metadata
 from harness.training.data import SAMPLES, seeded
 from harness.training.folder import replacing

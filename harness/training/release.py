@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from harness.datasets.grids import save_grid
+from harness.datasets.images import save_grid
 from harness.flows.tarflow import TarFlow
 from harness.training.config import TrainingConfig
 from harness.training.data import SAMPLES, seeded

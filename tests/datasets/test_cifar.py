@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from harness.cli import app
-from harness.datasets import cifar, load_dataset
+from harness.datasets import cifar, dataset_fingerprint, load_dataset
 from harness.datasets.cifar import Cifar10, Cifar100
 from harness.errors import DatasetError, HarnessError
 
@@ -158,3 +158,16 @@ def test_no_network_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "SITE", (tmp_path / "nowhere").as_uri())
     with pytest.raises(HarnessError, match=rf"put it at '{tmp_path}/{Cifar10.archive}'"):
         Cifar10(root=tmp_path).download()
+
+
+def test_a_fingerprint_tells_splits_and_contents_apart(name, tmp_path):
+    spec = SPECS[name]
+    made = {member: content for member, (content, _, _) in contents(spec).items()}
+    write_archive(tmp_path, spec, made)
+    train, test = (dataset_fingerprint(name, split, root=tmp_path) for split in ("train", "test"))
+    assert train != test
+    write_archive(tmp_path, spec, {member: content[::-1] for member, content in made.items()})
+    assert dataset_fingerprint(name, "train", root=tmp_path) != train
+    (tmp_path / spec.folder).mkdir()
+    with pytest.raises(DatasetError, match=f"{spec.members['test'][0]}' cannot be read"):
+        dataset_fingerprint(name, "test", root=tmp_path)

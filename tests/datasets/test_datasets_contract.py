@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from harness.datasets import datasets, load_dataset, to_pixels, to_unit
+from harness.datasets import Dataset, dataset_fingerprint, datasets, load_dataset, to_pixels, to_unit
 from harness.errors import HarnessError
 
 NAMES = datasets.names()
@@ -22,6 +22,7 @@ def test_embedded_datasets_load(name):
         assert images.labels is None or images.labels.shape == (len(images),)
     assert train.pixels.shape[1:] == test.pixels.shape[1:]
     assert train.digest == load_dataset(name, "train").digest != test.digest
+    assert dataset_fingerprint(name, "train") == train.digest  # no files to tell instead
     rows = {image.numpy().tobytes() for image in train.pixels}
     recurring = sum(image.numpy().tobytes() in rows for image in test.pixels)
     assert recurring <= COINCIDENCES * len(test)  # nothing held out was trained on
@@ -29,14 +30,15 @@ def test_embedded_datasets_load(name):
 
 @pytest.mark.parametrize("name", ON_DISK)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_missing_files_are_one_sentence(name, split, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ask", [load_dataset, dataset_fingerprint])
+def test_missing_files_are_one_sentence(name, split, ask, tmp_path, monkeypatch):
     monkeypatch.delenv("HARNESS_DATA", raising=False)
     with pytest.raises(HarnessError, match=r"give the data root, or set \$HARNESS_DATA"):
-        load_dataset(name, split)
+        ask(name, split)
     with pytest.raises(HarnessError, match="absent' is not a folder"):
-        load_dataset(name, split, root=tmp_path / "absent")
+        ask(name, split, root=tmp_path / "absent")
     with pytest.raises(HarnessError) as caught:
-        load_dataset(name, split, root=tmp_path)
+        ask(name, split, root=tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
@@ -51,6 +53,15 @@ def test_unknown_names_and_splits():
         load_dataset("cifar1O", "train")
     with pytest.raises(HarnessError, match="unknown split 'val'"):
         load_dataset("digits", "val")
+
+
+def test_a_plugin_that_names_no_files_is_told_by_its_images(monkeypatch):
+    class Plugin(Dataset):
+        def load(self, split):
+            return load_dataset("digits", split)
+
+    monkeypatch.setitem(datasets._objects, "plugin", Plugin)
+    assert dataset_fingerprint("plugin", "test") == load_dataset("digits", "test").digest
 
 
 def test_pixels_survive_the_unit_scale():

@@ -1,6 +1,8 @@
 """Images as files: Parquet, folders, AFHQ; decoding, resizing, and corrupt files."""
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from harness.datasets import load_dataset
+from harness.datasets import dataset_fingerprint, load_dataset
 from harness.errors import DatasetError
 
 
@@ -190,3 +192,49 @@ def test_real_parquet(shared):
     cifar = load_dataset("cifar10-jpeg", "test", root=shared / "data")
     assert cifar.pixels.shape == (10000, 3, 32, 32)
     assert cifar.labels.bincount().tolist() == [1000] * 10
+
+
+def fingerprint(name, root, split="train", **options):
+    return dataset_fingerprint(name, split, root=root, **options)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "imagefolder"])
+def test_a_fingerprint_is_of_the_bytes_and_of_how_they_are_read(tmp_path, kind):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for root, seed in ((here, 0), (there, 1)):
+        if kind == "parquet":
+            write_parquet(root / "train.parquet", [encoded(seed)], [0])
+        else:
+            write_folder(root / "train" / "a", [0, 1])
+    first = fingerprint(kind, here)
+    (file,) = list(here.rglob("train.parquet")) or [here / "train" / "a" / "000.png"]
+    os.utime(file, (0, 0))
+    assert fingerprint(kind, here) == first
+    if kind == "imagefolder":
+        assert fingerprint(kind, there) == first  # wherever the folder lies
+        picture(2).save(there / "train" / "a" / "001.png")
+    others = [fingerprint(kind, there), fingerprint(kind, here, size=8), fingerprint(kind, here, skip_corrupt=True)]
+    assert len({first, *others}) == 4
+    with pytest.raises(DatasetError):
+        fingerprint(kind, here, split="test")
+
+
+def test_a_fingerprint_does_not_depend_on_the_order_of_listing(tmp_path, monkeypatch):
+    write_folder(tmp_path / "train" / "a", range(5))
+    first, rglob = fingerprint("imagefolder", tmp_path), Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda *arguments: reversed(list(rglob(*arguments))))
+    assert fingerprint("imagefolder", tmp_path) == first
+
+
+def test_a_fingerprint_sees_labels_move(tmp_path):
+    write_folder(tmp_path / "train" / "b", [0])
+    write_folder(tmp_path / "test" / "b", [1])
+    first = fingerprint("imagefolder", tmp_path)
+    write_folder(tmp_path / "test" / "a", [2])
+    assert load_dataset("imagefolder", "train", root=tmp_path).labels.tolist() == [1]
+    assert fingerprint("imagefolder", tmp_path) != first
+
+
+def test_nothing_is_decoded_for_a_fingerprint(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [b"junk"], [0])
+    assert len(fingerprint("parquet", tmp_path)) == 64

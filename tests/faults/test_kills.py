@@ -22,7 +22,7 @@ import pytest
 from test_runner import DETERMINISTIC, TABLES, assert_same_rows
 
 from harness.runs.store import MANIFEST, read_run
-from harness.runs.tables import KEYS
+from harness.runs.tables import TABLES as SCHEMAS
 
 KILLS = int(os.environ.get("HARNESS_KILLS", 100))
 RAY_KILLS = max(1, KILLS // 20)
@@ -101,8 +101,8 @@ class Killer:
         if not (out / MANIFEST).is_file():
             return
         for table in TABLES:
-            found = read_run(out).table(table).set_index(KEYS[table])
-            wanted = self.undisturbed.table(table).set_index(KEYS[table])
+            found = read_run(out).table(table).set_index(list(SCHEMAS[table].key))
+            wanted = self.undisturbed.table(table).set_index(list(SCHEMAS[table].key))
             assert found.index.is_unique
             assert set(found.index) <= set(wanted.index), f"{table} has rows that nobody measured"
             assert len(found) >= stored[table], f"{table} lost rows"

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from harness.measure.runner import run_matrix
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import StoreError
 from harness.measure.matrix import Matrix
-from harness.measure.runner import run_matrix
-from harness.runs.store import RunStore, parts, read_run
-from harness.runs.tables import KEYS
+from harness.runs.store import RunStore, read_run
+from harness.runs.tables import TABLES as SCHEMAS
 
 TABLES = ("cells", "timings", "layers", "residuals", "quality", "memory", "failures")
 DETERMINISTIC = {
@@ -83,7 +83,7 @@ def run(matrix, out, stop=None, resume=False, **options):
 
 def assert_same_rows(one, other):
     for table in TABLES:
-        a, b = (run.table(table).set_index(KEYS[table]).sort_index() for run in (one, other))
+        a, b = (run.table(table).set_index(list(SCHEMAS[table].key)).sort_index() for run in (one, other))
         assert a.index.is_unique and b.index.is_unique
         pd.testing.assert_frame_equal(a[DETERMINISTIC[table]], b[DETERMINISTIC[table]], rtol=1e-5, atol=1e-6)
 
@@ -162,7 +162,7 @@ def test_a_damaged_part_is_measured_again_and_the_user_told(make, undisturbed, t
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run(make(), out, stop=5)
-    bad = parts(out, "timings")[0]
+    bad = read_run(out).parts("timings")[0]
     bad.write_bytes(bad.read_bytes()[:100])
     finished, reporter = run(make(), out, resume=True)
     assert_same_rows(finished, undisturbed.run)
@@ -267,7 +267,7 @@ def test_kill_9_at_any_moment_loses_at_most_the_unit_in_flight(make, tiny_checkp
     command = [sys.executable, "-m", "harness.cli", "run", str(toml), "--threads", "1", "--device", "cpu"]
 
     def stored(out):
-        return sum(len(parts(out, table)) for table in TABLES)
+        return sum(len(read_run(out).parts(table)) for table in TABLES)
 
     killed, kept = tmp_path / "killed", 0
     for wanted in (2, 9, 17):

@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
+from harness.measure.runner import run_matrix
 
 from harness.measure.cells import expand
 from harness.measure.matrix import load_matrix
-from harness.measure.runner import run_matrix
 from harness.runs.parts import LARGE, MANY, Parts
 from harness.runs.store import MANIFEST, RunStore, parts
 from harness.runs.tables import TABLES
@@ -111,7 +111,7 @@ def fill(out, cells):
             store.append(pa.table({
                 name: pa.array(columns[name], kind, from_pandas=True)
                 if name in columns else pa.nulls(len(places), kind)
-                for name, kind in zip(TABLES[table].names, TABLES[table].types, strict=True)
+                for name, kind in TABLES[table].columns.items()
             }))  # fmt: skip
         seconds = time.perf_counter() - seconds
         size = sum(path.stat().st_size for path in store.paths())

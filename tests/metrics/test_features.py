@@ -1,12 +1,15 @@
 """Which features are used, what they are called, and what they are of."""
 
+import hashlib
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from harness.datasets import load_dataset
 from harness.errors import HarnessError
 from harness.metrics import features
-from harness.metrics.features import InceptionFeatures, NetworkFeatures, feature_extractor
+from harness.metrics.features import InceptionFeatures, NetworkFeatures, feature_extractor, shipped_network
 from harness.metrics.torchvision_compat import declare_missing_operators
 
 # clean-fid's Inception is a torchscript file, a format that torch is about to retire.
@@ -93,7 +96,21 @@ def test_other_weights_have_another_name(inception, tmp_path):
 
     path = tmp_path / "other.pt"
     torch.jit.script(Other()).save(str(path))
-    assert InceptionFeatures(inception).name != InceptionFeatures(path).name
+    here, there = InceptionFeatures(inception), InceptionFeatures(path)
+    assert here.name != there.name
+    assert here.digest == hashlib.sha256(inception.read_bytes()).hexdigest() != there.digest
+
+
+def test_other_weights_of_the_same_file_name_have_another_digest(tmp_path):
+    shipped = shipped_network("digits")
+    state = shipped.network.state_dict()
+    paths = [tmp_path / folder / "features-digits.safetensors" for folder in ("same", "other")]
+    for path, gain in zip(paths, (1, 2), strict=True):
+        path.parent.mkdir()
+        save_file(state | {"head.bias": state["head.bias"] * gain}, path, shipped.metadata)
+    same, other = map(NetworkFeatures, paths)
+    assert same.digest == shipped.digest != other.digest
+    assert len(same.digest) == 64 and same.name == f"features-digits@{same.digest[:12]}"
 
 
 @pytest.mark.parametrize("folder", ["cache_folder", "CLEANFID_FOLDER"])

@@ -4,8 +4,6 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from harness.errors import HarnessError
 from harness.metrics.fid import FeatureStatistics, frechet_distance, kernel_distance
@@ -65,18 +63,12 @@ def test_frechet_distance_is_symmetric():
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
-@given(cuts=st.lists(st.integers(0, 50), max_size=4), offset=st.sampled_from([0.0, 1e4]))
-def test_shards_merge_to_the_statistics_of_the_whole(cuts, offset):
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_the_covariance_is_the_unbiased_one(offset):
     whole = features(50, 5, 3) + offset
-    merged = FeatureStatistics(0, np.zeros(5), np.zeros((5, 5)))
-    for shard in np.split(whole, sorted(cuts)):
-        merged = merged.merge(FeatureStatistics.of(shard))
-    expected = FeatureStatistics.of(whole)
-    assert merged.count == expected.count
-    np.testing.assert_allclose(merged.mean, expected.mean, rtol=1e-12)
-    np.testing.assert_allclose(merged.scatter, expected.scatter, rtol=1e-8, atol=1e-8)
-    np.testing.assert_allclose(merged.covariance, np.cov(whole.T), rtol=1e-6, atol=1e-8)
+    found = FeatureStatistics.of(whole)
+    np.testing.assert_allclose(found.mean, whole.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, np.cov(whole.T), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("size", [40, 200])

@@ -9,8 +9,8 @@ import torch
 
 from harness.datasets import datasets, load_dataset
 from harness.metrics.features import ASSETS, NetworkFeatures, shipped_network
-from harness.metrics.recipes import RECIPES
-from harness.metrics.reference import ReferenceFeatures, shipped_reference
+from harness.metrics.networks import RECIPES
+from harness.metrics.quality import ReferenceFeatures, shipped_reference
 
 NETWORKS = sorted(ASSETS.glob("features-*.safetensors"))
 NAMES = [path.stem.removeprefix("features-") for path in NETWORKS]

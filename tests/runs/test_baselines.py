@@ -8,7 +8,7 @@ from analysis.compare import compare_runs
 from harness.cli import app
 from harness.errors import HarnessError
 from harness.runs.baselines import MAX_BYTES, baselines, open_run, save_baseline
-from harness.runs.store import parts
+from harness.runs.store import read_run
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_a_saved_run_compares_as_the_run_itself(run):
     assert stored.manifest["environment"] == run.manifest["environment"]
     assert {cell.verdict for cell in compare_runs(stored, run).verdicts} == {"same"}
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 100_000
-    assert len(parts(folder, "timings")) == 1 and not (folder / "samples").exists()
+    assert len(read_run(folder).parts("timings")) == 1 and not (folder / "samples").exists()
 
 
 def test_a_name_is_taken_once(run):

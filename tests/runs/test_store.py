@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError, StoreError
-from harness.runs.store import LOCK, MANIFEST, RunStore, parts, read_run
-from harness.runs.tables import KEYS, TABLES
+from harness.runs.store import LOCK, MANIFEST, RunStore, read_run
+from harness.runs.tables import TABLES
 
 
 def layer_row(cell, layer, iterations=1):
@@ -24,8 +24,7 @@ def store(tmp_path):
 
 
 def test_every_table_has_a_key_of_its_own_columns():
-    assert set(KEYS) == set(TABLES)
-    assert all(set(key) <= set(TABLES[name].names) for name, key in KEYS.items())
+    assert all(table.key and set(table.key) <= set(table.names) for table in TABLES.values())
 
 
 def test_what_is_appended_is_read_back_by_anyone(store):
@@ -36,7 +35,7 @@ def test_what_is_appended_is_read_back_by_anyone(store):
     assert run.manifest["matrix"] == {}
     assert run.table("layers")[["cell_id", "layer"]].values.tolist() == [["a", 1], ["a", 2], ["b", 1]]
     assert len(pd.read_parquet(store.path / "layers.parquet")) == 3
-    assert len(parts(store.path, "layers")) == 2
+    assert len(read_run(store.path).parts("layers")) == 2
 
 
 def test_an_absent_table_is_empty_and_typed(store):
@@ -57,7 +56,7 @@ def test_no_key_is_read_twice_and_none_is_lost(tmp_path_factory, appends):
             found = list(store.read("layers")[["cell_id", "layer"]].itertuples(index=False, name=None))
             assert len(found) == len(set(found)) and set(found) == wanted
             store.compact()
-        assert len(parts(store.path, "layers")) <= 1 or sum(map(bool, appends)) <= 1
+        assert len(read_run(store.path).parts("layers")) <= 1 or sum(map(bool, appends)) <= 1
 
 
 def test_a_measured_row_counts_before_a_skipped_one(store):
@@ -120,7 +119,7 @@ def test_two_processes_do_not_share_a_folder(store):
 @pytest.mark.parametrize("cut", [0, 10, -10])
 def test_a_truncated_part_is_named_and_set_aside_on_resume(store, cut):
     store.append("layers", [layer_row("a", 1)])
-    (bad,) = parts(store.path, "layers")
+    (bad,) = read_run(store.path).parts("layers")
     store.append("layers", [layer_row("b", 1)])
     bad.write_bytes(bad.read_bytes()[:cut])
     with pytest.raises(StoreError, match=bad.name):
@@ -136,7 +135,7 @@ def test_a_truncated_part_is_named_and_set_aside_on_resume(store, cut):
 
 def test_what_a_killed_write_leaves_is_no_row_and_is_cleared(store):
     store.append("layers", [layer_row("a", 1)])
-    (part,) = parts(store.path, "layers")
+    (part,) = read_run(store.path).parts("layers")
     leftover = part.with_name(f".{part.stem}.tmp")
     leftover.write_bytes(part.read_bytes()[:40])
     (store.path / ".manifest.tmp").write_text("{")

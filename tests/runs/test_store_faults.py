@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from harness.errors import StoreError
 from harness.runs.parts import MANY, Parts
-from harness.runs.store import MANIFEST, RunStore, parts, read_run
+from harness.runs.store import MANIFEST, RunStore, read_run
 
 
 def row(number, **more):
@@ -140,13 +140,13 @@ def test_a_clock_that_is_set_back_changes_no_order(store, monkeypatch):
         for number in range(3, 5):
             resumed.append("layers", [row(number)])
         assert resumed.read("layers")["iterations"].tolist() == [0, 1, 2, 3, 4]
-        assert len(parts(resumed.path, "layers")) == 5
+        assert len(read_run(resumed.path).parts("layers")) == 5
 
 
 def test_merging_keeps_the_order_and_drops_nothing(store):
     for number in range(3 * MANY):
         store.append("layers", [row(number)])
-        assert len(parts(store.path, "layers")) < MANY
+        assert len(read_run(store.path).parts("layers")) < MANY
     assert store.read("layers")["iterations"].tolist() == list(range(3 * MANY))
 
 
@@ -171,7 +171,7 @@ def test_killed_between_the_steps_of_a_merge_no_row_counts_twice(store, monkeypa
     with pytest.raises(KeyboardInterrupt):
         store.compact()
     monkeypatch.undo()
-    assert len(parts(store.path, "layers")) == 6
+    assert len(read_run(store.path).parts("layers")) == 6
     assert stored(store.path) == [f"{number:04d}" for number in range(5)]
     store.close()
     with RunStore.resume(store.path) as resumed:
@@ -196,7 +196,7 @@ def test_a_flipped_bit_is_found_on_resume(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("flip") / "run"
     with RunStore.create(path, {}) as store:
         store.append("layers", [row(number, wall_s=0.1 * number) for number in range(20)])
-    (part,) = parts(path, "layers")
+    (part,) = read_run(path).parts("layers")
     content = bytearray(part.read_bytes())
     bit = data.draw(st.integers(0, 8 * len(content) - 1))
     content[bit // 8] ^= 1 << bit % 8

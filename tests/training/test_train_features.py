@@ -12,7 +12,7 @@ from harness.cli import app
 from harness.datasets import load_dataset
 from harness.errors import HarnessError
 from harness.metrics.features import NetworkFeatures, shipped_network
-from harness.metrics.recipes import RECIPES, default_recipe
+from harness.metrics.networks import RECIPES, default_recipe
 from harness.training.features import _unseen, fit, held_out_accuracy, train_features
 
 SHORT = replace(RECIPES["digits"], epochs=2)
@@ -54,7 +54,7 @@ def test_the_command_writes_network_card_and_table(tmp_path, monkeypatch):
 
 
 def test_a_network_of_ones_own_is_found(tmp_path, monkeypatch, digits):
-    from harness.datasets.base import Dataset, datasets
+    from harness.datasets import Dataset, datasets
     from harness.metrics.features import own_networks
 
     class Mine(Dataset):

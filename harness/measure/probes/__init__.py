@@ -1,1 +1,1 @@
-"""Experiments on a layer rather than on a decoder."""
+"""Experiments on a layer rather than on a decoder, one a file."""

@@ -7,9 +7,8 @@ Jacobian J: its powers vanish after L, which is why iteration ends, and their no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -19,14 +18,56 @@ from torch import Tensor
 from harness.decoders.fits import Calibration, calibration_of
 from harness.decoders.initial import INITIAL
 from harness.errors import unknown
-from harness.flows import load_flow
-from harness.flows.protocols import CausalLayer
-from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.flows.protocols import CausalFlow
+from harness.measure.cells import Subject
+from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.problems import LayerProblem, layer_problems
+from harness.measure.units import Bench, Rows, Unit
+from harness.runs.table import INTEGER, REAL, TEXT
 
 GUESSES = (*INITIAL, "fitted")
 JACOBIAN_LIMIT = 512
 """Numbers L * D of a sequence up to which Jacobians are written out."""
+
+_LAYER = {"dataset": TEXT, "checkpoint": TEXT, "num_tokens": INTEGER, "layer": INTEGER, "block": INTEGER}
+
+CONVERGENCE = probe_table(
+    "convergence",
+    ("layer", "initial", "sample", "iteration"),
+    {
+        "initial": TEXT,
+        "sample": INTEGER,
+        "iteration": INTEGER,
+        "residual": REAL,  # max over tokens and channels of the update; null for iteration 0
+        "error_inf": REAL,  # to the sequential output of the layer, max over tokens and channels
+        "error_rms": REAL,
+    },
+    _LAYER,
+)
+"""One row per flow, layer, initial guess, sample and iteration: Jacobi iteration of one layer given its exact input, in
+float64. Iteration 0 is the guess."""
+
+FIXED_POINTS = probe_table(
+    "fixed_points",
+    ("layer", "initial", "sample"),
+    {
+        "initial": TEXT,
+        "sample": INTEGER,
+        "iterations": INTEGER,  # after which no bit changes any more, at most L - 1; null where it was cut short
+        "latest_token": INTEGER,  # most that a token settled after the iteration of its own place l; at most 0
+        "error_inf": REAL,  # of the fixed point to the sequential output: what rounding in another order makes
+    },
+    _LAYER,
+)
+"""One row per flow, layer, initial guess and sample: where that iteration came to its end (Prop. 3.2)."""
+
+JACOBIANS = probe_table(
+    "jacobians",
+    ("layer", "sample", "power"),
+    {"sample": INTEGER, "power": INTEGER, "norm_spectral": REAL, "norm_frobenius": REAL},
+    _LAYER,
+)
+"""One row per flow, layer, sample and power: norms of powers of the Jacobian of one Jacobi iteration."""
 
 
 @probes.register("convergence")
@@ -34,6 +75,7 @@ JACOBIAN_LIMIT = 512
 class Convergence(Probe):
     """Jacobi iteration of every layer in float64: residual and error, exact end, and norms of the Jacobian's powers."""
 
+    tables = (CONVERGENCE, FIXED_POINTS, JACOBIANS)
     dtype = "float64"
 
     samples: Annotated[int, Field(ge=1, description="Latents that are decoded.")] = 8
@@ -41,7 +83,7 @@ class Convergence(Probe):
     iterations: Annotated[int | None, Field(ge=1, description="At most; by default until nothing changes.")] = None
     jacobians: Annotated[int, Field(ge=0, description="Samples whose Jacobians are computed, on small flows.")] = 4
 
-    def units(self, subject: Subject) -> list[Unit]:
+    def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per layer and initial guess, and one per layer for its Jacobian where the flow is small enough.
 
         Raises:
@@ -50,42 +92,47 @@ class Convergence(Probe):
         for name in self.initial:
             if name not in GUESSES:
                 raise unknown("initial guess", name, GUESSES)
-        flow = subject.flow
         small = flow.num_tokens * flow.token_dim <= JACOBIAN_LIMIT
         layers = range(1, flow.num_layers + 1)
         return [
-            Unit(f"layer {n} from {name}", {"layer": n, "initial": name}, ("convergence", "fixed_points"))
+            Unit(
+                f"layer {n} from {name}",
+                (subject,),
+                key={"layer": n, "initial": name},
+                tables=("convergence", "fixed_points"),
+            )
             for n in layers
             for name in self.initial
-        ] + [Unit(f"layer {n}, Jacobian", {"layer": n}, ("jacobians",)) for n in layers if small and self.jacobians]
+        ] + [
+            Unit(f"layer {n}, Jacobian", (subject,), key={"layer": n}, tables=("jacobians",))
+            for n in layers
+            if small and self.jacobians
+        ]
 
-    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """Rows of one layer from one guess, or of one layer's Jacobians."""
-        if not units:
-            return
-        guesses: dict[str, Callable[[LayerProblem], Tensor]] = {
-            name: partial(_plain, guess) for name, guess in INITIAL.items()
-        }
-        if any(unit.key.get("initial") == "fitted" for unit in units):
-            calibration = calibration_of(load_flow(subject.path, subject.device))  # fitted in float32, as decoders are
-            guesses["fitted"] = partial(fitted, calibration)
-        problems = list(layer_problems(subject.flow, *subject.samples(range(self.samples))))
-        for unit in units:
-            problem = problems[unit.key["layer"] - 1]
-            place = {"layer": problem.layer.number, "block": problem.layer.block}
-            if "initial" not in unit.key:
-                count = min(self.jacobians, self.samples)
-                rows = [place | row for sample in range(count) for row in power_rows(problem, sample)]
-                yield {"jacobians": rows}
-                continue
-            place["initial"] = unit.key["initial"]
-            start = guesses[unit.key["initial"]](problem)
-            steps, ends = iterate(problem, start, self.iterations)
-            yield {"convergence": [place | row for row in steps], "fixed_points": [place | row for row in ends]}
+        (subject,) = unit.subjects
+        problems = bench.keep("problems", (subject.cell_id, self.samples), lambda: self._problems(subject, bench))
+        problem = problems[unit.key["layer"] - 1]
+        place = {"layer": problem.layer.number, "block": problem.layer.block}
+        if "initial" not in unit.key:
+            count = min(self.jacobians, self.samples)
+            rows = [place | row for sample in range(count) for row in power_rows(problem, sample)]
+            return {"jacobians": rows}
+        place["initial"] = unit.key["initial"]
+        if unit.key["initial"] == "fitted":  # in float32, as decoders are
+            calibration = bench.keep(
+                "calibration", subject.cell_id, lambda: calibration_of(replace(subject, dtype="float32").load())
+            )
+            start = fitted(calibration, problem)
+        else:
+            start = INITIAL[unit.key["initial"]](problem.layer, problem.inputs)
+        steps, ends = iterate(problem, start, self.iterations)
+        return {"convergence": [place | row for row in steps], "fixed_points": [place | row for row in ends]}
 
-
-def _plain(guess: Callable[[CausalLayer, Tensor], Tensor], problem: LayerProblem) -> Tensor:
-    return guess(problem.layer, problem.inputs)
+    def _problems(self, subject: Subject, bench: Bench) -> list[LayerProblem]:
+        batch = bench.batch(subject, range(self.samples))
+        return list(layer_problems(bench.flow(subject), batch.latents, batch.labels))
 
 
 def fitted(calibration: Calibration, problem: LayerProblem) -> Tensor:

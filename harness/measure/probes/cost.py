@@ -6,7 +6,6 @@ the machine's drift. No iteration is stopped by what it computes, so any weights
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -14,16 +13,37 @@ import torch
 from pydantic import Field
 
 from harness.decoders import Decoder, build_decoder
-from harness.flows.protocols import CausalLayer, Condition
-from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition
+from harness.measure.cells import Subject
+from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.shapes import image_columns, network_columns, tarflow_of
+from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.timing import timed
+from harness.runs.table import FLOW, INTEGER, NETWORK, REAL
+
+COSTS = probe_table(
+    "costs",
+    ("batch_size", "round"),
+    {
+        "image_size": INTEGER,
+        "patch": INTEGER,
+        "batch_size": INTEGER,
+        "round": INTEGER,
+        "iteration_s": REAL,  # of one Jacobi iteration of the whole layer
+        "sequential_s": REAL,  # of the layer decoded sequentially, in the same round
+    },
+    FLOW | NETWORK,
+)
+"""One row per flow, batch and round: seconds of the first layer."""
 
 
 @probes.register("cost")
 @dataclass(kw_only=True)
 class Cost(Probe):
     """Seconds of one Jacobi iteration and of sequential decoding of one layer, over batch sizes."""
+
+    tables = (COSTS,)
+    exclusive = True
 
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="Samples decoded together.")] = (
         1, 4, 16, 64,
@@ -34,42 +54,39 @@ class Cost(Probe):
     iterations: ClassVar[int] = 2
     """That one round is the mean of: the first alone begins with a cold cache."""
 
-    def units(self, subject: Subject) -> list[Unit]:
+    def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per batch size, since the rounds of a ratio must be measured by one process.
 
         Raises:
             HarnessError: a flow that is no TarFlow.
         """
-        tokens = tarflow_of(subject.flow).num_tokens
+        tokens = tarflow_of(flow).num_tokens
         return [
-            Unit(f"batch {batch}", {"batch_size": batch}, ("costs",), cost=1 + batch * tokens / 1024)
+            Unit(f"batch {batch}", (subject,), 1 + batch * tokens / 1024, {"batch_size": batch}, ("costs",))
             for batch in self.batches
             if batch * tokens <= self.most_tokens
         ]
 
-    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """A row per round."""
-        flow, layer = subject.flow, subject.flow.layers[0]
-        columns = network_columns(flow) | image_columns(flow)
+        (subject,) = unit.subjects
+        flow = bench.flow(subject)
+        layer, columns = flow.layers[0], network_columns(flow) | image_columns(flow)
         solvers = {
             "sequential": build_decoder("sequential"),
             "jacobi": build_decoder("ujd", tau=0.0, max_iterations=self.iterations, fallback="leave"),
         }
-        for unit in units:
-            latents, labels = subject.samples(range(unit.key["batch_size"]))
-            condition = flow.condition(len(latents), labels)
-            inputs = layer.arrange(flow.scale_latents(latents))
-            rows = []
-            for number in range(-1, self.rounds):  # the first is warm-up
-                seconds = _round(solvers, layer, inputs, condition, subject.device, flipped=number % 2 == 1)
-                iteration_s = seconds["jacobi"] / min(self.iterations, flow.num_tokens - 1)
-                if number >= 0:
-                    rows.append(
-                        unit.key
-                        | columns
-                        | {"round": number, "iteration_s": iteration_s, "sequential_s": seconds["sequential"]}
-                    )
-            yield {"costs": rows}
+        batch = bench.batch(subject, range(unit.key["batch_size"]))
+        condition = flow.condition(len(batch.latents), batch.labels)
+        inputs = layer.arrange(flow.scale_latents(batch.latents))
+        rows = []
+        for number in range(-1, self.rounds):  # the first is warm-up
+            seconds = _round(solvers, layer, inputs, condition, subject.device, flipped=number % 2 == 1)
+            iteration_s = seconds["jacobi"] / min(self.iterations, flow.num_tokens - 1)
+            if number >= 0:
+                times = {"round": number, "iteration_s": iteration_s, "sequential_s": seconds["sequential"]}
+                rows.append({**unit.key, **columns, **times})
+        return {"costs": rows}
 
 
 @torch.inference_mode()

@@ -10,7 +10,6 @@ held; a trained flow at gain 1 is the flow itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,11 +18,33 @@ import torch
 from pydantic import Field
 
 from harness.decoders import build_decoder
+from harness.flows import CausalFlow
 from harness.flows.tarflow import TarFlow
-from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.measure.cells import Subject
+from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.shapes import image_columns, network_columns, tarflow_of
+from harness.measure.units import Bench, Rows, Unit
+from harness.runs.table import FLAG, FLOW, INTEGER, NETWORK, REAL
 
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+COUPLINGS = probe_table(
+    "couplings",
+    ("gain", "tau", "batch_size", "layer"),
+    {
+        "image_size": INTEGER,
+        "patch": INTEGER,
+        "gain": REAL,  # factor on how much the shifts of every layer depend on its tokens; 1 is the flow itself
+        "tau": REAL,
+        "batch_size": INTEGER,
+        "layer": INTEGER,
+        "block": INTEGER,
+        "iterations": INTEGER,
+        "converged": FLAG,
+    },
+    FLOW | NETWORK,
+)
+"""One row per flow, gain, threshold, batch and layer: iterations of UJD."""
 
 
 @probes.register("coupling")
@@ -31,46 +52,50 @@ Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Coupling(Probe):
     """Iterations per layer of UJD, over batch sizes and the strength of dependency."""
 
+    tables = (COUPLINGS,)
+
     gains: Annotated[tuple[Positive, ...], Field(description="Factors on what tokens depend on.")] = (1.0,)
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="Samples decoded together.")] = (
         1, 16, 64,
     )  # fmt: skip
     tau: Annotated[float, Field(ge=0, allow_inf_nan=False, description="Stopping threshold.")] = 0.5
 
-    def units(self, subject: Subject) -> list[Unit]:
+    def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per gain and batch size.
 
         Raises:
             HarnessError: a flow that is no TarFlow.
         """
-        tarflow_of(subject.flow)
+        tarflow_of(flow)
+        written = (COUPLINGS.name,)
         return [
-            Unit(f"gain {gain:g}, batch {batch}", {"gain": gain, "batch_size": batch}, ("couplings",), cost=batch)
+            Unit(
+                f"gain {gain:g}, batch {batch}", (subject,), batch, {"gain": gain, "batch_size": batch}, ("couplings",)
+            )
             for gain in self.gains
             for batch in self.batches
         ]
 
     @torch.no_grad()
-    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """A row per layer."""
+        (subject,) = unit.subjects
+        flow = amplified(tarflow_of(bench.flow(subject)), unit.key["gain"])
+        columns = {**unit.key, **network_columns(flow), **image_columns(flow), "tau": self.tau}
         decoder = build_decoder("ujd", tau=self.tau, fallback="leave")
-        columns = network_columns(subject.flow) | image_columns(subject.flow) | {"tau": self.tau}
-        for unit in units:
-            flow = amplified(tarflow_of(subject.flow), unit.key["gain"])
-            latents, labels = subject.samples(range(unit.key["batch_size"]))
-            yield {
-                "couplings": [
-                    unit.key
-                    | columns
-                    | {
-                        "layer": trace.layer,
-                        "block": trace.block,
-                        "iterations": trace.iterations,
-                        "converged": trace.converged,
-                    }
-                    for trace in decoder.decode(flow, latents, labels).layers
-                ]
-            }
+        batch = bench.batch(subject, range(unit.key["batch_size"]))
+        return {
+            "couplings": [
+                columns
+                | {
+                    "layer": trace.layer,
+                    "block": trace.block,
+                    "iterations": trace.iterations,
+                    "converged": trace.converged,
+                }
+                for trace in decoder.decode(flow, batch.latents, batch.labels).layers
+            ]
+        }
 
 
 def amplified(flow: TarFlow, gain: float) -> TarFlow:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,15 +13,41 @@ from harness.datasets import load_dataset
 from harness.decoders import build_decoder
 from harness.decoders.crm import layer_metrics
 from harness.errors import unknown
-from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.flows import CausalFlow
+from harness.measure.cells import Subject
+from harness.measure.probes.probe import Probe, probe_table, probes
+from harness.measure.units import Bench, Rows, Unit
+from harness.runs.table import FLAG, INTEGER, REAL, TEXT
 
 SOURCES = ("images", "samples")
+
+CRM = probe_table(
+    "crm",
+    ("layer",),
+    {
+        "layer": INTEGER,
+        "block": INTEGER,
+        "data": TEXT,  # of the forward pass: "images" or "samples"
+        "crm": REAL,
+        "crm_share": REAL,  # of the flow's sum
+        "tough": FLAG,
+        "igm_input": REAL,
+        "igm_zeros": REAL,
+        "guess": TEXT,  # that of the lower IGM
+        "tau": REAL,
+        "iterations_input": INTEGER,  # of UJD at tau from this guess
+        "iterations_zeros": INTEGER,
+    },
+)
+"""One row per flow and layer: GS-Jacobi's metrics, and the iterations that they are to predict."""
 
 
 @probes.register("crm")
 @dataclass(kw_only=True)
 class Crm(Probe):
     """Convergence ranking and initial guessing metrics of every layer, beside the iterations that UJD takes."""
+
+    tables = (CRM,)
 
     data: Annotated[
         str, Field(description="Real images of the training split (images), or exact samples (samples).")
@@ -31,7 +56,7 @@ class Crm(Probe):
     batch: Annotated[int, Field(ge=1, description="Samples whose iterations are counted together.")] = 16
     tau: Annotated[float, Field(ge=0, description="Threshold of these iterations.")] = 0.01
 
-    def units(self, subject: Subject) -> list[Unit]:
+    def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """All layers at once.
 
         Raises:
@@ -39,45 +64,44 @@ class Crm(Probe):
         """
         if self.data not in SOURCES:
             raise unknown("data", self.data, SOURCES)
-        return [Unit(f"forward pass over {self.samples} {self.data}", {}, ("crm",))]
+        return [Unit(f"forward pass over {self.samples} {self.data}", (subject,), tables=("crm",))]
 
     @torch.no_grad()
-    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """One row per layer."""
-        for _ in units:
-            metrics = layer_metrics(subject.flow, *self._tokens(subject))
-            latents, labels = subject.samples(range(self.batch))
-            iterations = {}
-            for guess in ("input", "zeros"):
-                decoder = build_decoder("ujd", tau=self.tau, initial=guess, fallback="leave")
-                traces = decoder.decode(subject.flow, latents, labels).layers
-                iterations[guess] = {trace.layer: trace.iterations for trace in traces}
-            yield {
-                "crm": [
-                    {
-                        "layer": of.layer,
-                        "block": of.block,
-                        "data": self.data,
-                        "crm": of.crm,
-                        "crm_share": of.share,
-                        "tough": of.tough,
-                        "igm_input": of.igm["input"],
-                        "igm_zeros": of.igm["zeros"],
-                        "guess": of.guess,
-                        "tau": self.tau,
-                        "iterations_input": iterations["input"][of.layer],
-                        "iterations_zeros": iterations["zeros"][of.layer],
-                    }
-                    for of in metrics
-                ]
-            }
+        (subject,) = unit.subjects
+        flow = bench.flow(subject)
+        batch = bench.batch(subject, range(self.batch))
+        iterations = {}
+        for guess in ("input", "zeros"):
+            decoder = build_decoder("ujd", tau=self.tau, initial=guess, fallback="leave")
+            traces = decoder.decode(flow, batch.latents, batch.labels).layers
+            iterations[guess] = {trace.layer: trace.iterations for trace in traces}
+        return {
+            "crm": [
+                {
+                    "layer": of.layer,
+                    "block": of.block,
+                    "data": self.data,
+                    "crm": of.crm,
+                    "crm_share": of.share,
+                    "tough": of.tough,
+                    "igm_input": of.igm["input"],
+                    "igm_zeros": of.igm["zeros"],
+                    "guess": of.guess,
+                    "tau": self.tau,
+                    "iterations_input": iterations["input"][of.layer],
+                    "iterations_zeros": iterations["zeros"][of.layer],
+                }
+                for of in layer_metrics(flow, *self._tokens(flow, subject, bench))
+            ]
+        }
 
-    def _tokens(self, subject: Subject) -> tuple[Tensor, Tensor | None]:
+    def _tokens(self, flow: CausalFlow, subject: Subject, bench: Bench) -> tuple[Tensor, Tensor | None]:
         """(B, L, D) data and labels (B,)."""
-        flow = subject.flow
         if self.data == "samples":
-            latents, labels = subject.samples(range(self.samples))
-            return build_decoder("sequential").decode(flow, latents, labels).tokens, labels
+            batch = bench.batch(subject, range(self.samples))
+            return build_decoder("sequential").decode(flow, batch.latents, batch.labels).tokens, batch.labels
         size = None if flow.image_shape is None else flow.image_shape[-1]
         real = load_dataset(subject.dataset, "train", root=subject.data_root, size=size)
         images = real.scaled(slice(self.samples)).to(subject.device)

@@ -8,7 +8,7 @@ and those that the literature would take, are then timed as whole decodes, in sh
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import median
@@ -21,21 +21,81 @@ from torch import Tensor
 from harness.decoders import Decoder, DecodeResult, build_decoder
 from harness.decoders.auto import stored_schedule
 from harness.flows.protocols import CausalFlow
-from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.measure.cells import Subject
+from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.problems import layer_problems
+from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.deviation import Deviation
 from harness.metrics.timing import timed
+from harness.runs.table import INTEGER, REAL, TEXT
 
 Choice = tuple[int, ...]
 """Layers that are decoded sequentially, by their place in decoding order."""
 
 AUTO = "auto"
 
+LAYER_COSTS = probe_table(
+    "layer_costs",
+    ("batch_size", "layer"),
+    {
+        "tau": REAL,
+        "batch_size": INTEGER,
+        "layer": INTEGER,
+        "block": INTEGER,
+        "iterations": INTEGER,
+        "deviation_rmse": REAL,  # of the samples, in image units
+        "deviation_max": REAL,
+    },
+)
+"""One row per flow, threshold, batch and layer: the layer by Jacobi iteration, all others exact."""
+
+LAYER_SECONDS = probe_table(
+    "layer_seconds",
+    ("batch_size", "layer", "round"),
+    {"batch_size": INTEGER, "layer": INTEGER, "round": INTEGER, "sequential_s": REAL, "jacobi_s": REAL},
+    {},
+)
+"""One row per layer and round: its seconds both ways, from its exact input."""
+
+LAYER_SETS = probe_table(
+    "layer_sets",
+    ("batch_size", "sequential_layers"),
+    {
+        "tau": REAL,
+        "batch_size": INTEGER,
+        "sequential_layers": TEXT,  # such as "1+3"; "none"
+        "iterations": INTEGER,  # of Jacobi, summed over layers
+        "depth": INTEGER,
+        "token_evaluations": REAL,  # per sample
+        "deviation_rmse": REAL,
+        "deviation_max": REAL,
+        "predicted_s": REAL,  # sum of the layers' median seconds
+    },
+)
+"""One row per choice of the layers to be decoded sequentially: all 2^K of them."""
+
+LAYER_SET_ROUNDS = probe_table(
+    "layer_set_rounds",
+    ("batch_size", "sequential_layers", "round"),
+    {
+        "batch_size": INTEGER,
+        "sequential_layers": TEXT,
+        "round": INTEGER,
+        "wall_s": REAL,
+        "sequential_s": REAL,  # all layers sequential, in the same round
+    },
+    {},
+)
+"""One row per choice that was timed and round; "auto" is the tuned schedule."""
+
 
 @probes.register("layers")
 @dataclass(kw_only=True)
 class Layers(Probe):
     """All 2^K choices of the layers that are decoded sequentially: cost, deviation, and the best few by the clock."""
+
+    tables = (LAYER_COSTS, LAYER_SECONDS, LAYER_SETS, LAYER_SET_ROUNDS)
+    exclusive = True
 
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="Samples decoded together.")] = (
         1, 16, 64,
@@ -44,31 +104,34 @@ class Layers(Probe):
     rounds: Annotated[int, Field(ge=1, description="Of every timing.")] = 7
     best: Annotated[int, Field(ge=1, description="How many of the fastest choices within a deviation to time.")] = 8
 
-    def units(self, subject: Subject) -> list[Unit]:
+    def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per batch size: what is timed depends on what was measured before."""
-        tables = ("layer_costs", "layer_seconds", "layer_sets", "layer_set_rounds")
-        return [Unit(f"batch {batch}", {"batch_size": batch}, tables, cost=1 + batch / 8) for batch in self.batches]
+        tables = tuple(table.name for table in self.tables)
+        return [
+            Unit(f"batch {batch}", (subject,), 1 + batch / 8, {"batch_size": batch}, tables) for batch in self.batches
+        ]
 
     @torch.no_grad()
-    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """All tables of one batch size."""
-        for unit in units:
-            bench = _Bench.draw(subject, unit.key["batch_size"], self.tau)
-            found = bench.choices()
-            seconds = bench.layer_seconds(self.rounds)
-            for row in found:
-                row["predicted_s"] = _predicted(row["_choice"], seconds)
-            rounds = bench.choice_rounds(self._timed(subject, found), self.rounds)
-            sets = [{name: value for name, value in row.items() if name != "_choice"} for row in found]
-            tables = {
-                "layer_costs": [row | {"tau": self.tau} for row in bench.alone(found)],
-                "layer_seconds": seconds,
-                "layer_sets": [row | {"tau": self.tau} for row in sets],
-                "layer_set_rounds": rounds,
-            }
-            yield {name: [unit.key | row for row in rows] for name, rows in tables.items()}
+        (subject,) = unit.subjects
+        flow = bench.flow(subject)
+        drawn = _Drawn.draw(flow, subject, bench, unit.key["batch_size"], self.tau)
+        found = drawn.choices()
+        seconds = drawn.layer_seconds(self.rounds)
+        for row in found:
+            row["predicted_s"] = _predicted(row["_choice"], seconds)
+        rounds = drawn.choice_rounds(self._timed(flow, subject, found), self.rounds)
+        sets = [{name: value for name, value in row.items() if name != "_choice"} for row in found]
+        tables = {
+            "layer_costs": [row | {"tau": self.tau} for row in drawn.alone(found)],
+            "layer_seconds": seconds,
+            "layer_sets": [row | {"tau": self.tau} for row in sets],
+            "layer_set_rounds": rounds,
+        }
+        return {name: [{**unit.key, **row} for row in rows] for name, rows in tables.items()}
 
-    def _timed(self, subject: Subject, found: Rows) -> list[Choice | None]:
+    def _timed(self, flow: CausalFlow, subject: Subject, found: Rows) -> list[Choice | None]:
         """The choices on the frontier of seconds and deviation, the fastest first, each single layer, all, and none.
 
         None stands for the tuned schedule, where one is stored.
@@ -80,14 +143,14 @@ class Layers(Probe):
                 frontier.append(row["_choice"])
         single = [row["_choice"] for row in found if len(row["_choice"]) <= 1]
         choices: list[Choice | None] = list(dict.fromkeys([*frontier[: self.best], *single]))
-        source, batch = getattr(subject.flow, "source", None), len(found) and found[0]["batch_size"]
+        source, batch = getattr(flow, "source", None), len(found) and found[0]["batch_size"]
         if source is not None and stored_schedule(source, subject.device, batch, None) is not None:
             choices.append(None)
         return choices
 
 
 @dataclass(frozen=True)
-class _Bench:
+class _Drawn:
     """One batch of a flow, decoded exactly, and the decoder of every choice."""
 
     flow: CausalFlow
@@ -98,10 +161,10 @@ class _Bench:
     tau: float
 
     @classmethod
-    def draw(cls, subject: Subject, batch: int, tau: float) -> _Bench:
-        latents, labels = subject.samples(range(batch))
-        exact = build_decoder("sequential").decode(subject.flow, latents, labels)
-        return cls(subject.flow, subject.device, latents, labels, exact, tau)
+    def draw(cls, flow: CausalFlow, subject: Subject, bench: Bench, batch: int, tau: float) -> _Drawn:
+        drawn = bench.batch(subject, range(batch))
+        exact = build_decoder("sequential").decode(flow, drawn.latents, drawn.labels)
+        return cls(flow, subject.device, drawn.latents, drawn.labels, exact, tau)
 
     def decoder(self, choice: Choice | None) -> Decoder:
         """Sequential in the layers chosen and Jacobi in the others; the tuned schedule for None."""

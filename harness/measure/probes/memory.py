@@ -7,7 +7,6 @@ A Jacobi decode is cut after two iterations, since the second needs as much as a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -16,18 +15,20 @@ from pydantic import Field
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.errors import unknown
-from harness.flows import CausalFlow, load_flow
+from harness.flows import CausalFlow
 from harness.flows.protocols import CausalLayer
 from harness.flows.tap import Call, Observer, tap
-from harness.measure.cells import Cell, expand
+from harness.measure.cells import Cell, Subject
+from harness.measure.expand import expand
 from harness.measure.matrix import build_matrix, parse_decoder
-from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.shapes import network_columns, tarflow_of
 from harness.measure.tasks.memory import PRELOAD, Need, need_of
-from harness.measure.units import Bench, batch_of, decode
-from harness.measure.workers import FreshProcess, ProcessDied
+from harness.measure.units import Bench, Rows, Unit, batch_of, decode
+from harness.measure.workers.process import FreshProcess, ProcessDied
 from harness.metrics.live import live_peak
 from harness.metrics.memory import Peak, cuda_peaks, resident_peak
+from harness.runs.table import FLOW, INTEGER, NETWORK, OUTCOME, TEXT
 
 KERNELS = {
     "fused": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
@@ -37,11 +38,35 @@ KERNELS = {
 
 TWICE = "max_iterations=2 fallback=leave"
 
+MEMORY_SCALING = probe_table(
+    "memory_scaling",
+    ("attention", "label", "batch_size", "method"),
+    {
+        "heads": INTEGER,
+        "attention": TEXT,  # "fused": never a whole matrix of scores; "math": one per head and sample
+        "decoder": TEXT,
+        "label": TEXT,
+        "batch_size": INTEGER,
+        "window": INTEGER,  # the most tokens of a network call
+        "weights_bytes": INTEGER,
+        "cache_bytes": INTEGER,  # counted, like the next: deterministic
+        "live_bytes": INTEGER,  # of all tensors alive at once, cache included, weights not
+        "peak_bytes": INTEGER,  # measured
+        "method": TEXT,  # as in `memory`
+        **OUTCOME,
+    },
+    FLOW | NETWORK,
+)
+"""One row per flow, kernel of attention, decoder, batch and method: what a decode needs, weights, cache and tensors
+apart."""
+
 
 @probes.register("memory")
 @dataclass(kw_only=True)
 class Memory(Probe):
     """Peak, weights, cache and live tensors of a decode, over batch sizes, decoders and kernels of attention."""
+
+    tables = (MEMORY_SCALING,)
 
     batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="Samples decoded together.")] = (
         1, 4, 16, 64, 256,
@@ -55,56 +80,47 @@ class Memory(Probe):
     kernels: Annotated[tuple[str, ...], Field(description="Of attention: fused, math.")] = ("fused",)
     most_tokens: Annotated[int, Field(ge=1, description="Leave batches out that hold more tokens than this.")] = 2**18
 
-    def units(self, subject: Subject) -> list[Unit]:
+    def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per kernel, decoder and batch.
 
         Raises:
             HarnessError: a flow that is no TarFlow, a kernel or a decoder that does not exist.
         """
-        tarflow_of(subject.flow)
+        tarflow_of(flow)
         for kernel in self.kernels:
             if kernel not in KERNELS:
                 raise unknown("kernel of attention", kernel, KERNELS)
         return [
             Unit(
                 f"{cell.title}, attention {kernel}",
+                (subject,),
+                1 + cell.batch_size * flow.num_tokens / 1024,
                 {"attention": kernel, "label": cell.label, "batch_size": cell.batch_size},
                 ("memory_scaling",),
-                cost=1 + cell.batch_size * subject.flow.num_tokens / 1024,
             )
             for kernel in self.kernels
-            for cell in self._cells(subject)
+            for cell in self._cells(flow, subject)
         ]
 
-    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """One row per method of measuring."""
-        cells = {(cell.label, cell.batch_size): cell for cell in self._cells(subject)}
-        config = tarflow_of(subject.flow).config
-        bench = Bench(session="memory")
-        for unit in units:
-            cell, kernel = cells[unit.key["label"], unit.key["batch_size"]], unit.key["attention"]
-            attempt = bench.attempt(cell, "memory", lambda cell=cell, kernel=kernel: _need(cell, kernel, subject.flow))  # type: ignore[misc]
-            shared = unit.key | network_columns(subject.flow) | {"decoder": cell.decoder} | attempt.outcome
-            shared["heads"] = config.channels // config.head_dim
-            shared["window"] = _widest(cell, subject.flow)
-            if attempt.value is None:
-                yield {"memory_scaling": [shared | {"method": "none"}]}
-                continue
-            need = attempt.value
-            *measured, live = need.peaks
-            counted = {
-                "weights_bytes": need.weights_bytes,
-                "cache_bytes": need.cache_bytes,
-                "live_bytes": live.bytes,
-            }
-            yield {
-                "memory_scaling": [
-                    shared | counted | {"method": peak.method, "peak_bytes": peak.bytes} for peak in measured
-                ]
-            }
+        (subject,) = unit.subjects
+        flow, kernel = bench.flow(subject), unit.key["attention"]
+        wanted = (unit.key["label"], unit.key["batch_size"])
+        cell = next(cell for cell in self._cells(flow, subject) if (cell.label, cell.batch_size) == wanted)
+        config = tarflow_of(flow).config
+        attempt = bench.attempt(subject, unit.title, lambda: _need(cell, kernel, flow))
+        shared = {**unit.key, **network_columns(flow), "decoder": cell.decoder, **attempt.outcome}
+        shared |= {"heads": config.channels // config.head_dim, "window": _widest(cell, flow)}
+        if attempt.value is None:
+            return {"memory_scaling": [shared | {"method": "none"}]}
+        need = attempt.value
+        *measured, live = need.peaks
+        shared |= {"weights_bytes": need.weights_bytes, "cache_bytes": need.cache_bytes, "live_bytes": live.bytes}
+        return {"memory_scaling": [shared | {"method": peak.method, "peak_bytes": peak.bytes} for peak in measured]}
 
-    def _cells(self, subject: Subject) -> list[Cell]:
-        fitting = [batch for batch in self.batches if batch * subject.flow.num_tokens <= self.most_tokens]
+    def _cells(self, flow: CausalFlow, subject: Subject) -> list[Cell]:
+        fitting = [batch for batch in self.batches if batch * flow.num_tokens <= self.most_tokens]
         if not fitting:
             return []
         return expand(
@@ -112,7 +128,7 @@ class Memory(Probe):
                 {
                     "name": "memory",
                     "device": subject.device,
-                    "datasets": [{"name": subject.dataset, "checkpoint": str(subject.path)}],
+                    "datasets": [{"name": subject.dataset, "checkpoint": subject.checkpoint_path}],
                     "decoders": [parse_decoder(spec) for spec in self.decoders],
                     "grid": {"batch_sizes": fitting, "seeds": [self.seed]},
                 },
@@ -146,7 +162,7 @@ def _need(cell: Cell, kernel: str, flow: CausalFlow) -> Need:
 
 def _need_in_this_process(cell: Cell, kernel: str, threads: int) -> Need:
     torch.set_num_threads(threads)
-    return _need_of(cell, kernel, load_flow(cell.checkpoint_path, dtype=cell.torch_dtype))
+    return _need_of(cell, kernel, cell.load())
 
 
 def _need_of(cell: Cell, kernel: str, flow: CausalFlow) -> Need:

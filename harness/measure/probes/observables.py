@@ -8,7 +8,6 @@ model's true expectations: what separates the flow's exact samples from these is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,10 +17,30 @@ from torch import Tensor
 
 from harness.decoders import Decoder, build_decoder
 from harness.errors import HarnessError
+from harness.flows import CausalFlow
 from harness.flows.ising import Ising
-from harness.measure.cells import BASELINE
+from harness.measure.cells import BASELINE, Subject
 from harness.measure.matrix import parse_decoder
-from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.measure.probes.probe import Probe, probe_table, probes
+from harness.measure.units import Bench, Rows, Unit
+from harness.runs.table import INTEGER, REAL, TEXT
+
+OBSERVABLES = probe_table(
+    "observables",
+    ("decoder", "observable"),
+    {
+        "decoder": TEXT,  # with its options, as on a command line
+        "observable": TEXT,
+        "mean": REAL,  # over samples
+        "standard_error": REAL,
+        "difference": REAL,  # to the sequential samples of the same latents and draws, mean over samples
+        "difference_error": REAL,
+        "expected": REAL,  # under the model itself, exact
+        "independent": REAL,  # likewise, if spins ignored each other
+        "num_samples": INTEGER,
+    },
+)
+"""One row per flow, decoder and observable."""
 
 
 @probes.register("observables")
@@ -29,63 +48,64 @@ from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
 class Observables(Probe):
     """Observables of a flow's samples, decoder by decoder, beside the exact ones of the model it was trained on."""
 
+    tables = (OBSERVABLES,)
+
     decoders: Annotated[tuple[str, ...], Field(description="As 'NAME option=value'; sequential comes by itself.")] = (
         "ujd tau=2.0", "ujd tau=1.0", "ujd tau=0.5", "ujd tau=0.1", "ujd tau=0.01", "sejd tau=0.5",
     )  # fmt: skip
     samples: Annotated[int, Field(ge=2, description="Latents that are decoded.")] = 100_000
     batch: Annotated[int, Field(ge=1, description="Samples that are decoded together.")] = 1000
 
-    def units(self, subject: Subject) -> list[Unit]:
+    def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per decoder.
 
         Raises:
             HarnessError: a flow of nothing that has observables, or a decoder that cannot be built.
         """
-        _model(subject)
+        _model(flow, subject)
         for spec in self.decoders:
             _build(spec)
         specs = dict.fromkeys([BASELINE, *self.decoders])
         return [
-            Unit(spec, {"decoder": spec}, ("observables",), cost=8.0 if spec == BASELINE else 1.0) for spec in specs
+            Unit(spec, (subject,), 8.0 if spec == BASELINE else 1.0, {"decoder": spec}, ("observables",))
+            for spec in specs
         ]
 
     @torch.no_grad()
-    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """The rows of one decoder: one per observable."""
-        if not units:
-            return
-        model = _model(subject)
-        exact = self._values(subject, _build(BASELINE))
-        for unit in units:
-            found = exact if unit.key["decoder"] == BASELINE else self._values(subject, _build(unit.key["decoder"]))
-            yield {
-                "observables": [
-                    unit.key
-                    | {
-                        "observable": name,
-                        "mean": float(values.mean()),
-                        "standard_error": _standard_error(values),
-                        "difference": float((values - exact[name]).mean()),
-                        "difference_error": _standard_error(values - exact[name]),
-                        "expected": model.exact[name],
-                        "independent": model.independent()[name],
-                        "num_samples": len(values),
-                    }
-                    for name, values in found.items()
-                ]
-            }
+        (subject,) = unit.subjects
+        model, spec = _model(bench.flow(subject), subject), unit.key["decoder"]
+        exact = bench.keep("exact", (subject.cell_id, self.samples), lambda: self._values(subject, bench, BASELINE))
+        found = exact if spec == BASELINE else self._values(subject, bench, spec)
+        return {
+            "observables": [
+                {
+                    "decoder": spec,
+                    "observable": name,
+                    "mean": float(values.mean()),
+                    "standard_error": _standard_error(values),
+                    "difference": float((values - exact[name]).mean()),
+                    "difference_error": _standard_error(values - exact[name]),
+                    "expected": model.exact[name],
+                    "independent": model.independent()[name],
+                    "num_samples": len(values),
+                }
+                for name, values in found.items()
+            ]
+        }
 
-    def _values(self, subject: Subject, decoder: Decoder) -> dict[str, Tensor]:
+    def _values(self, subject: Subject, bench: Bench, spec: str) -> dict[str, Tensor]:
         """(N,) values of every observable."""
-        tokens = []
+        tokens, flow, decoder = [], bench.flow(subject), _build(spec)
         for first in range(0, self.samples, self.batch):
-            latents, _ = subject.samples(range(first, min(first + self.batch, self.samples)))
-            tokens.append(decoder.decode(subject.flow, latents).tokens[..., 0].cpu())
-        return _model(subject).measure(torch.cat(tokens), torch.Generator().manual_seed(self.seed))
+            batch = bench.batch(subject, range(first, min(first + self.batch, self.samples)))
+            tokens.append(decoder.decode(flow, batch.latents).tokens[..., 0].cpu())
+        return _model(flow, subject).measure(torch.cat(tokens), torch.Generator().manual_seed(self.seed))
 
 
-def _model(subject: Subject) -> Ising:
-    model = getattr(subject.flow, "target", None)
+def _model(flow: CausalFlow, subject: Subject) -> Ising:
+    model = getattr(flow, "target", None)
     if model is None:
         raise HarnessError(
             f"'{subject.checkpoint}' was not trained on a model with observables; the shipped flow 'ising' was"

@@ -1,105 +1,44 @@
 """What a probe is: an experiment on a flow, in one file of this package, that `harness probe NAME CHECKPOINT` runs.
 
 A probe is a keyword-only dataclass whose fields are its options; the command line, plan files and every cell's identity
-read them from there. Its first docstring line is what ``harness list probes`` and ``--help`` show.
-
-    @probes.register("nearest")
-    @dataclass(kw_only=True)
-    class Nearest(Probe):
-        \"\"\"How large the first token of every layer is.\"\"\"
-
-        samples: Annotated[int, Field(ge=1, description="Latents that are decoded.")] = 16
-
-        def units(self, subject: Subject) -> list[Unit]:
-            return [Unit(f"layer {n}", {"layer": n}, ("nearest",)) for n in range(1, subject.flow.num_layers + 1)]
-
-        def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
-            for unit in units:
-                yield {"nearest": [unit.key | {"size": ...}]}
-
-The tables it writes are declared in `runs.tables`, with ``_IDENTITY`` first and their keys in ``KEYS``. Whatever
-columns of the table `probes` they have besides (``checkpoint``, ``num_tokens``, ...) are filled in for them. Rows are
-stored unit by unit: `units` says what there is to be measured, the runner leaves out those whose rows are stored, and
-`measure` yields the rows of each of the rest, in order, so that what they share lives in its local variables. A probe
-outside this package registers through the entry-point group ``harness.probes``, or is named ``package.module:Class``.
+read them from there. Its first docstring line is what ``harness list probes`` and ``--help`` show. It declares the
+tables that it writes, says what units of work there are, and measures one of them at a time, in another process: what
+several units share is made once, through `Bench.keep`. CONTRIBUTING.md shows one. A probe outside this package
+registers through the entry-point group ``harness.probes``, or is named ``package.module:Class``.
 """
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, ClassVar, get_type_hints
 
-import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor
 
 from harness.errors import HarnessError, unknown
-from harness.flows.latents import cycling_labels, indexed_latents
-from harness.flows.protocols import CausalFlow
+from harness.flows import CausalFlow
+from harness.measure.cells import Subject
 from harness.measure.matrix import sentence
+from harness.measure.units import Bench, Rows, Unit
 from harness.registry import Registry
-
-Rows = list[dict[str, Any]]
+from harness.runs.table import FLOW, IDENTITY, Table
 
 probes: Registry[type[Probe]] = Registry("probe", package="harness.measure.probes", group="harness.probes")
 """Every probe by name; see `build_probe`."""
 
 
-@dataclass(frozen=True)
-class Unit:
-    """The least piece of a probe's work: its rows are stored together, and a killed probe loses at most one.
+def probe_table(name: str, key: tuple[str, ...], columns: dict[str, Any], described: dict[str, Any] = FLOW) -> Table:
+    """A table of a probe: identity and description of what was measured come first, and are filled in by themselves.
 
     Args:
-        title: what progress shows.
-        key: columns whose values tell this unit's rows from those of the others, in every table it writes.
-        tables: the tables that it writes; it is done when each of them has a row with its key.
-        cost: relative to the other units, for the estimate of the remaining time alone.
+        name: of the table.
+        key: columns that identify a row among those of one run of the probe.
+        columns: name to type.
+        described: columns of the table `probes` that are repeated here.
     """
-
-    title: str
-    key: dict[str, Any]
-    tables: tuple[str, ...]
-    cost: float = 1.0
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a probe is run on.
-
-    Args:
-        flow: loaded, in the probe's dtype.
-        path: the checkpoint's file.
-        checkpoint: its name, or its file's.
-        dataset: name of the real images that it was trained on.
-        folder: the run folder, for images; tables are written by the runner.
-        device: ``"cpu"`` or ``"cuda"``.
-        data_root: folder of the real images, or None for the default.
-        seed: of the latents.
-        note: tells the user a sentence.
-    """
-
-    flow: CausalFlow
-    path: Path
-    checkpoint: str
-    dataset: str
-    folder: Path
-    device: str = "cpu"
-    data_root: str | None = None
-    seed: int = 0
-    note: Any = field(default=print)
-
-    def samples(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """The latents (n, L, D) with these indices and their labels (n,): the same ones as a run's quality pass draws.
-
-        Labels take turns by index; they are None for a flow without classes.
-        """
-        labels = cycling_labels(self.flow, indices)
-        latents = indexed_latents(self.flow, self.seed, indices)
-        return latents, None if labels is None else labels.to(latents.device)
+    return Table(name, ("cell_id", *key), {**IDENTITY, **described, **columns})
 
 
 @dataclass(kw_only=True)
@@ -110,31 +49,34 @@ class Probe(ABC):
         seed: of the latents.
     """
 
+    tables: ClassVar[tuple[Table, ...]]
+    """That it writes."""
+    exclusive: ClassVar[bool] = False
+    """Whether it times something, so that nothing else may run on the device meanwhile."""
     dtype: ClassVar[str] = "float32"
     """Of the flow's parameters and the latents."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Of the latents.")] = 0
 
     @abstractmethod
-    def units(self, subject: Subject) -> list[Unit]:
-        """What there is to be measured, in order.
+    def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
+        """What there is to be measured, in order: units of this one subject, each with its key and tables.
 
         Raises:
             HarnessError: options that do not fit the flow.
         """
 
     @abstractmethod
-    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
-        """For each unit in order its rows by table, without the columns that identify the cell and describe it."""
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
+        """The rows of a unit by table, without the columns that identify and describe what was measured."""
+
+    def together(self, unit: Unit) -> Hashable:
+        """Units with equal keys are measured by one process: all of them, unless they share nothing worth keeping."""
+        return None
 
     def options(self) -> dict[str, Any]:
         """The options this probe was built with, as plain values."""
         return asdict(self)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch's."""
-        return getattr(torch, self.dtype)
 
 
 @dataclass(frozen=True)

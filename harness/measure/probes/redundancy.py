@@ -21,7 +21,8 @@ from tokens that were drawn so; the rows compare each layer's output with that o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -30,16 +31,18 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.datasets import load_dataset
-from harness.datasets.grids import save_grid
+from harness.datasets.images import image_grid
 from harness.errors import HarnessError, unknown
 from harness.flows.protocols import CausalFlow
-from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
+from harness.measure.cells import Subject
+from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.problems import LayerProblem, layer_problems
 from harness.measure.probes.restrictions import READINGS, Restriction, restriction
+from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.features import feature_extractor
 from harness.metrics.fid import FeatureStatistics, frechet_distance
-from harness.metrics.quality import features_of
-from harness.metrics.reference import reference_features
+from harness.metrics.quality import features_of, reference_features
+from harness.runs.table import INTEGER, REAL, TEXT
 
 SCOPES = ("layer", "all")
 STRIP = 12
@@ -47,11 +50,38 @@ STRIP = 12
 LEAK_SAMPLES, LEAK_TOKENS = 4, 8
 """On how many samples and tokens of each the leak is measured."""
 
+REDUNDANCY = probe_table(
+    "redundancy",
+    ("scope", "reading", "layer", "o"),
+    {
+        "layer": INTEGER,  # decoding order, of the output that is compared
+        "block": INTEGER,
+        "o": INTEGER,  # predecessors left out
+        "scope": TEXT,  # "layer": in this layer alone; "all": in every layer
+        "reading": TEXT,  # "attention", "attention-self" or "input"
+        "cosine": REAL,  # similarity of the two outputs, median over samples
+        "cosine_p10": REAL,
+        "cosine_p90": REAL,
+        "l2": REAL,  # distance, median over samples
+        "l2_p10": REAL,
+        "l2_p90": REAL,
+        "l2_relative": REAL,  # over the norm of the full output
+        "leak": REAL,  # share of the dependence on what is left out that is still there; scope "layer" alone
+        "fid": REAL,  # of the images, null unless every layer is affected
+        "fid_features": TEXT,
+        "num_samples": INTEGER,
+    },
+)
+"""One row per flow, scope, reading, layer and o: the output of a layer with its o nearest predecessors left out against
+its output with all of them."""
+
 
 @probes.register("redundancy")
 @dataclass(kw_only=True)
 class Redundancy(Probe):
     """Layers without their o nearest predecessors: how far their outputs turn, and what becomes of the images."""
+
+    tables = (REDUNDANCY,)
 
     o: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(description="Predecessors left out.")] = (
         0, 1, 2, 3, 4, 5, 8, 16, 32,
@@ -66,7 +96,7 @@ class Redundancy(Probe):
     strips: ClassVar[str] = "redundancy"
     """Folder of the run for image strips."""
 
-    def units(self, subject: Subject) -> list[Unit]:
+    def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per scope, reading and o; a flow whose attention cannot be masked has the reading `input` alone.
 
         Raises:
@@ -76,50 +106,56 @@ class Redundancy(Probe):
             for name in given:
                 if name not in known:
                     raise unknown(kind, name, known)
-        if max(self.o) >= subject.flow.num_tokens:
-            raise HarnessError(f"o = {max(self.o)} leaves nothing of {subject.flow.num_tokens} tokens; give --o less")
+        if max(self.o) >= flow.num_tokens:
+            raise HarnessError(f"o = {max(self.o)} leaves nothing of {flow.num_tokens} tokens; give --o less")
         return [
             Unit(
                 f"{scope}, {reading}, o = {o}",
+                (subject,),
+                2.0 + (o if reading == "input" else 0) + (8 if scope == "all" else 0),
                 {"scope": scope, "reading": reading, "o": o},
                 ("redundancy",),
-                cost=2.0 + (o if reading == "input" else 0) + (8 if scope == "all" else 0),
             )
             for scope in self.scopes
             for reading in self.readings
             for o in self.o
-            if reading == "input" or hasattr(subject.flow, "mask_attention")
+            if reading == "input" or hasattr(flow, "mask_attention")
         ]
 
     @torch.no_grad()
-    def measure(self, subject: Subject, units: Sequence[Unit]) -> Iterator[dict[str, Rows]]:
+    def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """The rows of one scope, reading and o: one per layer."""
-        if not units:
-            return
-        flow = subject.flow
-        parts = [range(first, min(first + self.batch, self.samples)) for first in range(0, self.samples, self.batch)]
-        exact = [list(layer_problems(flow, *subject.samples(part))) for part in parts]
-        fid = _fid_of(subject) if any(unit.key["scope"] == "all" for unit in units) else dict
-        for unit in units:
-            restricted = restriction(flow, unit.key["reading"], unit.key["o"])
-            if unit.key["scope"] == "layer":
-                outputs = [[_alone(problem, restricted) for problem in problems] for problems in exact]
-                extra = [{"leak": leak(problem, restricted, unit.key)} for problem in exact[0]]
-            else:
-                outputs = [_drawn(flow, problems, restricted) for problems in exact]
-                extra = [{} for _ in flow.layers]
-                if (images := _images(flow, outputs)) is not None:
-                    self._write_strip(subject, unit, images)
-                    extra[-1] |= fid(images)
-            rows = [
-                unit.key | _compared([problems[i] for problems in exact], [output[i] for output in outputs]) | more
-                for i, more in enumerate(extra)
-            ]
-            yield {"redundancy": rows}
+        (subject,) = unit.subjects
+        flow = bench.flow(subject)
+        exact = bench.keep("exact", (subject.cell_id, self.samples), lambda: self._problems(subject, bench))
+        restricted = restriction(flow, unit.key["reading"], unit.key["o"])
+        if unit.key["scope"] == "layer":
+            outputs = [[_alone(problem, restricted) for problem in problems] for problems in exact]
+            extra = [{"leak": leak(problem, restricted, unit.key)} for problem in exact[0]]
+        else:
+            outputs = [_drawn(flow, problems, restricted) for problems in exact]
+            extra = [{} for _ in flow.layers]
+            if (images := _images(flow, outputs)) is not None:
+                self._write_strip(subject, unit, bench, images)
+                fid = bench.keep("fid", subject.cell_id, lambda: _fid_of(flow, subject, bench))
+                extra[-1] |= fid(images)
+        rows = [
+            {**unit.key, **_compared([problems[i] for problems in exact], [output[i] for output in outputs]), **more}
+            for i, more in enumerate(extra)
+        ]
+        return {"redundancy": rows}
 
-    def _write_strip(self, subject: Subject, unit: Unit, images: Tensor) -> None:
-        path = subject.folder / self.strips / f"{subject.checkpoint}_{unit.key['reading']}_o{unit.key['o']:02d}.png"
-        save_grid(images[:STRIP], path, columns=STRIP, scale=max(1, 32 // images.shape[-1]))
+    def _problems(self, subject: Subject, bench: Bench) -> list[list[LayerProblem]]:
+        """Every layer of every batch."""
+        parts = [range(first, min(first + self.batch, self.samples)) for first in range(0, self.samples, self.batch)]
+        batches = [bench.batch(subject, part) for part in parts]
+        return [list(layer_problems(bench.flow(subject), batch.latents, batch.labels)) for batch in batches]
+
+    def _write_strip(self, subject: Subject, unit: Unit, bench: Bench, images: Tensor) -> None:
+        strip = image_grid(images[:STRIP], columns=STRIP, scale=max(1, 32 // images.shape[-1]))
+        strip.save(png := io.BytesIO(), "PNG", optimize=True)
+        name = f"{subject.checkpoint}_{unit.key['reading']}_o{unit.key['o']:02d}.png"
+        bench.files[f"{self.strips}/{name}"] = png.getvalue()
 
 
 def _alone(problem: LayerProblem, restricted: Restriction) -> Tensor:
@@ -155,7 +191,7 @@ def _compared(problems: Sequence[LayerProblem], outputs: Sequence[Tensor]) -> di
     return row | {"l2_relative": float((l2 / exact.norm(dim=1)).median()), "num_samples": len(exact)}
 
 
-def leak(problem: LayerProblem, restricted: Restriction, key: dict[str, Any]) -> float | None:
+def leak(problem: LayerProblem, restricted: Restriction, key: Mapping[str, Any]) -> float | None:
     """How much of a token's dependence on what it may not look at is left; 0 when it is truly removed.
 
     The tokens left out are replaced by those of another sample. The leak is what this changes in the token that z_in
@@ -189,15 +225,15 @@ def leak(problem: LayerProblem, restricted: Restriction, key: dict[str, Any]) ->
     )
 
 
-def _fid_of(subject: Subject) -> Callable[[Tensor], dict[str, Any]]:
+def _fid_of(flow: CausalFlow, subject: Subject, bench: Bench) -> Callable[[Tensor], dict[str, Any]]:
     """(N, C, H, W) images -> their FID against the flow's own dataset; nothing where that is not at hand."""
-    if subject.flow.image_shape is None:
+    if flow.image_shape is None:
         return lambda images: {}
     try:
-        real = load_dataset(subject.dataset, "train", root=subject.data_root, size=subject.flow.image_shape[-1])
+        real = load_dataset(subject.dataset, "train", root=subject.data_root, size=flow.image_shape[-1])
         extractor = feature_extractor(subject.dataset, device=subject.device)
     except HarnessError as error:
-        subject.note(f"no FID: {error}")
+        bench.notes.append(f"no FID: {error}")
         return lambda images: {}
 
     reference = reference_features(real, extractor).statistics

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.measure.probes.probe import build_probe
-from harness.measure.probes.running import run_probe
-from harness.measure.runner import run_matrix
+from harness.measure.run_matrix import run_matrix
+from harness.measure.run_probe import run_probe
 from harness.measure.studies.plan import StudyPlan
 from harness.progress import Reporter
 

@@ -1,4 +1,4 @@
-"""The memory pass: a decode whose peak memory is measured, and whose caches are counted."""
+"""Memory: a decode whose peak is measured, and whose caches are counted."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from harness.flows import CausalFlow, load_flow
+from harness.flows import CausalFlow
 from harness.flows.tap import Tally, tap
 from harness.measure.cells import Cell
 from harness.measure.units import Attempt, Bench, Rows, Unit, batch_of, decode
-from harness.measure.workers import FreshProcess, ProcessDied
+from harness.measure.workers.process import FreshProcess, ProcessDied
 from harness.metrics.memory import Peak, cuda_peaks, resident_peak
-from harness.runs.store import RunStore
 
-PRELOAD = ("harness.measure.tasks",)
+PRELOAD = ("harness.measure.tasks.memory",)
 
 
 class Need(NamedTuple):
@@ -29,28 +28,26 @@ class Need(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MemoryPass:
+class MemoryTask:
     """One unit per cell. On the CPU each is measured in a fresh process; on CUDA by torch's allocator, in this one."""
 
     name: ClassVar[str] = "memory"
     exclusive: ClassVar[bool] = False
 
-    def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
-        """Cells without rows."""
-        done = store.cell_ids(self.name)
+    def units(self, cells: Sequence[Cell]) -> list[Unit]:
+        """One per cell."""
         return [
-            Unit(f"{cell.dataset}, {cell.title}", (cell,), 2 * (1 + cell.batch_size / 16))
+            Unit(f"{cell.dataset}, {cell.title}", (cell,), 2 * (1 + cell.batch_size / 16), tables=(self.name,))
             for cell in cells
-            if cell.cell_id not in done
         ]
 
     def together(self, unit: Unit) -> Hashable:
         """Cells of one group, which share the flow."""
-        return unit.cells[0].group_id
+        return unit.subjects[0].group_id
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """One row per method."""
-        (cell,) = unit.cells
+        (cell,) = unit.subjects
         if cell.cell_id in bench.failed:
             return {"memory": [_row(cell, Attempt("skipped", bench.failed[cell.cell_id].error), None)]}
         attempt = bench.attempt(cell, self.name, lambda: _need(cell, bench))
@@ -98,8 +95,7 @@ def weights_bytes(flow: CausalFlow) -> int | None:
 
 def _need_in_this_process(cell: Cell, threads: int) -> Need:
     torch.set_num_threads(threads)
-    flow = load_flow(cell.checkpoint_path, device=cell.device, dtype=cell.torch_dtype)
-    return need_of(cell, flow, lambda call: [resident_peak(call)])
+    return need_of(cell, cell.load(), lambda call: [resident_peak(call)])
 
 
 def _row(cell: Cell, attempt: Attempt[Any], peak: Peak | None, **bytes_: int | None) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""The quality pass: samples against the sequential ones of the same latents, and against real images.
+"""Quality: samples against the sequential ones of the same latents, and against real images.
 
-Where a cell has many samples, or many workers wait, the samples pass measures runs of them first, and the quality pass
-merges what they come to: features and sums of squares, not distances.
+Where a cell has many samples, or many workers wait, shards of them are measured first, and what they come to is merged
+here: features and sums of squares, not distances.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from harness.datasets import Images, load_dataset
-from harness.datasets.grids import image_grid
+from harness.datasets.images import image_grid
 from harness.errors import HarnessError
 from harness.measure.cells import Cell
 from harness.measure.matrix import Quality
+from harness.measure.references import reference_name
 from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, batches, exact_samples, measure_samples
 from harness.measure.units import Attempt, Bench, Rows, Unit, failed_cells, sample_file
 from harness.metrics.features import FeatureExtractor, feature_extractor
 from harness.metrics.perceptual import Perceptual
-from harness.metrics.quality import distances
+from harness.metrics.quality import ReferenceFeatures, distances, reference_features, shipped_reference
 from harness.metrics.reconstruction import reconstruction
-from harness.metrics.reference import ReferenceFeatures, reference_features, shipped_reference
 from harness.runs.store import RunStore
 
 SHARD = 4096
@@ -54,7 +54,7 @@ class Real(NamedTuple):
 
 
 @dataclass(frozen=True)
-class QualityPass:
+class QualityTask:
     """One unit per cell.
 
     Args:
@@ -62,6 +62,7 @@ class QualityPass:
         data_root: folder of the real images where the matrix names none.
         inception_weights: for Inception features.
         skip_corrupt: leave corrupt real images out and count them.
+        references: digest of what the samples of each dataset are compared with, see `harness.measure.references`.
         shard: samples from which on a cell is split. Shards are whole batches, since a batch is the scope of most
             stopping rules: a sample is the same, and so is every figure, however a cell is split.
     """
@@ -70,6 +71,7 @@ class QualityPass:
     data_root: str | None = None
     inception_weights: str | None = None
     skip_corrupt: bool = False
+    references: Mapping[str, str | None] = field(default_factory=dict)
     shard: int = SHARD
 
     name: ClassVar[str] = "quality"
@@ -88,17 +90,17 @@ class QualityPass:
                 split = len(shards) > 1
                 cost = self._count(cell) * (0 if split else 1 / cell.batch_size + 1 / 16) + 1
                 inputs = tuple(shard_file(cell, indices) for indices in shards) if split else ()
-                units.append(Unit(f"{cell.dataset}, {cell.title}", (cell,), cost, inputs=inputs))
+                units.append(Unit(f"{cell.dataset}, {cell.title}", (cell,), cost, tables=(self.name,), inputs=inputs))
         return units
 
     def together(self, unit: Unit) -> Hashable:
         """Cells that are compared with the same sequential samples; where these are known, of one batch size."""
-        (cell,) = unit.cells
+        (cell,) = unit.subjects
         return shared_samples(cell), cell.dataset, cell.batch_size if unit.inputs else None
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """The row of one cell, and the grid of its samples."""
-        (cell,) = unit.cells
+        (cell,) = unit.subjects
         failed = bench.failed.get(cell.cell_id)
         if failed:
             attempt: Attempt[dict[str, Any]] = Attempt("skipped", failed.error)
@@ -140,6 +142,7 @@ class QualityPass:
         }
         if real.value:
             row |= distances(np.concatenate(sums.features), real.value.reference)
+            row["reference_digest"] = self.references.get(reference_name(cell.dataset, cell.data_root))
             row["reference"] = "train" if real.value.images else "shipped-test"
             if count < self.settings.num_samples:  # FID is biased by the number of samples: one number per matrix
                 row["fid"] = None
@@ -214,12 +217,12 @@ class QualityPass:
 
 
 @dataclass(frozen=True)
-class SamplesPass:
-    """The samples of cells that are split, one unit per shard: its sums are a file until the quality pass has them."""
+class ShardsTask:
+    """The samples of cells that are split, one unit per shard: its sums are a file until `QualityTask` has them."""
 
-    quality: QualityPass
+    quality: QualityTask
 
-    name: ClassVar[str] = "samples"
+    name: ClassVar[str] = "shards"
     exclusive: ClassVar[bool] = False
 
     def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
@@ -227,26 +230,26 @@ class SamplesPass:
         return [
             Unit(
                 f"{unit.title}, samples {indices.start} to {indices.stop - 1}",
-                unit.cells,
-                len(indices) * (1 / unit.cells[0].batch_size + 1 / 16),
+                unit.subjects,
+                len(indices) * (1 / unit.subjects[0].batch_size + 1 / 16),
                 indices=indices,
             )
             for unit in self.quality.missing(cells, store)
             if unit.inputs
-            for indices, name in zip(self.quality.shards(unit.cells[0]), unit.inputs, strict=True)
+            for indices, name in zip(self.quality.shards(unit.subjects[0]), unit.inputs, strict=True)
             if not (store.path / name).is_file()
         ]
 
     def together(self, unit: Unit) -> Hashable:
         """Shards of the same indices, which are compared with the same sequential samples."""
-        (cell,) = unit.cells
+        (cell,) = unit.subjects
         assert unit.indices is not None
         number = unit.indices.start // _whole_batches(self.quality.shard, cell.batch_size)
         return shared_samples(cell), cell.dataset, number
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """The file of a shard; or, where it fails, the row of its cell."""
-        (cell,), indices = unit.cells, unit.indices
+        (cell,), indices = unit.subjects, unit.indices
         assert indices is not None
         attempt = bench.attempt(cell, self.name, lambda: self.quality.sums(cell, indices, bench))
         if attempt.value is None:

@@ -1,4 +1,4 @@
-"""The timing pass: paired rounds, in each of which every decoder of a group decodes the same batch once."""
+"""Timing: paired rounds, in each of which every decoder of a group decodes the same batch once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from harness.measure.units import (
 )
 from harness.measure.workers.device_state import watch
 from harness.metrics.timing import timed
-from harness.runs.store import RunStore
 
 SENTINELS = 3
 """Decodes whose median is a sentinel, at most."""
@@ -34,7 +33,7 @@ SENTINEL_S = 1.0
 """Seconds after which a sentinel is not repeated."""
 
 
-class Turn(NamedTuple):
+class Timed(NamedTuple):
     """Seconds of a decode, or of an encode; of the denoising step after it; and what the decode had to do again."""
 
     wall_s: float
@@ -43,7 +42,7 @@ class Turn(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TimingPass:
+class TimingTask:
     """Rounds of a group, one unit each; all that are missing are measured by one process, alone on its device.
 
     Args:
@@ -57,40 +56,38 @@ class TimingPass:
     name: ClassVar[str] = "timing"
     exclusive: ClassVar[bool] = True
 
-    def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
-        """Every round of every group that lacks a row."""
-        timings = store.read("timings")
-        done = set(zip(timings["cell_id"], timings["round"], strict=True))
+    def units(self, cells: Sequence[Cell]) -> list[Unit]:
+        """Every round of every group."""
         return [
             Unit(
                 title=f"{members[0].dataset}, batch {members[0].batch_size}, round {number + 1} of {self.rounds}",
-                cells=tuple(members),
+                subjects=tuple(members),
                 cost=len(members) * (1 + members[0].batch_size / 16),
-                round=number,
+                key={"round": number},
+                tables=("timings",),
             )
             for members in groups(list(cells)).values()
             for number in range(self.rounds)
-            if any((cell.cell_id, number) not in done for cell in members)
         ]
 
     def together(self, unit: Unit) -> Hashable:
         """Rounds of one group."""
-        return unit.cells[0].group_id
+        return unit.subjects[0].group_id
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """One round: decode every cell once and encode once, in shuffled order; and in what state the device was."""
-        first = unit.cells[0]
-        flow, batch = bench.flow(first), bench.batch(first)
+        first: Cell = unit.subjects[0]
+        flow, batch = bench.flow(first), bench.batch(first, range(first.batch_size))
         bench.keep("warm", first.group_id, lambda: self._warm(unit, bench, flow, batch))
         names = {"group_id": first.group_id, "session": bench.session}
-        sentinels = [self._sentinel(first, place, bench, flow, batch) for place in self._before(unit.round)]
+        sentinels = [self._sentinel(first, place, bench, flow, batch) for place in self._before(unit.key["round"])]
         with watch(first.device) as conditions:
             timings = self._timings(unit, bench, flow, batch)
-        if unit.round == self.rounds - 1:
+        if unit.key["round"] == self.rounds - 1:
             sentinels.append(self._sentinel(first, "end", bench, flow, batch))
         return {
             "timings": timings,
-            "devices": [names | {"round": unit.round, **conditions}],
+            "devices": [names | {"round": unit.key["round"], **conditions}],
             "sentinels": [names | sentinel for sentinel in sentinels],
         }
 
@@ -117,27 +114,31 @@ class TimingPass:
 
     def _warm(self, unit: Unit, bench: Bench, flow: CausalFlow, batch: Batch) -> None:
         for _ in range(self.warmup):
-            self._round(unit.cells, bench, flow, batch)
+            self._round(unit.subjects, bench, flow, batch)
 
     def _timings(self, unit: Unit, bench: Bench, flow: CausalFlow, batch: Batch) -> Rows:
-        first = unit.cells[0]
-        order = np.random.default_rng([int(first.group_id, 16), unit.round]).permutation(len(unit.cells) + 1)
-        turns = [(*unit.cells, None)[index] for index in order]
+        first = unit.subjects[0]
+        order = np.random.default_rng([int(first.group_id, 16), unit.key["round"]]).permutation(len(unit.subjects) + 1)
+        turns = [(*unit.subjects, None)[index] for index in order]
         taken = self._round(turns, bench, flow, batch)
         encode_s = encode.wall_s if (encode := taken[None].value) else None
         rows = []
-        for cell in unit.cells:
-            row = describe(cell, flow) | {"session": bench.session, "round": unit.round, "position": turns.index(cell)}
+        for cell in unit.subjects:
+            row = describe(cell, flow) | {
+                "session": bench.session,
+                "round": unit.key["round"],
+                "position": turns.index(cell),
+            }
             row |= {"encode_s": encode_s, **taken[cell].outcome}
-            if turn := taken[cell].value:
-                row |= turn._asdict() | {"images_per_s": cell.batch_size / turn.wall_s}
-                row["forward_ratio"] = encode_s and turn.wall_s / encode_s
+            if timed_ := taken[cell].value:
+                row |= timed_._asdict() | {"images_per_s": cell.batch_size / timed_.wall_s}
+                row["forward_ratio"] = encode_s and timed_.wall_s / encode_s
             rows.append(row)
         return rows
 
     def _round(
         self, turns: Sequence[Cell | None], bench: Bench, flow: CausalFlow, batch: Batch
-    ) -> dict[Cell | None, Attempt[Turn]]:
+    ) -> dict[Cell | None, Attempt[Timed]]:
         """What each cell's decode took, and one encode where a turn is None."""
         gc.collect()  # once a round: it takes as long as many a decode, and is held off while the clock runs
         return {
@@ -145,16 +146,16 @@ class TimingPass:
             for cell in turns
         }
 
-    def _decode(self, cell: Cell, bench: Bench, flow: CausalFlow, batch: Batch) -> Attempt[Turn]:
+    def _decode(self, cell: Cell, bench: Bench, flow: CausalFlow, batch: Batch) -> Attempt[Timed]:
         if cell.cell_id in bench.failed:
             return bench.failed[cell.cell_id]
 
-        def measure() -> Turn:
+        def measure() -> Timed:
             decoder, sigma = bench.decoder(cell), cell.denoise
             seconds, result = timed(lambda: decode(decoder, flow, batch), cell.device)
             require_finite(result)
             apart = None if sigma is None else timed(lambda: denoise(flow, result, batch, sigma), cell.device)[0]
-            return Turn(seconds, apart, nonfinite_retries(result))
+            return Timed(seconds, apart, nonfinite_retries(result))
 
         attempt = bench.attempt(cell, self.name, measure)
         if not attempt.ok:
@@ -163,13 +164,13 @@ class TimingPass:
 
     @staticmethod
     @torch.no_grad()
-    def _encode(flow: CausalFlow, batch: Batch) -> Attempt[Turn]:
+    def _encode(flow: CausalFlow, batch: Batch) -> Attempt[Timed]:
         """One forward pass of a batch of this size; what is in the images makes no difference to its cost."""
         tokens = flow.scale_latents(batch.latents)
         images = flow.to_images(tokens)
         data = tokens if images is None else images
         seconds, _ = timed(lambda: flow.encode(data, batch.labels), tokens.device.type)
-        return Attempt("ok", value=Turn(seconds))
+        return Attempt("ok", value=Timed(seconds))
 
 
 def describe(cell: Cell, flow: CausalFlow | None) -> dict[str, Any]:

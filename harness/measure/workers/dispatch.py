@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.measure.units import Unit
 from harness.measure.workers.executor import Executor, Worker, WorkerLost
-from harness.measure.workers.jobs import Job, Outcome
+from harness.measure.workers.job import Job, Outcome
 
 RETRIES = 2
 """Times that a job whose worker was lost is run again."""
@@ -58,7 +58,7 @@ Event = Started | Finished | Lost
 
 
 @dataclass
-class _Task:
+class _Attempted:
     job: Job
     attempts: int = 1
     unopened: int = 0
@@ -70,14 +70,14 @@ class _Raised:
 
 
 @dataclass
-class _Told:
+class _Message:
     """An event on its way to the caller; `heard` is set when the caller has dealt with it."""
 
     event: Event | _Raised
     heard: threading.Event = field(default_factory=threading.Event)
 
 
-def measure(executor: Executor, jobs: Sequence[Job], folder: Path, retries: int) -> Generator[Event]:
+def dispatch(executor: Executor, jobs: Sequence[Job], folder: Path, retries: int) -> Generator[Event]:
     """Run jobs, as many at once as the executor has slots, and tell of every unit.
 
     A worker waits until its last event was dealt with, so that storing rows never runs beside what the same worker
@@ -93,16 +93,16 @@ def measure(executor: Executor, jobs: Sequence[Job], folder: Path, retries: int)
         HarnessError: whatever a worker raised; everything else is stopped.
     """
     if jobs:
-        yield from _Schedule(executor, jobs, folder, retries).events()
+        yield from _Dispatcher(executor, jobs, folder, retries).events()
 
 
-class _Schedule:
+class _Dispatcher:
     def __init__(self, executor: Executor, jobs: Sequence[Job], folder: Path, retries: int) -> None:
         self.executor, self.folder, self.retries = executor, folder, retries
-        self.waiting = deque(_Task(job) for job in jobs)
+        self.waiting = deque(_Attempted(job) for job in jobs)
         self.unfinished = len(jobs)
         self.changed = threading.Condition()
-        self.told: queue.Queue[_Told] = queue.Queue()
+        self.messages: queue.Queue[_Message] = queue.Queue()
         self.stopped = False
         self.workers: set[Worker] = set()
         slots = executor.slots(jobs[0].device, any(job.exclusive for job in jobs))
@@ -115,14 +115,14 @@ class _Schedule:
         ended = 0
         try:
             while ended < len(threads):
-                told = self.told.get()  # blocks
-                if isinstance(told.event, _Raised):
-                    if not isinstance(told.event.error, _SlotEnded):
-                        raise told.event.error
+                message = self.messages.get()  # blocks
+                if isinstance(message.event, _Raised):
+                    if not isinstance(message.event.error, _SlotEnded):
+                        raise message.event.error
                     ended += 1
                     continue
-                yield told.event
-                told.heard.set()
+                yield message.event
+                message.heard.set()
         finally:
             self._stop()
 
@@ -138,49 +138,49 @@ class _Schedule:
     def _slot(self) -> None:
         """One thread: takes a job, measures its units one by one, takes the next."""
         try:
-            while task := self._next():
-                self._run(task)
+            while tried := self._next():
+                self._run(tried)
         except BaseException as error:  # the caller's thread raises it
             if not self.stopped:
-                self.told.put(_Told(_Raised(error)))
-        self.told.put(_Told(_Raised(_SlotEnded())))
+                self.messages.put(_Message(_Raised(error)))
+        self.messages.put(_Message(_Raised(_SlotEnded())))
 
-    def _next(self) -> _Task | None:
-        """The next task; waits while others may come back, and gives None when all are done."""
+    def _next(self) -> _Attempted | None:
+        """The next job; waits while others may come back, and gives None when all are done."""
         with self.changed:
             self.changed.wait_for(lambda: self.stopped or self.waiting or not self.unfinished)
             return self.waiting.popleft() if self.waiting else None
 
-    def _run(self, task: _Task) -> None:
-        left = deque(task.job.units)
+    def _run(self, tried: _Attempted) -> None:
+        left = deque(tried.job.units)
         try:
-            worker = self.executor.open(task.job)
+            worker = self.executor.open(tried.job)
             with self.changed:
                 self.workers.add(worker)
             try:
                 while left and not self.stopped:
-                    self._tell(Started(task.job, left[0]))
+                    self._tell(Started(tried.job, left[0]))
                     inputs = [(self.folder / name).read_bytes() for name in left[0].inputs]
                     outcome = worker.measure(left[0], inputs)
-                    self._tell(Finished(task.job, left.popleft(), outcome, task.attempts))
+                    self._tell(Finished(tried.job, left.popleft(), outcome, tried.attempts))
             finally:
                 with self.changed:
                     self.workers.discard(worker)
                 worker.close(now=bool(left))
         except WorkerLost as lost:
-            self._again(task, tuple(left), lost)
+            self._again(tried, tuple(left), lost)
         else:
             self._done()
 
-    def _again(self, task: _Task, left: tuple[Unit, ...], lost: WorkerLost) -> None:
+    def _again(self, tried: _Attempted, left: tuple[Unit, ...], lost: WorkerLost) -> None:
         if self.stopped:
             return
-        attempts, unopened = task.attempts + lost.begun, task.unopened + (not lost.begun)
+        attempts, unopened = tried.attempts + lost.begun, tried.unopened + (not lost.begun)
         again = attempts <= self.retries + 1 and unopened <= UNOPENED
-        self._tell(Lost(task.job, str(lost), again))
+        self._tell(Lost(tried.job, str(lost), again))
         if again:
             with self.changed:
-                self.waiting.append(_Task(replace(task.job, units=left), attempts, unopened))
+                self.waiting.append(_Attempted(replace(tried.job, units=left), attempts, unopened))
                 self.changed.notify()
         else:
             self._done()
@@ -191,9 +191,9 @@ class _Schedule:
             self.changed.notify_all()
 
     def _tell(self, event: Event) -> None:
-        told = _Told(event)
-        self.told.put(told)
-        while not self.stopped and not told.heard.wait(timeout=1):  # it is dealt with in milliseconds
+        message = _Message(event)
+        self.messages.put(message)
+        while not self.stopped and not message.heard.wait(timeout=1):  # it is dealt with in milliseconds
             pass
 
 

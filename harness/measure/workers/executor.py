@@ -7,7 +7,7 @@ from typing import Protocol
 
 from harness.errors import HarnessError
 from harness.measure.units import Unit
-from harness.measure.workers.jobs import Job, Outcome
+from harness.measure.workers.job import Job, Outcome
 
 
 class WorkerLost(HarnessError):

@@ -11,10 +11,10 @@ import torch
 
 from harness.measure.units import Unit
 from harness.measure.workers.executor import Worker, WorkerLost
-from harness.measure.workers.jobs import Job, Laboratory, Outcome
+from harness.measure.workers.job import Job, JobProcess, Outcome
 from harness.measure.workers.process import Conversation, FreshProcess, ProcessDied
 
-PRELOAD = ("harness.measure.workers.jobs", "harness.measure.tasks")
+PRELOAD = ("harness.measure.workers.job", "harness.measure.tasks.quality", "harness.measure.tasks.memory")
 
 
 class Local:
@@ -63,7 +63,7 @@ class _LocalWorker:
     def __init__(self, fresh: FreshProcess, job: Job, held: tuple[queue.SimpleQueue[str], str] | None = None) -> None:
         self._held = held
         try:
-            self._process: Conversation = fresh.open(Laboratory, job)
+            self._process: Conversation = fresh.open(JobProcess, job)
         except ProcessDied as error:
             self._give_back()
             raise WorkerLost(str(error), begun=False) from error

@@ -13,7 +13,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.measure.units import Unit
 from harness.measure.workers.executor import Worker, WorkerLost
-from harness.measure.workers.jobs import Job, Outcome
+from harness.measure.workers.job import Job, Outcome
 from harness.measure.workers.ray_worker import RayWorker
 
 OBJECT_STORE_BYTES = 200_000_000

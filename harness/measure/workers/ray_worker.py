@@ -20,7 +20,7 @@ class RayWorker:
 
     def __init__(self, job: bytes) -> None:
         self._job = job
-        self._laboratory: Any = None
+        self._process: Any = None
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     def ready(self) -> None:
@@ -29,11 +29,11 @@ class RayWorker:
     def measure(self, unit: bytes, inputs: Sequence[bytes]) -> tuple[bool, Any]:
         """Whether a pickled unit was measured, and what it came to: its outcome, or what was raised."""
         try:
-            if self._laboratory is None:
-                from harness.measure.workers.jobs import Laboratory
+            if self._process is None:
+                from harness.measure.workers.job import JobProcess
 
-                self._laboratory = Laboratory(pickle.loads(self._job))
-            return True, self._laboratory(pickle.loads(unit), inputs)
+                self._process = JobProcess(pickle.loads(self._job))
+            return True, self._process(pickle.loads(unit), inputs)
         except Exception as error:  # a failed constructor or call would look like a lost worker
             return False, (type(error).__name__, str(error))
 

@@ -16,7 +16,7 @@ from test_runner import DETERMINISTIC, TABLES
 from harness.errors import HarnessError
 from harness.measure.workers.choose import executor
 from harness.runs.store import parts, read_run
-from harness.runs.tables import KEYS
+from harness.runs.tables import TABLES as SCHEMAS
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 SMALL = {"num_cpus": 1, "object_store_memory": 100_000_000}
@@ -70,7 +70,7 @@ def test_a_node_that_is_killed_costs_a_second_attempt_and_no_row(cluster, tiny_c
     subprocess.run([*command, "--out", str(tmp_path / "local")], check=True, capture_output=True)
     there, here = read_run(out), read_run(tmp_path / "local")
     for table in TABLES:
-        a, b = (run.table(table).set_index(KEYS[table]).sort_index() for run in (there, here))
+        a, b = (run.table(table).set_index(list(SCHEMAS[table].key)).sort_index() for run in (there, here))
         assert a.index.is_unique
         pd.testing.assert_frame_equal(a[DETERMINISTIC[table]], b[DETERMINISTIC[table]], rtol=1e-5, atol=1e-6)
     attempts = pd.concat([there.table(table)["attempts"] for table in ("timings", "layers", "quality")])

@@ -1,4 +1,4 @@
-"""A job: units of one pass that one process measures one after the other, and what comes back from it."""
+"""A job: units of one task that one process measures one after the other, and that process from the inside."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.flows.checkpoints import digest
-from harness.measure.units import Attempt, Bench, Pass, Rows, Unit
+from harness.measure.units import Attempt, Bench, Rows, Task, Unit
 from harness.metrics.lock import device_lock
 from harness.runs.environment import code_version, environment
 
@@ -28,16 +28,16 @@ class Job:
     """Plain values, so that it travels to other processes and machines.
 
     Args:
-        work: the pass.
+        task: what is measured.
         units: in the order in which they are measured; those of a paired group are one job.
-        failed: cells that failed in the timing pass.
+        failed: cells that failed while they were timed.
         device: ``"cpu"`` or ``"cuda"``.
         threads: of torch on the CPU, or None for as many as it takes there.
         code: version of flows and decoders that it must be measured with.
         path: where modules are found besides, for decoders of the user's own.
     """
 
-    work: Pass
+    task: Task
     units: tuple[Unit, ...]
     failed: Mapping[str, Attempt[Any]] = field(default_factory=dict)
     device: str = "cpu"
@@ -48,7 +48,7 @@ class Job:
     @property
     def exclusive(self) -> bool:
         """Whether nothing else of ours may run on its device meanwhile: what is timed, and whatever runs on a GPU."""
-        return self.work.exclusive or self.device == "cuda"
+        return self.task.exclusive or self.device == "cuda"
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,17 @@ class Outcome:
         files: what is written into the run folder, by relative path.
         session: names the process that measured it.
         surroundings: of that process: environment, and when it started.
+        notes: sentences for the user.
     """
 
     rows: Mapping[str, Rows]
     files: Mapping[str, bytes]
     session: str
     surroundings: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
 
-class Laboratory:
+class JobProcess:
     """The process that a job is measured in, from the inside: called with a unit, it measures it.
 
     An exclusive job holds the lock of its device from the first unit to the end of the process.
@@ -83,9 +85,8 @@ class Laboratory:
             torch.set_num_threads(job.threads)
         if job.code != CODE:
             raise HarnessError("a worker has another version of this harness than the driver; install the same there")
-        for path, wanted in {
-            (cell.checkpoint_path, cell.checkpoint_digest) for unit in job.units for cell in unit.cells
-        }:
+        subjects = [subject for unit in job.units for subject in unit.subjects]
+        for path, wanted in {(subject.checkpoint_path, subject.checkpoint_digest) for subject in subjects}:
             if not Path(path).is_file() or digest(Path(path)) != wanted:
                 raise HarnessError(f"a worker does not find the checkpoint of this run at '{path}'; put it there")
         self._job = job
@@ -100,17 +101,17 @@ class Laboratory:
 
     def __call__(self, unit: Unit, inputs: Sequence[bytes]) -> Outcome:
         """Measure a unit, given the content of the files that it names."""
-        self._bench.inputs = inputs
-        rows = self._job.work.measure(unit, self._bench)
-        files, self._bench.files = self._bench.files, {}
-        return Outcome(rows, files, self._bench.session, self._surroundings)
+        bench = self._bench
+        bench.inputs, bench.files, bench.notes = inputs, {}, []
+        rows = self._job.task.measure(unit, bench)
+        return Outcome(rows, bench.files, bench.session, self._surroundings, bench.notes)
 
 
-def jobs_of(work: Pass, units: Sequence[Unit], slots: int, **shared: Any) -> list[Job]:
+def jobs_of(task: Task, units: Sequence[Unit], slots: int, **shared: Any) -> list[Job]:
     """Units as jobs.
 
     Args:
-        work: the pass.
+        task: what is measured.
         units: those whose keys are equal are one job. Where only one job runs at a time, all are one, so that what
             they share is made once; what is timed keeps a process of its own.
         slots: jobs that run at a time.
@@ -118,5 +119,5 @@ def jobs_of(work: Pass, units: Sequence[Unit], slots: int, **shared: Any) -> lis
     """
     together: dict[Hashable, list[Unit]] = {}
     for unit in units:
-        together.setdefault(work.together(unit) if slots > 1 or work.exclusive else None, []).append(unit)
-    return [Job(work, tuple(members), **shared) for members in together.values()]
+        together.setdefault(task.together(unit) if slots > 1 or task.exclusive else None, []).append(unit)
+    return [Job(task, tuple(members), **shared) for members in together.values()]

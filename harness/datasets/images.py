@@ -1,16 +1,66 @@
-"""Grids of images as PNG files."""
+"""Images as tensors, on the scale that flows take and as pixels, and side by side in a PNG file."""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.datasets import to_pixels
 from harness.errors import HarnessError
 from harness.files import make_folder, replacing
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split of a dataset, decoded and at its final size.
+
+    Args:
+        pixels: (N, C, H, W) uint8.
+        labels: (N,) int64 classes from 0, or None when there are none.
+        skipped: corrupt images left out.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None = None
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of pixels and labels: what identifies the data in a run's manifest."""
+        sha = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
+        sha.update(self.pixels.contiguous().numpy().tobytes())
+        if self.labels is not None:
+            sha.update(self.labels.numpy().tobytes())
+        return sha.hexdigest()
+
+    def scaled(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """(n, C, H, W) float32 images in [-1, 1], as flows take them."""
+        return to_unit(self.pixels[rows])
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 0..255 to float32 -1..1.
+
+    >>> to_unit(torch.tensor([0, 255], dtype=torch.uint8))
+    tensor([-1.,  1.])
+    """
+    return pixels.float() / 127.5 - 1.0
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to uint8 0..255, clipped and rounded; the inverse of `to_unit`.
+
+    >>> to_pixels(torch.tensor([-1.0, 0.0, 1.5]))
+    tensor([  0, 128, 255], dtype=torch.uint8)
+    """
+    return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Image.Image:

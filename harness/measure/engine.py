@@ -1,0 +1,148 @@
+"""The one engine: units of tasks on workers, each unit's rows stored before its worker goes on.
+
+What measures has no access to where rows are stored: rows and files come back to this process, the only one that
+writes. A matrix, a probe and a request for samples differ only in their tasks, and in the sink that takes what comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.errors import HarnessError
+from harness.files import make_folder, replacing
+from harness.measure.units import Attempt, Task, Unit, Work
+from harness.measure.workers.dispatch import RETRIES, Finished, Lost, Started, dispatch
+from harness.measure.workers.executor import Executor
+from harness.measure.workers.job import Outcome, jobs_of
+from harness.progress import Reporter
+from harness.runs.store import RunStore
+
+Phases = Sequence[Sequence[Work]]
+
+
+class LostJobsError(HarnessError):
+    """Jobs whose workers were lost again and again."""
+
+
+class Sink(Protocol):
+    """Takes what units come to."""
+
+    @property
+    def path(self) -> Path:
+        """The folder where files lie that units name as inputs."""
+        ...
+
+    def add(self, task: Task, unit: Unit, outcome: Outcome, attempts: int) -> None:
+        """Store rows and files of a unit; `attempts` is how often its job was begun."""
+        ...
+
+
+def run(
+    phases: Phases,
+    sink: Sink,
+    executor: Executor,
+    reporter: Reporter,
+    *,
+    device: str,
+    threads: int | None = None,
+    retries: int = RETRIES,
+    failed: Callable[[], Mapping[str, Attempt[Any]]] = dict,
+) -> None:
+    """Measure what is missing.
+
+    Args:
+        phases: the tasks of one phase begin when all of the one before are done.
+        sink: where rows go.
+        executor: where units are measured.
+        reporter: told of every unit.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: of torch on the CPU; None for as many as torch takes.
+        retries: times that a job is run again when its worker was lost.
+        failed: finds what is not tried again, for each phase anew.
+
+    Raises:
+        LostJobsError: jobs were lost more often than that; all others are done.
+    """
+    missing = [[work.missing() for work in phase] for phase in phases]
+    reporter.begin(sum(unit.cost for phase in missing for units in phase for unit in units))
+    lost: list[str] = []
+    for place, phase in enumerate(phases):
+        if place:  # what the phases before left of it
+            missing[place] = [work.missing() for work in phase]
+        shared = {"failed": failed(), "device": device, "threads": threads}
+        jobs = [
+            job
+            for work, units in zip(phase, missing[place], strict=True)
+            for job in jobs_of(work.task, units, executor.slots(device, work.task.exclusive), **shared)
+        ]
+        with closing(dispatch(executor, jobs, sink.path, retries)) as events:
+            for event in events:
+                task = event.job.task
+                if isinstance(event, Started):
+                    reporter.unit(task.name, event.unit.title)
+                elif isinstance(event, Finished):
+                    sink.add(task, event.unit, event.outcome, event.attempts)
+                    for sentence in _sentences(event.outcome):
+                        reporter.note(f"{task.name}, {event.unit.title}: {sentence}")
+                    reporter.advance(event.unit.cost)
+                else:
+                    _note(event, reporter)
+                    lost += [] if event.again else [event.reason]
+    if lost:
+        raise LostJobsError(
+            f"{len(lost)} jobs were lost more than {retries} times and are not measured: {lost[-1]}; all others are "
+            "stored, and --resume tries these again"
+        )
+
+
+def _sentences(outcome: Outcome) -> list[str]:
+    errors = {row["error"] for rows in outcome.rows.values() for row in rows if row.get("error")}
+    return [*outcome.notes, *sorted(errors)]
+
+
+def _note(lost: Lost, reporter: Reporter) -> None:
+    then = "; it runs again" if lost.again else ""
+    reporter.note(f"{lost.job.task.name}, {lost.job.units[0].title}: {lost.reason}{then}")
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files below a folder, each whole or not at all.
+
+    Raises:
+        StoreError: one cannot be written.
+    """
+    for name, data in files.items():
+        path = folder / name
+        make_folder(path.parent)
+        with replacing(path) as partial:
+            partial.write_bytes(data)
+
+
+class RunSink:
+    """A run folder as a sink: rows into its tables, and in its manifest the sessions that measured them."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.store, self.path = store, store.path
+
+    def add(self, task: Task, unit: Unit, outcome: Outcome, attempts: int) -> None:
+        """Files first: rows say that a unit is done."""
+        if outcome.session not in self.store.manifest["sessions"]:
+            self.store.write_manifest(_with_session(self.store.manifest, outcome))
+        write_files(self.path, outcome.files)
+        for table, rows in outcome.rows.items():
+            begun = {"attempts": attempts} if "attempts" in self.store.run.tables[table].columns else {}
+            self.store.append(table, [row | begun for row in rows])
+        for name in unit.inputs:
+            (self.path / name).unlink(missing_ok=True)
+
+
+def _with_session(manifest: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """A manifest that knows one more session. Its environment is that of the sessions, where they agree."""
+    known = {**manifest["sessions"], outcome.session: dict(outcome.surroundings)}
+    environments = [session["environment"] for session in known.values()]
+    fingerprints = {facts["fingerprint"] for facts in environments}
+    shared = environments[0] if len(fingerprints) == 1 else environments[0] | {"fingerprint": None}
+    return manifest | {"sessions": known, "environment": shared}
