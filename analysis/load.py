@@ -16,6 +16,7 @@ import pyarrow as pa
 from analysis.statistics import BASELINE, DESCRIPTION, paired_speedups
 from harness.errors import StoreError
 from harness.runs.store import MANIFEST, Run, read_run
+from harness.runs.table import Table
 from harness.runs.tables import TABLES
 
 PAPER_TAU = 0.5
@@ -39,7 +40,8 @@ class Runs:
 
     Args:
         runs: in the order given. Where several measured the same cell with different code, the last one counts.
-        tables: by name, those of `ON_DEMAND` aside; a table that nobody measured is empty but typed.
+        tables: by name, those of `ON_DEMAND` aside: of every run, and those that the runs' probes declared. One that
+            nobody measured is empty but typed.
         notes: what a reader should know of the merge.
     """
 
@@ -58,6 +60,10 @@ class Runs:
         found = paired_speedups(self.tables["timings"], baseline=BASELINE)
         known = [name for name in found if name not in CONTEXT]
         return found[known].merge(self.cells[["cell_id", *CONTEXT]], on="cell_id")
+
+    def table(self, name: str) -> pd.DataFrame:
+        """One of `tables`; of a probe that no run holds, without rows and columns."""
+        return self.tables.get(name, pd.DataFrame())
 
     def joined(self, table: str) -> pd.DataFrame:
         """The rows of a table with the columns of `CONTEXT`; rows whose cell is not described are left out."""
@@ -103,7 +109,8 @@ def load(paths: Sequence[Path | str]) -> Runs:
         StoreError: a path that is and holds no run folder, or a table that is damaged.
     """
     runs = [read_run(folder) for path in paths for folder in find_runs(Path(path))]
-    tables = {name: _merge(name, runs) for name in TABLES if name not in ON_DEMAND}
+    known = {name: table for run in runs for name, table in run.tables.items()} | TABLES
+    tables = {name: _merge(table, runs) for name, table in known.items() if name not in ON_DEMAND}
     tables, notes = _one_version(tables)
     return Runs(tuple(runs), tables, tuple(notes))
 
@@ -122,12 +129,13 @@ def find_runs(path: Path) -> list[Path]:
     return found
 
 
-def _merge(name: str, runs: Sequence[Run]) -> pd.DataFrame:
+def _merge(table: Table, runs: Sequence[Run]) -> pd.DataFrame:
     """All runs' rows of one table, those of the last run first, each key once; rounds of several sessions add up."""
-    frames = [frame.assign(run=str(number)) for number, run in enumerate(runs) if not (frame := run.table(name)).empty]
+    held = [(str(number), run.table(table.name)) for number, run in enumerate(runs) if table.name in run.tables]
+    frames = [frame.assign(run=number) for number, frame in held if not frame.empty]
     if not frames:
-        return TABLES[name].empty().assign(run=pd.Series(dtype=object))
-    key = [*TABLES[name].key, "session"] if name == "timings" else list(TABLES[name].key)
+        return table.empty().assign(run=pd.Series(dtype=object))
+    key = [*table.key, "session"] if table.name == "timings" else list(table.key)
     return pd.concat(frames[::-1], ignore_index=True).drop_duplicates(key).reset_index(drop=True)
 
 

@@ -30,7 +30,7 @@ def samples(runs: Runs) -> pd.DataFrame:
     A sample that came to its fixed point early stays there while others iterate, so that medians are over all samples.
     """
     rows = require(
-        runs.tables["convergence"], "the runs hold no table `convergence`; `harness probe convergence` writes it"
+        runs.table("convergence"), "the runs hold no table `convergence`; `harness probe convergence` writes it"
     )
     rows = named(rows).assign(initial=lambda frame: frame["initial"].astype(str))
     last = rows.groupby(KEYS)["iteration"].transform("max")

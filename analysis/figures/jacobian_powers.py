@@ -21,7 +21,7 @@ def data(runs: Runs) -> pd.DataFrame:
     """Median, least and largest spectral norm over samples, per flow, layer and power."""
     rows = named(
         require(
-            runs.tables["jacobians"],
+            runs.table("jacobians"),
             "the runs hold no table `jacobians`; `harness probe convergence` writes it for small flows",
         )
     )

@@ -38,7 +38,7 @@ def data(runs: Runs) -> pd.DataFrame:
     Where a point was measured several times, the one that rests on most samples.
     """
     rows = require(
-        runs.tables["redundancy"], "the runs hold no table `redundancy`; `harness probe redundancy` writes it"
+        runs.table("redundancy"), "the runs hold no table `redundancy`; `harness probe redundancy` writes it"
     )
     rows = named(rows)
     rows = require(rows.dropna(subset=list(MEASURES), how="all"), "the table `redundancy` holds no number")

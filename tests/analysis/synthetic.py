@@ -6,7 +6,11 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from harness.measure.probes.probe import probes
 from harness.runs.store import RunStore
+
+PROBES = {"tables": {table.name: table.declaration() for name in probes.names() for table in probes.get(name).tables}}
+"""What the manifest of a run of probes declares."""
 
 LAYERS, TOKENS = 4, 64
 ORDER = 1.5
@@ -246,7 +250,7 @@ def write_run(path, found=None, only=None, manifest=None, images=True, **rows):
         rows: table name to rows that replace the generated ones.
     """
     found = list(cells() if found is None else found)
-    with RunStore.create(path, {"matrix": MATRIX, "environment": ENVIRONMENT, **(manifest or {})}) as store:
+    with RunStore.create(path, {"matrix": MATRIX, "environment": ENVIRONMENT, **PROBES, **(manifest or {})}) as store:
         store.append("cells", [{**cell, "token_dim": 1, "checkpoint_digest": "0" * 64} for cell in found])
         for name, make in TABLES.items():
             if only is None or name in only or name in rows:

@@ -92,9 +92,9 @@ def test_fids_of_other_features_groups_or_numbers_of_samples_are_not_compared():
 
 
 def test_an_empty_run_breaks_nothing():
-    from harness.runs.tables import empty
+    from harness.runs.tables import TABLES
 
-    assert break_conditions(empty("cells"), empty("layers"), empty("quality")).empty
+    assert break_conditions(TABLES["cells"].empty(), TABLES["layers"].empty(), TABLES["quality"].empty()).empty
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import pytest
 
 from analysis.drift import doubts
 from harness.measure.workers.device_state import Reading, between, read, watch
-from harness.runs.tables import TABLES, empty, to_arrow
+from harness.runs.tables import TABLES
 
 CELLS = pd.DataFrame({"group_id": ["a", "a", "b"], "dataset": "digits", "batch_size": [4, 4, 16]})
 
@@ -11,33 +11,33 @@ CELLS = pd.DataFrame({"group_id": ["a", "a", "b"], "dataset": "digits", "batch_s
 def sentinels(*times, group="a", status="ok"):
     places = ("start", "middle", "end")
     rows = [{"group_id": group, "place": p, "wall_s": t, "status": status} for p, t in zip(places, times, strict=True)]
-    return to_arrow("sentinels", rows).to_pandas()
+    return TABLES["sentinels"].to_arrow(rows).to_pandas()
 
 
 def devices(*rounds):
     rows = [{"group_id": "a", "round": number, "foreign_cpus": 0.0, **facts} for number, facts in enumerate(rounds)]
-    return to_arrow("devices", rows).to_pandas()
+    return TABLES["devices"].to_arrow(rows).to_pandas()
 
 
 def test_a_machine_that_held_still_is_not_told_of():
     assert doubts(CELLS, sentinels(1.0, 1.09, 1.05), devices({}, {"throttled": False})) == []
-    assert doubts(CELLS, empty("sentinels"), empty("devices")) == []
+    assert doubts(CELLS, TABLES["sentinels"].empty(), TABLES["devices"].empty()) == []
     assert doubts(CELLS, sentinels(1.0, 5.0, 1.0, status="failed"), devices({})) == []
 
 
 def test_drift_beyond_the_bound_is_told_with_its_times():
-    (told,) = doubts(CELLS, sentinels(1.0, 1.05, 1.2), empty("devices"))
+    (told,) = doubts(CELLS, sentinels(1.0, 1.05, 1.2), TABLES["devices"].empty())
     assert told.startswith("digits, batch 4:") and "drifted by 20%" in told
     assert "start 1 s, middle 1.05 s, end 1.2 s" in told
 
 
 def test_throttled_rounds_and_foreign_load_are_told():
     rounds = [{"throttled": True, "throttle_reasons": "power,thermal"}, {"throttled": False, "throttle_reasons": ""}]
-    (told,) = doubts(CELLS, empty("sentinels"), devices(*rounds))
+    (told,) = doubts(CELLS, TABLES["sentinels"].empty(), devices(*rounds))
     assert "held back in 1 of 2 rounds (power, thermal)" in told
-    (told,) = doubts(CELLS, empty("sentinels"), devices({"foreign_cpus": 0.9}, {"foreign_cpus": 0.8}, {}))
+    (told,) = doubts(CELLS, TABLES["sentinels"].empty(), devices({"foreign_cpus": 0.9}, {"foreign_cpus": 0.8}, {}))
     assert "kept 0.8 processors busy" in told
-    (told,) = doubts(CELLS, empty("sentinels"), devices({"foreign_processes": 0}, {"foreign_processes": 2}))
+    (told,) = doubts(CELLS, TABLES["sentinels"].empty(), devices({"foreign_processes": 0}, {"foreign_processes": 2}))
     assert "on the GPU" in told
 
 

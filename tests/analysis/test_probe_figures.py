@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic import write_run
+from synthetic import PROBES, write_run
 
 from analysis.figures import guesses, jacobian_powers, redundancy
 from analysis.figures.plot import Omitted
@@ -116,7 +116,7 @@ def probe_row(checkpoint="flow", code="v1"):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("probes") / "run"
-    with RunStore.create(path, {"environment": {"cpu": "a processor", "threads": 1}}) as store:
+    with RunStore.create(path, {"environment": {"cpu": "a processor", "threads": 1}, **PROBES}) as store:
         store.append("probes", [probe_row()])
         for table, make in {
             "convergence": convergence_rows,
@@ -180,14 +180,14 @@ def test_strips_lie_by_reading_and_o(folder):
 
 
 def test_of_several_measurements_the_one_of_most_samples_counts(folder, tmp_path):
-    with RunStore.create(tmp_path / "few", {}) as store:
+    with RunStore.create(tmp_path / "few", PROBES) as store:
         store.append("redundancy", list(redundancy_rows(samples=2, shift=-0.5, code="other")))
     for order in ([folder, tmp_path / "few"], [tmp_path / "few", folder]):
         assert (redundancy.data(load(order))["num_samples"] == 8).all()
 
 
 def test_a_probe_of_older_code_is_left_out(tmp_path):
-    with RunStore.create(tmp_path / "run", {}) as store:
+    with RunStore.create(tmp_path / "run", PROBES) as store:
         for code, shift in (("old", -0.5), ("new", 0.0)):
             store.append("probes", [probe_row(code=code)])
             store.append("redundancy", list(redundancy_rows(shift=shift, code=code)))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis.statistics import MIN_ROUNDS, median_interval, paired_speedups, root_mean
-from harness.runs.tables import to_arrow
+from harness.runs.tables import TABLES
 
 
 def rounds_of(decoder, wall_s, *, session="a", first=0, status="ok", label=None, group="g"):
@@ -27,7 +27,7 @@ def rounds_of(decoder, wall_s, *, session="a", first=0, status="ok", label=None,
 
 
 def table(*parts):
-    return to_arrow("timings", [row for part in parts for row in part]).to_pandas()
+    return TABLES["timings"].to_arrow([row for part in parts for row in part]).to_pandas()
 
 
 def test_a_machine_that_slows_down_cancels():

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from synthetic import PROBES
 
 from analysis.load import load
 from analysis.studies.memory import findings as memory
@@ -15,7 +16,7 @@ DECODERS = ("sequential", "ujd", "sejd", "gs-jacobi")
 
 
 def runs(path, **tables):
-    with RunStore.create(path, {}) as store:
+    with RunStore.create(path, PROBES) as store:
         for name, rows in tables.items():
             store.append(name, rows)
     return load([path])

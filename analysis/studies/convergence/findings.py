@@ -183,7 +183,7 @@ def _orders(samples: pd.DataFrame) -> pd.DataFrame:
 
 def _ends(runs: Runs, samples: pd.DataFrame) -> pd.DataFrame:
     """Per flow and layer, over all guesses and samples: when the error fell to rounding; how late a token settled."""
-    rows = named(runs.tables["fixed_points"])
+    rows = named(runs.table("fixed_points"))
     near = samples[samples["error_rms"] <= ROUNDING].drop_duplicates([*guesses.KEYS, "cell_id", "sample"])
     grouped = rows.groupby(["flow", "layer"])
     return pd.DataFrame(
@@ -199,7 +199,7 @@ def _ends(runs: Runs, samples: pd.DataFrame) -> pd.DataFrame:
 
 def _last_bits(runs: Runs) -> pd.DataFrame:
     """Per flow and layer, over all guesses and samples: when the last bit changed, and how far from sequential's."""
-    grouped = named(runs.tables["fixed_points"]).groupby(["flow", "layer"])
+    grouped = named(runs.table("fixed_points")).groupby(["flow", "layer"])
     return pd.DataFrame(
         {
             "iterations_median": grouped["iterations"].median(),

@@ -30,7 +30,7 @@ def findings(runs: Runs) -> Findings:
     """Costs, observables, and speed over either baseline."""
     cells, times = deterministic(runs), speed(runs)
     columns = ["decoder", "observable", "mean", "standard_error", "difference", "difference_error", "expected"]
-    observed = runs.tables["observables"].reindex(columns=[*columns, "independent", "num_samples"])
+    observed = runs.table("observables").reindex(columns=[*columns, "independent", "num_samples"])
     observed = observed.sort_values(["observable", "decoder"]).reset_index(drop=True)
     paper = published()
     paper = paper[paper["key"].isin(PAPER.values())].reset_index(drop=True)

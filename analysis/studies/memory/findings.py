@@ -28,7 +28,7 @@ AFHQ_BATCH = 16
 
 def findings(runs: Runs) -> Findings:
     """Counted bytes with the formula's, measured peaks with the formula's, exponents, and the paper's shape."""
-    rows = runs.tables["memory_scaling"]
+    rows = runs.table("memory_scaling")
     rows = rows[rows["status"] == "ok"]
     rows = rows.assign(predicted_bytes=predicted_live_bytes(rows), predicted_peak=predicted_peak_bytes(rows))
     counted = rows.drop_duplicates(CASE)[

@@ -51,11 +51,14 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _redundancy(runs: Runs) -> pd.DataFrame:
     """One row per snapshot, reading, layer and o, each layer alone."""
-    rows = runs.tables["redundancy"]
+    columns = ["checkpoint", "trained", "reading", "layer", "o", "cosine", "cosine_p10", "cosine_p90", "l2_relative"]
+    columns.append("num_samples")
+    rows = runs.table("redundancy")
+    if rows.empty:
+        return pd.DataFrame(columns=columns)
     rows = rows[rows["scope"] == "layer"]
     frame = rows.assign(trained=rows["checkpoint"].map(trained))
-    columns = ["checkpoint", "trained", "reading", "layer", "o", "cosine", "cosine_p10", "cosine_p90", "l2_relative"]
-    return frame[[*columns, "num_samples"]].sort_values(["reading", "trained", "layer", "o"]).reset_index(drop=True)
+    return frame[columns].sort_values(["reading", "trained", "layer", "o"]).reset_index(drop=True)
 
 
 def _summary(cells: pd.DataFrame, layers: pd.DataFrame, redundancy: pd.DataFrame) -> pd.DataFrame:

@@ -27,11 +27,11 @@ SHARE_MARGIN = 0.1
 
 def findings(runs: Runs) -> Findings:
     """Iterations, what the paper's numbers imply, costs, the model's test, and the frontier."""
-    counts = iterations(runs.tables["couplings"])
+    counts = iterations(runs.table("couplings"))
     trained = counts[~counts["checkpoint"].str.startswith(RANDOM)].reset_index(drop=True)
     random = counts[counts["checkpoint"].str.startswith(RANDOM)].reset_index(drop=True)
     paper, strength = implied(), dependency(runs)
-    costs = median_costs(runs.tables["costs"])
+    costs = median_costs(runs.table("costs"))
     costs = costs.assign(trained=~costs["checkpoint"].str.startswith(RANDOM))
     model = CostModel.fit(costs[~costs["trained"]])
     tested = tested_costs(costs, model)
@@ -82,11 +82,13 @@ def iterations(couplings: pd.DataFrame) -> pd.DataFrame:
 
 def dependency(runs: Runs) -> pd.DataFrame:
     """Layer by layer, what leaving the nearest predecessor out does to the output, beside its iterations."""
-    probed, counted = runs.tables["redundancy"], runs.tables["couplings"]
+    probed, counted = runs.table("redundancy"), runs.table("couplings")
+    columns = ["checkpoint", "layer", "batch_size", "iterations"]
+    if probed.empty:
+        return pd.DataFrame(columns=["checkpoint", "layer", "cosine", "l2_relative", *columns[2:]])
     probed = probed[(probed["scope"] == "layer") & (probed["reading"] == "input") & (probed["o"] == 1)]
     counted = counted[counted["gain"] == 1]
     counted = counted[counted["batch_size"] == counted.groupby("checkpoint")["batch_size"].transform("max")]
-    columns = ["checkpoint", "layer", "batch_size", "iterations"]
     return probed[["checkpoint", "layer", "cosine", "l2_relative"]].merge(
         counted[columns].drop_duplicates(["checkpoint", "layer"]), on=["checkpoint", "layer"]
     )

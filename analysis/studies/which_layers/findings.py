@@ -30,7 +30,7 @@ CASE = ["checkpoint", "batch_size"]
 def findings(runs: Runs) -> Findings:
     """Every choice, every layer alone, and what the clock said."""
     sets = choices(runs)
-    alone = runs.tables["layer_costs"][[*CASE, "num_tokens", "tau", "layer", "iterations", "deviation_rmse"]]
+    alone = runs.table("layer_costs")[[*CASE, "num_tokens", "tau", "layer", "iterations", "deviation_rmse"]]
     ranked = single(sets, alone, runs)
     timed = clocked(runs, sets)
     seconds = per_layer(runs)
@@ -48,7 +48,7 @@ def choices(runs: Runs) -> pd.DataFrame:
 
     `depth_beaten`: another one is at most as deep and deviates less, or deviates no more and is less deep.
     """
-    sets = runs.tables["layer_sets"].copy()
+    sets = runs.table("layer_sets").copy()
     kept = sets["sequential_layers"].where(sets["sequential_layers"] != NONE, "")
     sets["sequential_count"] = kept.map(lambda name: len([part for part in name.split("+") if part]))
     sets["first_kept"] = kept.map(lambda name: "1" in name.split("+"))
@@ -103,13 +103,15 @@ def single(sets: pd.DataFrame, alone: pd.DataFrame, runs: Runs) -> pd.DataFrame:
 
 def crm(runs: Runs) -> pd.DataFrame:
     """Share of each layer in the convergence ranking metric of GS-Jacobi; no rows where it was not probed."""
-    rows = runs.tables["crm"]
+    rows = runs.table("crm")
+    if rows.empty:
+        return pd.DataFrame({"checkpoint": pd.Series(dtype="str"), "layer": pd.Series(dtype=int), "crm_share": []})
     return rows.groupby(["checkpoint", "layer"], as_index=False).agg(crm_share=("crm_share", "mean"))
 
 
 def clocked(runs: Runs, sets: pd.DataFrame) -> pd.DataFrame:
     """Every choice that was timed: seconds, paired speed-up with its interval, and the cost model's error."""
-    rounds = runs.tables["layer_set_rounds"]
+    rounds = runs.table("layer_set_rounds")
     rows = []
     for (cell, batch, name), part in rounds.groupby(["cell_id", "batch_size", "sequential_layers"]):
         speedup = median_interval(part["sequential_s"] / part["wall_s"])
@@ -139,8 +141,8 @@ def clocked(runs: Runs, sets: pd.DataFrame) -> pd.DataFrame:
 
 def per_layer(runs: Runs) -> pd.DataFrame:
     """Median seconds of every layer, both ways."""
-    seconds = runs.tables["layer_seconds"].merge(
-        runs.tables["layer_sets"][["cell_id", "checkpoint"]].drop_duplicates(), on="cell_id"
+    seconds = runs.table("layer_seconds").merge(
+        runs.table("layer_sets")[["cell_id", "checkpoint"]].drop_duplicates(), on="cell_id"
     )
     found = seconds.groupby([*CASE, "layer"], as_index=False)[["sequential_s", "jacobi_s"]].median()
     return found.assign(gain=found["sequential_s"] / found["jacobi_s"])
