@@ -8,11 +8,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from harness.cli import app
 from harness.contract import check
 from harness.datasets import datasets, load_dataset
 from harness.decoders import decoders
-from harness.measure.cells import expand
+from harness.measure.expand import expand
 from harness.measure.matrix import load_matrix
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +26,7 @@ EXAMPLES = dict(EXAMPLE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="u
 def folder(tmp_path, monkeypatch):
     """A folder that holds the examples and can be imported from; the registries are put back afterwards."""
     for name, text in EXAMPLES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     for registry in (decoders, datasets):
@@ -52,6 +55,17 @@ def test_the_dataset_loads(folder):
     assert train.pixels.float().std() > 10
 
 
+def test_the_study_is_measured_and_told(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for more in ((), ("--resume", "--check")):
+        done = CliRunner().invoke(app, ["study", "few_steps", *more], standalone_mode=False)
+        assert done.return_value == 0, done.output
+    text = Path("results/studies/few-steps.md").read_text(encoding="utf-8")
+    assert re.search(r"Layer 2 takes \d+ iterations", text) and "| sejd | 2 |" in text
+    claims = Path("results/studies/README.md").read_text(encoding="utf-8")
+    assert re.search(r"\| own claim \| study few-steps \| settles early \| \*\*(dis)?agree\*\*", claims)
+
+
 def test_the_matrix_expands(folder):
     assert len(expand(load_matrix(str(folder / "small.toml")))) == 2
 
@@ -63,6 +77,8 @@ def installed(tmp_path_factory):
     (source / "flow_extras").mkdir()
     (source / "flow_extras" / "__init__.py").touch()
     for name, text in EXAMPLES.items():
+        if "/" in name:
+            continue  # a study is no part of a package
         place = source if name == "pyproject.toml" else source / "flow_extras"
         (place / name).write_text(text, encoding="utf-8")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--no-index"]

@@ -1,4 +1,4 @@
-"""The written answers of the studies; see `harness.measure.studies` for how one is made."""
+"""The written answers of the studies; CONTRIBUTING.md says how one is made."""
 
 from analysis.studies.base import Finding, Findings
 

@@ -67,14 +67,18 @@ def claims() -> dict[str, Claim]:
     return {claim.id: claim for claim in found}
 
 
-def checked(findings: Sequence[Finding]) -> Sequence[Finding]:
+def checked(findings: Sequence[Finding], of_the_paper: bool = True) -> Sequence[Finding]:
     """The findings themselves.
 
+    Args:
+        findings: of one study.
+        of_the_paper: whether its claims are those of `claims` alone.
+
     Raises:
-        HarnessError: one that answers no claim, or leaves a field empty.
+        HarnessError: one that answers no such claim, or leaves a field empty.
     """
     for finding in findings:
-        if finding.claim not in claims():
+        if of_the_paper and finding.claim not in claims():
             raise unknown("claim", finding.claim, claims())
         if empty := [name for name, value in asdict(finding).items() if value == ""]:
             raise HarnessError(f"the finding of claim '{finding.claim}' leaves {', '.join(empty)} empty")
@@ -84,7 +88,7 @@ def checked(findings: Sequence[Finding]) -> Sequence[Finding]:
 def write_findings(findings: Sequence[Finding], folder: Path) -> None:
     """Keep a study's findings as CSV, so that the table can be made without its runs."""
     for name, timed in zip(STORED, (False, True), strict=True):
-        rows = [asdict(finding) for finding in checked(findings) if finding.timed is timed]
+        rows = [asdict(finding) for finding in findings if finding.timed is timed]
         if rows:
             pd.DataFrame(rows, columns=_COLUMNS).to_csv(folder / name, index=False, lineterminator="\n")
 
@@ -104,12 +108,17 @@ def read_findings(results: Path) -> list[tuple[str, Finding]]:
 
 
 def rows(findings: Sequence[tuple[str, Finding]]) -> list[Row]:
-    """A row for each claim.
+    """A row for each claim of the paper, then for each that a study of one's own makes.
 
     A claim is agreed with where the findings of all flows that could be measured agree.
     """
     found = []
-    for claim in claims().values():
+    own_claims = {
+        finding.claim: Claim(finding.claim, "own claim", f"study {study}", finding.claim.replace("-", " "))
+        for study, finding in findings
+        if finding.claim not in claims()
+    }
+    for claim in (claims() | own_claims).values():
         own = [(study, finding) for study, finding in findings if finding.claim == claim.id]
         verdicts = {finding.agrees for _, finding in own} - {None}
         if verdicts:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,17 @@ from analysis.studies.stored import ROUNDED, TIMED, Comparison, compare
 from analysis.text import listing, markdown, percent, quantity, times
 from harness.errors import HarnessError, StoreError
 
-TABLE = "README.md"
+SHIPPED = Path(__file__).parent
+TABLE, TEXT = "README.md", "text.md.j2"
 
 
 def render_study(
-    name: str, title: str, profile: str, folders: Sequence[Path], staging: Path, results: Path, check: bool = False
+    study: Path, title: str, profile: str, folders: Sequence[Path], staging: Path, results: Path, check: bool = False
 ) -> Comparison:
     """Write a study's text, tables and figures into `results`, and the claim table anew.
 
     Args:
-        name: of the study.
+        study: the folder of its ``findings.py`` and ``text.md.j2``; its name is the study's.
         title: its heading.
         profile: that its runs were made in.
         folders: of its runs, or folders that hold some.
@@ -44,12 +45,17 @@ def render_study(
         HarnessError: the study has no text, or a finding answers no claim.
         StoreError: a folder that cannot be read or written.
     """
-    require_text(name)
+    require_text(study)
+    name = study.resolve().name.replace("_", "-")
     runs = load(folders)
+    found = _findings(study, runs)
+    checked(found.claims, of_the_paper=study.resolve().parent == SHIPPED)
     try:
         shutil.rmtree(staging, ignore_errors=True)
         (staging / name).mkdir(parents=True)
-        _write(name, title, profile, runs, staging)
+        _write_files(found, staging / name)
+        text = _text(study, name, title, profile, found, machine(runs))
+        (staging / f"{name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
         compared = compare(staging / name, results / name) if check else Comparison()
         if not compared.differing:
             _install(name, staging, results)
@@ -59,62 +65,60 @@ def render_study(
     return compared
 
 
-def require_text(name: str) -> None:
+def require_text(study: Path) -> None:
     """Nothing, where the study has a text; told before anything is measured for it.
 
     Raises:
         HarnessError: it has none.
     """
-    if _text(name) not in _environment().list_templates():
-        raise HarnessError(f"study '{name}' has no text: analysis/studies/{_text(name)} is missing")
+    if not (study / TEXT).is_file():
+        raise HarnessError(f"the study has no text: {study / TEXT} is missing")
 
 
 def claim_table(results: Path) -> str:
     """The claim table in Markdown, from the findings stored below `results`."""
-    return _environment().get_template(f"{TABLE}.j2").render(table=table(read_findings(results)))
+    return _environment(SHIPPED).get_template(f"{TABLE}.j2").render(table=table(read_findings(results)))
 
 
-def _write(name: str, title: str, profile: str, runs: Runs, folder: Path) -> None:
-    found = _findings(name, runs)
-    checked(found.claims)
-    for label, frame in found.tables.items():
-        write_csv(frame, folder / name / f"{label}.csv")
-    for label, frame in found.rounded.items():
-        write_csv(frame, folder / name / f"{label}{ROUNDED}")
-    for label, frame in found.timed.items():
-        write_csv(frame, folder / name / f"{label}{TIMED}")
+def _write_files(found: Findings, folder: Path) -> None:
+    for ending, frames in ((".csv", found.tables), (ROUNDED, found.rounded), (TIMED, found.timed)):
+        for label, frame in frames.items():
+            write_csv(frame, folder / f"{label}{ending}")
     for label, drawn in found.figures.items():
         settle(drawn)
-        save(drawn, folder / name / f"{label}.png", label)
-    write_findings(found.claims, folder / name)
-    template = _environment().get_template(_text(name))
-    text = template.render(
-        name=name,
-        title=title,
-        profile=profile,
-        tables=found.tables,
-        timed=found.timed,
-        values=found.values,
-        claims=found.claims,
-        machine=machine(runs),
-        figure=lambda label, caption="": f"![{caption or label}]({name}/{label}.png)",
+        save(drawn, folder / f"{label}.png", label)
+    write_findings(found.claims, folder)
+
+
+def _text(study: Path, name: str, title: str, profile: str, found: Findings, where: str) -> str:
+    return (
+        _environment(study)
+        .get_template(TEXT)
+        .render(
+            name=name,
+            title=title,
+            profile=profile,
+            tables=found.tables,
+            timed=found.timed,
+            values=found.values,
+            claims=found.claims,
+            machine=where,
+            figure=lambda label, caption="": f"![{caption or label}]({name}/{label}.png)",
+        )
     )
-    (folder / f"{name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
-def _findings(name: str, runs: Runs) -> Findings:
-    module = f"analysis.studies.{_folder(name)}.findings"
-    if importlib.util.find_spec(module) is None:
+def _findings(study: Path, runs: Runs) -> Findings:
+    """What ``findings(runs)`` of the study's module says."""
+    file = study / "findings.py"
+    if not file.is_file():
         return Findings()
-    return importlib.import_module(module).findings(runs)
-
-
-def _folder(study: str) -> str:
-    return study.replace("-", "_")
-
-
-def _text(study: str) -> str:
-    return f"{_folder(study)}/text.md.j2"
+    spec = importlib.util.spec_from_file_location(f"study_{study.resolve().name}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module.findings(runs)
 
 
 def _install(name: str, staging: Path, results: Path) -> None:
@@ -152,9 +156,9 @@ def pick(frame: pd.DataFrame, **where: Any) -> dict[str, Any]:
     return {str(key): value for key, value in chosen.to_dict("records")[0].items()}
 
 
-def _environment() -> jinja2.Environment:
+def _environment(folder: Path) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("analysis", "studies"),
+        loader=jinja2.FileSystemLoader(folder),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

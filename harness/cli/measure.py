@@ -110,7 +110,7 @@ def probe() -> None:
 
 
 @app.command("study")
-@click.argument("name", metavar="NAME|all")
+@click.argument("name", metavar="NAME|FOLDER|all")
 @click.option("--profile", type=click.Choice(["fast", "full"]), default="fast", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/studies"),
               show_default=True, help="Where the runs go.")  # fmt: skip
@@ -120,7 +120,7 @@ def probe() -> None:
 @click.option("--check", is_flag=True, help="Exit 1, and leave what is stored, where a deterministic table differs.")
 @data_root
 def study_command(name: str, root: Path | None, **options: Any) -> int:
-    """Measure a study of the paper's claims and write its text: NAME, or all of them."""
+    """Measure a study of the paper's claims and write its text: a shipped one, one in a FOLDER, or all shipped."""
     from harness.cli.studies import run_studies
 
     return run_studies(name, data_root=root, **options)

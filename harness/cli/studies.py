@@ -17,7 +17,7 @@ from harness.runs.store import MANIFEST
 def run_studies(
     name: str, profile: str, out: Path, results: Path, resume: bool, check: bool, data_root: Path | None
 ) -> int:
-    """Run a study, those it reads first, or ``"all"``.
+    """Run a study, by its name or folder, those it reads first, or ``"all"``.
 
     Returns:
         1 where `check` found a deterministic table that differs from the stored one, else 0.
@@ -29,14 +29,14 @@ def run_studies(
     compared = Comparison()
     wanted = plans(name)
     for plan in wanted:
-        require_text(plan.name)
+        require_text(plan.folder)
     for plan in wanted:
         root = str(data_root) if data_root else None
         folders[plan.name] = execute(plan, profile, out, reporter, resume=resume, data_root=root)
         read = [folders[one] for one in (*plan.reads, plan.name)]
         measured = [folder for folder in read if any(folder.rglob(MANIFEST))]
         staging = out / "rendered" / plan.name
-        compared += render_study(plan.name, plan.title, profile, measured, staging, results, check)
+        compared += render_study(plan.folder, plan.title, profile, measured, staging, results, check)
         click.echo(results / f"{plan.name}.md")
     for sentence in compared.differing:
         click.echo(sentence, err=True)

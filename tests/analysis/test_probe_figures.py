@@ -233,9 +233,9 @@ def test_errors_are_set_against_the_residual_at_which_iteration_stops(folder):
 
 @pytest.mark.parametrize("study", ["redundancy", "convergence"])
 def test_texts_are_rendered_from_any_tables(folder, tmp_path, study):
-    from analysis.studies.render import render_study
+    from analysis.studies.render import SHIPPED, render_study
 
-    render_study(study, "A title", "fast", [folder], tmp_path / "staging", tmp_path / "results")
+    render_study(SHIPPED / study, "A title", "fast", [folder], tmp_path / "staging", tmp_path / "results")
     text = (tmp_path / "results" / f"{study}.md").read_text(encoding="utf-8")
     assert text.startswith("# A title") and "digits" in text and "nan" not in text
     for figure in set(part.split(")")[0] for part in text.split("](")[1:]):

@@ -129,7 +129,7 @@ def test_snapshots_are_ordered_by_their_share_of_the_training():
 
 def test_a_text_is_written_from_its_tables(sweep, tmp_path):
     results = tmp_path / "results"
-    assert render_study("tau", "A title", "fast", [sweep], tmp_path / "new", results) == Comparison()
+    assert render_study(TEXTS / "tau", "A title", "fast", [sweep], tmp_path / "new", results) == Comparison()
     text = (results / "tau.md").read_text(encoding="utf-8")
     assert "# A title" in text
     for row in pd.read_csv(results / "tau" / "sensitivity.csv").itertuples():
@@ -138,7 +138,7 @@ def test_a_text_is_written_from_its_tables(sweep, tmp_path):
     for link in re.findall(r"\]\(([^)]+\.png)\)", text):
         assert (results / link).stat().st_size > 0
     again = tmp_path / "again"
-    assert render_study("tau", "A title", "fast", [sweep], again, results, check=True) == Comparison()
+    assert render_study(TEXTS / "tau", "A title", "fast", [sweep], again, results, check=True) == Comparison()
     assert compare(again / "tau", results / "tau") == Comparison()
 
 

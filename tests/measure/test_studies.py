@@ -1,5 +1,7 @@
 """Plans of studies are sound, what they need is measured once, and a number that changed is noticed."""
 
+import shutil
+
 import pytest
 
 from harness.cli.studies import run_studies
@@ -28,7 +30,7 @@ timing = { rounds = 1, warmup = 0 }
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Puts plans where the shipped ones would be."""
-    folder = tmp_path / "plans"
+    shipped, folder = plan.SHIPPED, tmp_path / "plans"
     folder.mkdir()
     monkeypatch.setattr(plan, "SHIPPED", folder)
 
@@ -36,6 +38,9 @@ def write(tmp_path, monkeypatch):
         path = folder / name.replace("-", "_") / "plan.toml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
+        for file in ("findings.py", "text.md.j2"):
+            if (shipped / path.parent.name / file).is_file():
+                shutil.copy(shipped / path.parent.name / file, path.parent)
 
     return write
 

@@ -60,6 +60,7 @@ class StudyPlan(Table):
     """A plan file.
 
     Args:
+        folder: where the plan lies, with the study's text and findings.
         title: heading of the text and of the list of studies.
         reads: other studies whose runs this one's text rests on too; they are run before it.
         threads: of torch on the CPU: part of the plan, since sums in another order end in other digits.
@@ -68,6 +69,7 @@ class StudyPlan(Table):
     """
 
     name: Name
+    folder: Path
     title: str
     reads: list[Name] = []
     threads: Annotated[int, Field(ge=1)] = 2
@@ -101,22 +103,24 @@ def studies() -> dict[str, Path]:
 
 
 def load_plan(name: str) -> StudyPlan:
-    """Read and validate the plan of a study.
+    """Read and validate the plan of a shipped study, by its name, or of another one, by its folder.
 
     Raises:
         HarnessError: no such study, or a mistake in its plan.
     """
     known = studies()
-    if name not in known:
+    path = known.get(name, Path(name) / "plan.toml")
+    if not path.is_file():
         raise unknown("study", name, [*known, "all"])
+    own = {"name": path.resolve().parent.name.replace("_", "-"), "folder": path.parent}
     try:
-        return StudyPlan.model_validate({"name": name} | read_toml(known[name]))
+        return StudyPlan.model_validate(read_toml(path) | own)
     except ValidationError as error:
-        raise HarnessError(f"'{known[name]}': {sentence(error, 'the plan')}") from error
+        raise HarnessError(f"'{path}': {sentence(error, 'the plan')}") from error
 
 
 def plans(name: str) -> list[StudyPlan]:
-    """The plans of a study and of those it reads, or of ``"all"``: what is read comes first.
+    """The plans of a study, see `load_plan`, and of those it reads, or of ``"all"``: what is read comes first.
 
     Raises:
         HarnessError: no such study, a mistake in a plan, or plans that read each other in a circle.
