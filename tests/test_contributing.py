@@ -12,7 +12,7 @@ import pytest
 from harness.contract import check
 from harness.datasets import datasets, load_dataset
 from harness.decoders import decoders
-from harness.measure.cells import expand
+from harness.measure.expand import expand
 from harness.measure.matrix import load_matrix
 
 ROOT = Path(__file__).parents[1]

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from harness.measure.runner import run_matrix
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import StoreError
 from harness.measure.matrix import Matrix
+from harness.measure.run_matrix import run_matrix
 from harness.runs.store import RunStore, read_run
 from harness.runs.tables import TABLES as SCHEMAS
 
@@ -247,7 +247,7 @@ def test_a_run_of_another_matrix_is_not_added_to(make, undisturbed, change, diff
 
 
 def test_a_run_of_other_code_is_not_added_to(make, undisturbed, monkeypatch):
-    monkeypatch.setattr("harness.measure.cells.code_version", lambda: "another")
+    monkeypatch.setattr("harness.measure.expand.source_version", lambda cls: "another")
     with pytest.raises(StoreError, match="other code"):
         run(make(), undisturbed.run.path, resume=True)
 

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
-from harness.measure.workers import FreshProcess, ProcessDied
+from harness.measure.workers.process import FreshProcess, ProcessDied
 from harness.metrics.lock import device_lock
 
 SEEN = []
