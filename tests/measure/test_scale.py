@@ -99,12 +99,17 @@ def fill(out, cells):
     """Rows of every other table, generated; appended in as many parts as many killed runs would leave."""
     rng = np.random.default_rng(0)
     described = (
-        Parts(out, "cells").read().to_pandas().astype(object).set_index("cell_id").loc[[c.cell_id for c in cells]]
+        Parts(out, TABLES["cells"])
+        .read()
+        .to_pandas()
+        .astype(object)
+        .set_index("cell_id")
+        .loc[[c.cell_id for c in cells]]
     )
     ids, keys = np.array([cell.cell_id for cell in cells]), np.array([cell.cell_key for cell in cells])
 
     def append(table, frame_of, count, size):
-        store, seconds = Parts(out, table), time.perf_counter()
+        store, seconds = Parts(out, TABLES[table]), time.perf_counter()
         for first in range(0, count, size):
             places = np.arange(first, min(first + size, count))
             columns = frame_of(places)
