@@ -1,10 +1,12 @@
-"""Files that are whole or not there at all, names that stay inside the folder they are used in, and TOML."""
+"""Files that are whole or not there at all, downloads too; names that stay inside the folder they are used in; TOML."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
+import shutil
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -121,6 +123,36 @@ def write_text(path: Path, text: str) -> None:
     make_folder(path.parent)
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def fetch(url: str, target: Path, md5: str | None = None, timeout: float = 30.0) -> Path:
+    """Download `url` to `target`; the file appears there only when it is whole and its checksum is right.
+
+    Args:
+        url: what to fetch.
+        target: where to; its folder is made.
+        md5: the publisher's checksum in hexadecimal, or None where none is published.
+        timeout: seconds without an answer.
+
+    Raises:
+        HarnessError: no network, a full disk, or a file that is not the one published; the sentence says where to put
+            the file by hand.
+    """
+    import urllib.request  # slow to import, and seldom needed
+
+    make_folder(target.parent)
+    try:
+        with replacing(target) as partial:
+            with urllib.request.urlopen(url, timeout=timeout) as response, partial.open("wb") as file:
+                shutil.copyfileobj(response, file)
+            with partial.open("rb") as file:
+                found = hashlib.file_digest(file, "md5").hexdigest()
+            if md5 is not None and found != md5:
+                raise HarnessError(f"the file downloaded from {url} has MD5 {found}, expected {md5}; it was discarded")
+    except StoreError as error:  # of the disk, or of the network: URLError is an OSError too
+        reason = error.__cause__
+        raise HarnessError(f"cannot download {url}: {reason}; fetch it otherwise and put it at '{target}'") from error
+    return target
 
 
 def make_folder(path: Path) -> None:

@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     for registry in (decoders, datasets):
-        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
+        monkeypatch.setattr(registry, "_objects", dict(registry.items()))  # all of them: nothing is discovered later
     yield tmp_path
     for name in EXAMPLES:
         sys.modules.pop(name.removesuffix(".py"), None)

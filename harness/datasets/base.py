@@ -64,11 +64,7 @@ class Dataset(ABC):
             return self.load(split).digest
         sha = hashlib.sha256(repr((type(self).__name__, split, self.size, self.skip_corrupt, DECODING)).encode())
         for name, path in sorted((path.relative_to(self.required_root(".")).as_posix(), path) for path in paths):
-            try:
-                with path.open("rb") as file:
-                    sha.update(f"\n{name} ".encode() + hashlib.file_digest(file, "sha256").digest())
-            except OSError as error:
-                raise unreadable(path, error) from error
+            sha.update(f"\n{name} ".encode() + hashlib.sha256(read_bytes(path)).digest())
         return sha.hexdigest()
 
     def download(self) -> Path:
@@ -98,9 +94,16 @@ class Dataset(ABC):
         return self.root
 
 
-def unreadable(path: Path, error: OSError) -> DatasetError:
-    """The error for a file of images that the system does not let one read."""
-    return DatasetError(f"'{path}' cannot be read: {error.strerror}")
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"'{path}' cannot be read: {error.strerror}") from error
 
 
 def load_dataset(

@@ -14,11 +14,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from harness.datasets.base import Dataset, datasets, unreadable
+from harness.datasets.base import Dataset, datasets, read_bytes
 from harness.datasets.decode import resize
-from harness.datasets.download import fetch
 from harness.datasets.images import Images
 from harness.errors import DatasetError
+from harness.files import fetch
 
 SITE = "https://www.cs.toronto.edu/~kriz"
 PIXELS = 3 * 32 * 32
@@ -44,7 +44,7 @@ class CifarArchive(Dataset):
         if paths[0].name == self.archive:
             contents = _read_archive(paths[0], [f"{self.folder}/{name}" for name in self.members[split]])
         else:
-            contents = {str(path): _read_file(path) for path in paths}
+            contents = {str(path): read_bytes(path) for path in paths}
         parts = [self._records(name, content) for name, content in contents.items()]
         pixels = torch.cat([part.pixels for part in parts])
         labels = torch.cat([part.labels for part in parts if part.labels is not None])
@@ -110,13 +110,6 @@ class Cifar100(CifarArchive):
     folder = "cifar-100-binary"
     members = {"train": ("train.bin",), "test": ("test.bin",)}
     label_classes = (20, 100)
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
 
 
 def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:

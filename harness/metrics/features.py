@@ -20,9 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from harness.datasets import to_pixels, to_unit
-from harness.datasets.download import fetch
 from harness.errors import HarnessError
-from harness.files import cache_folder
+from harness.files import cache_folder, fetch
 from harness.metrics.networks import FeatureNetwork, NetworkConfig
 from harness.metrics.torchvision_compat import declare_missing_operators
 

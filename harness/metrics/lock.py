@@ -52,5 +52,4 @@ def _name(device: str) -> str:
         return "cpu"
     import torch
 
-    properties = torch.cuda.get_device_properties(0)
-    return f"cuda-{getattr(properties, 'uuid', None) or torch.cuda.current_device()}"
+    return f"cuda-{torch.cuda.get_device_properties(0).uuid}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -22,6 +21,8 @@ def synchronise(device: str) -> None:
 def timed(call: Callable[[], T], device: str) -> tuple[float, T]:
     """Seconds of one call, and what it returned.
 
+    No garbage is collected meanwhile: a collection would land on whichever call happens to trigger it.
+
     Args:
         call: what is timed.
         device: where it runs, ``"cpu"`` or ``"cuda"``.
@@ -31,21 +32,14 @@ def timed(call: Callable[[], T], device: str) -> tuple[float, T]:
         >>> value
         5
     """
-    with _collector_paused():
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
         synchronise(device)
         start = time.perf_counter()
         value = call()
         synchronise(device)
         return time.perf_counter() - start, value
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage is collected meanwhile: a collection would land on whichever call happens to trigger it."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
     finally:
-        if was_enabled:
+        if collecting:
             gc.enable()

@@ -124,7 +124,7 @@ class Table:
 
     def declaration(self) -> dict[str, Any]:
         """This table as a manifest states it."""
-        return {"columns": {name: str(kind) for name, kind in self.columns.items()}, "key": list(self.key)}
+        return {"columns": [[name, str(kind)] for name, kind in self.columns.items()], "key": list(self.key)}
 
 
 def declared(tables: Any) -> dict[str, Table]:
@@ -137,9 +137,9 @@ def declared(tables: Any) -> dict[str, Table]:
     try:
         return {
             file_name("a table", name): Table(
-                name, tuple(one["key"]), {column: kinds[kind] for column, kind in one["columns"].items()}
+                name, tuple(one["key"]), {column: kinds[kind] for column, kind in one["columns"]}
             )
             for name, one in tables.items()
         }
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise HarnessError(f"its 'tables' are not declared as this harness does: {error!r}") from error

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.datasets import Images, load_dataset
 from harness.errors import HarnessError
-from harness.files import make_folder, replacing
+from harness.files import make_folder, replacing, write_text
 from harness.metrics.features import NetworkFeatures
 from harness.metrics.networks import RECIPES, TASKS, FeatureNetwork, NetworkConfig, Recipe, default_recipe
 from harness.metrics.quality import ReferenceFeatures
@@ -77,9 +77,9 @@ def train_features(
     reference = ReferenceFeatures.compute(test, extractor, kept=SHIPPED_FOR_KID)
     reference.save(out / f"reference-{dataset}.safetensors", split="test", images=test.digest)
     table = sanity_table(train, test, extractor)
-    table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
+    write_text(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
     card = _card(f"{dataset}{options}", recipe, network, (len(train), len(test)), accuracy, table)
-    path.with_suffix(".md").write_text(card)
+    write_text(path.with_suffix(".md"), card)
     return path
 
 

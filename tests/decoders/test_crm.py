@@ -13,7 +13,7 @@ from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
 from harness.flows.tap import Observer, tap
 from harness.measure.probes.probe import build_probe
-from harness.measure.probes.running import run_probe
+from harness.measure.run_probe import run_probe
 from harness.progress import LineReporter
 
 

@@ -33,7 +33,7 @@ from harness.errors import HarnessError
 from harness.fitting.calibrate import calibrate
 from harness.flows import load_flow
 from harness.flows.tarflow import TarFlow, TarFlowConfig
-from harness.measure.cells import expand
+from harness.measure.expand import expand
 from harness.measure.matrix import SHIPPED, load_matrix, parse_decoder
 from harness.runs.store import MANIFEST, RunStore, read_run
 from harness.runs.tables import TABLES

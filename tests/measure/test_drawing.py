@@ -12,7 +12,7 @@ from test_runner import Quiet
 from harness.datasets import to_pixels
 from harness.errors import HarnessError
 from harness.measure.sampling import read_request
-from harness.measure.tasks.samples import Draw, draw_to_files
+from harness.measure.tasks.samples import DrawTask, draw_to_files
 from harness.measure.workers.local import Local
 
 
@@ -35,7 +35,7 @@ def draw(request, out, stop=None, workers=1):
 
 def wanted(request):
     """What one process draws in one go, as pixels by index."""
-    images = to_pixels(request.draw(request.load(), range(request.count)).images)
+    images = to_pixels(request.draw(request.subject.load(), range(request.count)).images)
     return {index: image.squeeze(0).numpy() for index, image in enumerate(images)}
 
 
@@ -93,6 +93,6 @@ def test_what_is_there_is_not_mixed_with_other_samples(request_of, tmp_path):
 
 
 def test_shards_are_whole_batches(request_of):
-    units = Draw(request_of(count=10**6, batch_size=96), parquet=False).units(set())
+    units = DrawTask(request_of(count=10**6, batch_size=96), parquet=False).units(set())
     assert sum(len(unit.indices) for unit in units) == 10**6
     assert all(unit.indices.start % 96 == 0 for unit in units)

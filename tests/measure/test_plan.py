@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError
-from harness.measure import cells as plan
+from harness.measure import expand as plan
+from harness.measure.cells import groups
 from harness.measure.matrix import Filter, Matrix
 
 TAUS = st.lists(st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0, 2]), min_size=1, max_size=3)
@@ -61,7 +62,7 @@ def test_the_product_is_complete(make, tau, batches, seeds):
     cells = plan.expand(make(decoders, tau, batches, seeds))
     per_group = 1 + 3 * len(set(tau))
     assert len(cells) == per_group * len(set(batches)) * len(set(seeds))
-    assert {len(members) for members in plan.groups(cells).values()} == {per_group}
+    assert {len(members) for members in groups(cells).values()} == {per_group}
     assert {(cell.decoder, cell.tau is None) for cell in cells} == {
         ("sequential", True),
         ("ujd", False),
@@ -116,7 +117,7 @@ def test_default_options_change_no_key_and_are_all_recorded(make):
 
 def test_the_code_version_is_part_of_the_id_and_not_of_the_key(make, monkeypatch):
     (before,) = plan.expand(make([{"name": "ujd"}]))
-    monkeypatch.setattr(plan, "code_version", lambda: "another")
+    monkeypatch.setattr(plan, "source_version", lambda cls: "another")
     (after,) = plan.expand(make([{"name": "ujd"}]))
     assert before.cell_key == after.cell_key and before.group_id == after.group_id
     assert before.cell_id != after.cell_id

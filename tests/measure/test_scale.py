@@ -10,12 +10,12 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
-from harness.measure.runner import run_matrix
 
-from harness.measure.cells import expand
+from harness.measure.expand import expand
 from harness.measure.matrix import load_matrix
+from harness.measure.run_matrix import run_matrix
 from harness.runs.parts import LARGE, MANY, Parts
-from harness.runs.store import MANIFEST, RunStore, parts
+from harness.runs.store import MANIFEST, RunStore, read_run
 from harness.runs.tables import TABLES
 
 MATRIX = """
@@ -53,7 +53,7 @@ def test_a_row_is_written_a_bounded_number_of_times(tmp_path, monkeypatch):
         most = 0
         for number in range(rows):
             store.append("layers", [{"cell_id": f"{number:016x}", "cell_key": "", "layer": 1}])
-            most = max(most, len(parts(store.path, "layers")))
+            most = max(most, len(read_run(store.path).parts("layers")))
         assert len(store.read("layers")) == rows
     assert most <= MANY
     assert sum(written) / rows <= 12  # of parts this small many merges make a large one
@@ -99,12 +99,17 @@ def fill(out, cells):
     """Rows of every other table, generated; appended in as many parts as many killed runs would leave."""
     rng = np.random.default_rng(0)
     described = (
-        Parts(out, "cells").read().to_pandas().astype(object).set_index("cell_id").loc[[c.cell_id for c in cells]]
+        Parts(out, TABLES["cells"])
+        .read()
+        .to_pandas()
+        .astype(object)
+        .set_index("cell_id")
+        .loc[[c.cell_id for c in cells]]
     )
     ids, keys = np.array([cell.cell_id for cell in cells]), np.array([cell.cell_key for cell in cells])
 
     def append(table, frame_of, count, size):
-        store, seconds = Parts(out, table), time.perf_counter()
+        store, seconds = Parts(out, TABLES[table]), time.perf_counter()
         for first in range(0, count, size):
             places = np.arange(first, min(first + size, count))
             columns = frame_of(places)
@@ -159,8 +164,8 @@ def fill(out, cells):
 def test_a_large_run_resumes_without_reading_it_all(run):
     toml, out, cells = run
     for table in TABLES:
-        size = sum(path.stat().st_size for path in parts(out, table))
-        assert len(parts(out, table)) <= MANY + 2 * size / LARGE + 1
+        size = sum(path.stat().st_size for path in read_run(out).parts(table))
+        assert len(read_run(out).parts(table)) <= MANY + 2 * size / LARGE + 1
     began = time.perf_counter()
     command = [sys.executable, "-m", "harness.cli", "run", str(toml), "--out", str(out), "--resume", "--threads", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -11,9 +11,9 @@ from analysis.summary import print_summary
 from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.latents import cycling_labels, indexed_latents
-from harness.measure import cells as plan
+from harness.measure import expand as plan
 from harness.measure.matrix import Matrix, load_matrix
-from harness.measure.runner import run_matrix
+from harness.measure.run_matrix import run_matrix
 from harness.measure.sources import matrix_of
 
 

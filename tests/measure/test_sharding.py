@@ -4,7 +4,7 @@ import pytest
 from test_runner import Quiet
 
 from harness.measure.matrix import Matrix
-from harness.measure.runner import run_matrix
+from harness.measure.run_matrix import run_matrix
 from harness.measure.workers.local import Local
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from harness.flows import load_flow
-from harness.measure import cells as plan
+from harness.measure import expand as plan
 from harness.measure.matrix import Matrix
 from harness.measure.tasks.sums import Sums, exact_samples, measure_samples
 from harness.metrics.features import shipped_network

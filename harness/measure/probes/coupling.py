@@ -67,7 +67,6 @@ class Coupling(Probe):
             HarnessError: a flow that is no TarFlow.
         """
         tarflow_of(flow)
-        written = (COUPLINGS.name,)
         return [
             Unit(
                 f"gain {gain:g}, batch {batch}", (subject,), batch, {"gain": gain, "batch_size": batch}, ("couplings",)

@@ -222,7 +222,7 @@ class ShardsTask:
 
     quality: QualityTask
 
-    name: ClassVar[str] = "shards"
+    name: ClassVar[str] = "samples"
     exclusive: ClassVar[bool] = False
 
     def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:

@@ -10,7 +10,7 @@ from harness.flows.coupled import coupled_tarflow
 from harness.measure.probes.convergence import iterate, power_rows, update_jacobian
 from harness.measure.probes.probe import build_probe
 from harness.measure.probes.problems import layer_problems
-from harness.measure.probes.running import run_probe
+from harness.measure.run_probe import run_probe
 from harness.progress import LineReporter
 
 L = 16

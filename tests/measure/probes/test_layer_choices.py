@@ -1,30 +1,44 @@
 """Probes of cost, coupling, memory and of which layers to keep sequential, on a small flow."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from harness.decoders import build_decoder
 from harness.errors import HarnessError
-from harness.flows import load_flow
+from harness.flows import CausalFlow
 from harness.flows.checkpoints import checkpoint_path
+from harness.measure.cells import Subject
 from harness.measure.probes.coupling import amplified
-from harness.measure.probes.probe import Subject, build_probe
+from harness.measure.probes.probe import build_probe
+from harness.measure.units import Bench
 
 L, K = 16, 2
 
 
+@dataclass
+class Measured:
+    subject: Subject
+    bench: Bench
+    flow: CausalFlow
+
+    def samples(self, indices):
+        batch = self.bench.batch(self.subject, indices)
+        return batch.latents, batch.labels
+
+
 @pytest.fixture
-def subject(tiny_checkpoint, tmp_path):
-    return Subject(
-        flow=load_flow(tiny_checkpoint), path=tiny_checkpoint, checkpoint="tiny", dataset="digits", folder=tmp_path
-    )
+def subject(tiny_checkpoint):
+    subject, bench = Subject.of(tiny_checkpoint, "tiny", seed=0, device="cpu", dataset="digits"), Bench("session")
+    return Measured(subject, bench, bench.flow(subject))
 
 
-def measured(subject, name, **options):
+def measured(on, name, **options):
     """Rows by table, all units together."""
     probe, tables = build_probe(name, **options), {}
-    for part in probe.measure(subject, probe.units(subject)):
-        for table, rows in part.items():
+    for unit in probe.units(on.flow, on.subject):
+        for table, rows in probe.measure(unit, on.bench).items():
             tables.setdefault(table, []).extend(rows)
     return tables
 
@@ -90,9 +104,8 @@ def test_memory_counts_cache_weights_and_tensors(subject):
     } == {1}
 
 
-def test_a_flow_of_another_family_is_refused(tmp_path):
-    path = checkpoint_path("maf-breast-cancer")
-    other = Subject(flow=load_flow(path), path=path, checkpoint="maf", dataset="breast-cancer", folder=tmp_path)
+def test_a_flow_of_another_family_is_refused():
+    other = Subject.of(checkpoint_path("maf-breast-cancer"), "maf", seed=0, device="cpu", dataset="breast-cancer")
     for name in ("memory", "cost", "coupling"):
         with pytest.raises(HarnessError, match="TarFlow"):
-            build_probe(name).units(other)
+            build_probe(name).units(other.load(), other)

@@ -9,7 +9,7 @@ from harness.errors import HarnessError
 from harness.flows.ising import Ising
 from harness.flows.zuko_flow import checkpoint_metadata
 from harness.measure.probes.probe import build_probe
-from harness.measure.probes.running import run_probe
+from harness.measure.run_probe import run_probe
 from harness.progress import LineReporter
 
 zuko = pytest.importorskip("zuko", reason="the optional extra zuko is not installed")

@@ -15,7 +15,7 @@ from harness.measure.probes.probe import build_probe
 from harness.measure.probes.problems import layer_problems
 from harness.measure.probes.redundancy import leak
 from harness.measure.probes.restrictions import READINGS, restriction
-from harness.measure.probes.running import run_probe
+from harness.measure.run_probe import run_probe
 from harness.progress import LineReporter
 
 L, D = 16, 1

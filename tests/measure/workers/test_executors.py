@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
-from harness.measure.workers import FreshProcess, ProcessDied
+from harness.measure.workers.process import FreshProcess, ProcessDied
 from harness.metrics.lock import device_lock
 
 SEEN = []
@@ -59,7 +59,11 @@ def test_a_server_that_is_killed_is_replaced_by_the_next_start():
     fresh = FreshProcess()
     fresh.run(os.getpid)
     for _ in range(5):
-        (server,) = [p for p in psutil.Process().children() if any("forkserver" in word for word in p.cmdline())]
+        (server,) = [
+            p
+            for p in psutil.Process().children()
+            if p.status() != psutil.STATUS_ZOMBIE and any("forkserver" in word for word in p.cmdline())
+        ]
         server.kill()
         assert fresh.run(os.getpid) != server.pid
 
@@ -67,7 +71,7 @@ def test_a_server_that_is_killed_is_replaced_by_the_next_start():
 def test_a_folder_for_temporary_files_that_no_socket_fits_into_is_a_sentence(tmp_path):
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
-    code = "from harness.measure.workers import FreshProcess; FreshProcess().run(int)"
+    code = "from harness.measure.workers.process import FreshProcess; FreshProcess().run(int)"
     environment = os.environ | {"TMPDIR": str(folder)}
     told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stderr
     assert "too long for a socket in it; set TMPDIR" in told

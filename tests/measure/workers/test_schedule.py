@@ -9,9 +9,9 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.measure.units import Unit
-from harness.measure.workers.dispatch import UNOPENED, Finished, Lost, Started, measure
+from harness.measure.workers.dispatch import UNOPENED, Finished, Lost, Started, dispatch
 from harness.measure.workers.executor import WorkerLost
-from harness.measure.workers.jobs import Job, Outcome, jobs_of
+from harness.measure.workers.job import Job, Outcome, jobs_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def jobs(*titles, inputs=()):
 
 
 def run(fake, work, folder, retries=2):
-    with closing(measure(fake, work, folder, retries)) as events:
+    with closing(dispatch(fake, work, folder, retries)) as events:
         return list(events)
 
 
@@ -116,7 +116,7 @@ def test_what_a_worker_raises_ends_everything(tmp_path):
 
 def test_who_stops_listening_stops_the_workers(tmp_path):
     fake = Fake()
-    with closing(measure(fake, jobs("a1", "a2", "a3"), tmp_path, 0)) as events:
+    with closing(dispatch(fake, jobs("a1", "a2", "a3"), tmp_path, 0)) as events:
         next(events)
         assert isinstance(next(events), Finished)
     assert True in fake.closed
