@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis.figures import guesses, jacobian_powers
 from analysis.figures.plot import Omitted
 from analysis.figures.redundancy import named
-from analysis.figures.style import INK, figure, finish, layer_lines, legend_below, palette, theme
 from analysis.load import PAPER_TAU, Runs
 from analysis.regression import CONFIDENCE, order_of_convergence
 from analysis.studies.base import Finding, Findings
+from analysis.studies.convergence.figures import draw_bounds, draw_orders
 from analysis.text import quantity
 
 GOALS = (0.1, 0.01, 0.001)
@@ -35,7 +34,7 @@ def findings(runs: Runs) -> Findings:
     iterations, stops = _iterations(curves), _stops(samples)
     orders, ends, bits, bounds = _orders(samples), _ends(runs, samples), _last_bits(runs), _bounds(samples)
     figures = {f"guesses-{flow}": guesses.draw(curves[curves["flow"] == flow]) for flow in flows}
-    figures |= {"orders": _draw_orders(orders), "residuals": _draw_bounds(bounds)}
+    figures |= {"orders": draw_orders(orders), "residuals": draw_bounds(bounds)}
     claims = [claim for flow in flows for claim in _claims(flow, iterations, orders, ends, bits)]
     tables = {"iterations": iterations, "stops": stops, "orders": orders, "ends": ends, "bounds": bounds}
     tables["taus"] = _taus(stops)
@@ -207,52 +206,6 @@ def _last_bits(runs: Runs) -> pd.DataFrame:
             "error_inf": grouped["error_inf"].max(),
         }
     ).reset_index()
-
-
-def _draw_orders(orders: pd.DataFrame) -> Figure:
-    """A panel per flow: the fitted order of each layer from each guess, with its interval."""
-    flows = list(dict.fromkeys(orders["flow"]))
-    names = guesses.ordered(orders["initial"])
-    colors = palette(len(names))
-    with theme():
-        fig = figure(max(5.6, 3.1 * len(flows) + 0.4), 3.2)
-        handles: dict[str, object] = {}
-        for ax, flow in zip(fig.subplots(1, len(flows), squeeze=False, sharey=True)[0], flows, strict=True):
-            for place, name in enumerate(names):
-                rows = orders[(orders["flow"] == flow) & (orders["initial"] == name)]
-                half = np.nan_to_num((rows["order_high"] - rows["order"]).to_numpy())
-                bars = ax.errorbar(
-                    rows["layer"] + 0.14 * (place - (len(names) - 1) / 2), rows["order"], yerr=half,
-                    fmt=guesses.MARKERS[place % len(guesses.MARKERS)], color=colors[place], ms=4, elinewidth=1,
-                )  # fmt: skip
-                handles.setdefault(guesses.NAMES.get(name, name), bars)
-            ax.axhline(1, color=INK, lw=0.8, alpha=0.5)
-            ax.set(title=flow, xlabel="layer", xticks=sorted(orders["layer"].unique()))
-            finish(ax)
-        fig.axes[0].set_ylabel("order of convergence")
-        legend_below(fig, handles)
-    return fig
-
-
-def _draw_bounds(bounds: pd.DataFrame) -> Figure:
-    """A panel per flow: error over residual against iteration, a line per layer, from zeros."""
-    flows = list(dict.fromkeys(bounds["flow"]))
-    layers = sorted(bounds["layer"].unique())
-    styles = layer_lines(layers)
-    with theme():
-        fig = figure(max(5.6, 3.1 * len(flows) + 0.4), 3.2)
-        handles: dict[str, object] = {}
-        for ax, flow in zip(fig.subplots(1, len(flows), squeeze=False, sharey=True)[0], flows, strict=True):
-            for layer, rows in bounds[bounds["flow"] == flow].groupby("layer"):
-                (handles[f"layer {layer}"],) = ax.plot(rows["iteration"], rows["median"], **styles[layer], ms=3.5)
-                band, color = (rows["median"], rows["largest"]), styles[layer]["color"]
-                ax.fill_between(rows["iteration"], *band, color=color, alpha=0.1, lw=0)
-            ax.axhline(1, color=INK, lw=0.8, alpha=0.5)
-            ax.set(title=flow, xlabel="iteration", xscale="log", yscale="log")
-            finish(ax)
-        fig.axes[0].set_ylabel("error / residual (max norms)")
-        legend_below(fig, handles)
-    return fig
 
 
 def _claims(

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+NETWORK = {"token_dim": 48, "channels": 128, "transformer_layers": 2}
+"""That of the trained flows, for which the break-even is drawn."""
 SHAPE = ["num_tokens", "token_dim", "channels", "transformer_layers", "batch_size"]
 
 
