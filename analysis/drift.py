@@ -37,14 +37,14 @@ def doubts(cells: pd.DataFrame, sentinels: pd.DataFrame, devices: pd.DataFrame) 
     drift = sentinel_drift(sentinels)
     groups = cells.drop_duplicates("group_id")
     return [
-        f"{group['dataset']}, batch {group['batch_size']}: {'; '.join(told)}. Absolute seconds of this group are "
+        f"{group['dataset']}, batch {group['batch_size']}: {'; '.join(words)}. Absolute seconds of this group are "
         "doubtful; ratios are taken within rounds and suffer less."
         for group in groups.to_dict("records")
-        if (told := list(_told(group["group_id"], drift, sentinels, devices)))
+        if (words := list(_reasons(group["group_id"], drift, sentinels, devices)))
     ]
 
 
-def _told(group: Any, drift: pd.Series, sentinels: pd.DataFrame, devices: pd.DataFrame) -> Iterator[str]:
+def _reasons(group: Any, drift: pd.Series, sentinels: pd.DataFrame, devices: pd.DataFrame) -> Iterator[str]:
     if drift.get(group, 0.0) > DRIFT:
         times = sentinels[sentinels["group_id"] == group].set_index("place")["wall_s"]
         places = ", ".join(f"{place} {times[place]:.3g} s" for place in ("start", "middle", "end") if place in times)

@@ -155,7 +155,7 @@ def render(runs: Runs, frame: pd.DataFrame) -> str:
             markdown(reached[list(_STRICT)], _STRICT),
         ]
     parts += [
-        *_untold(frame, reached),
+        *_without_verdict(frame, reached),
         "\n## Layer 1's share of the time\n",
         markdown(shares(frame), _SHARES, (BASELINE, "sejd", AUTO)),
         "\n## What `auto` does, layer by layer\n",
@@ -168,10 +168,10 @@ def render(runs: Runs, frame: pd.DataFrame) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _untold(frame: pd.DataFrame, reached: pd.DataFrame) -> list[str]:
+def _without_verdict(frame: pd.DataFrame, reached: pd.DataFrame) -> list[str]:
     """What is said of groups that were timed, but whose samples were not compared."""
-    told = {(row["flow"], row["batch_size"]) for row in reached.to_dict("records")}
-    left = [group for group in frame[CELL].drop_duplicates().itertuples(index=False, name=None) if group not in told]
+    judged = {(row["flow"], row["batch_size"]) for row in reached.to_dict("records")}
+    left = [group for group in frame[CELL].drop_duplicates().itertuples(index=False, name=None) if group not in judged]
     names = ", ".join(f"{flow} at batch {batch}" for flow, batch in left)
     return [f"\nTimed, but without a deviation and so without a verdict: {names}."] if left else []
 

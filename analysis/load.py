@@ -190,11 +190,11 @@ def _flows(cells: pd.DataFrame) -> pd.Series:
         text = cells[column].map(lambda value: "none" if pd.isna(value) else str(value))
         varies = text.groupby(cells["dataset"]).transform("nunique") > 1
         if column == "checkpoint":  # most checkpoints are named after their dataset
-            told = [
+            words = [
                 name if name.startswith(dataset) else f"{dataset}, {name}"
                 for name, dataset in zip(text, cells["dataset"].astype(str), strict=True)
             ]
-            names = names.where(~varies, pd.Series(told, index=cells.index, dtype=object))
+            names = names.where(~varies, pd.Series(words, index=cells.index, dtype=object))
         else:
             unit = f"{column} " if column in ("guidance", "threads") else ""
             names = names.where(~varies, names + ", " + unit + text)
@@ -211,8 +211,8 @@ def _series(cells: pd.DataFrame) -> pd.Series:
             for name, value in found.items():
                 seen.setdefault(name, set()).add(json.dumps(value, sort_keys=True))
         varying = sorted(name for name, values in seen.items() if len(values) > 1)
-        told = group.map(lambda found, keys=varying: [f"{key}={_plain(found[key])}" for key in keys if key in found])
-        names = names.where(names != label, told.map(lambda parts, label=label: " ".join([label, *parts])))
+        words = group.map(lambda found, keys=varying: [f"{key}={_plain(found[key])}" for key in keys if key in found])
+        names = names.where(names != label, words.map(lambda parts, label=label: " ".join([label, *parts])))
     return names
 
 

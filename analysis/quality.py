@@ -89,13 +89,13 @@ def warnings(found: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
         cells: the table of that name; cell_id, label and tau are read.
     """
     names = {row["cell_id"]: title(row["label"], row["tau"]) for row in cells.to_dict("records")}
-    told = []
+    words = []
     for condition in CONDITIONS:
         rows = found[found["condition"] == condition]
         blamed = [f"{names[cell]} ({_blame(condition, one)})" for cell, one in rows.groupby("cell_id", sort=False)]
         if blamed:
-            told.append(f"{_SENTENCES[condition]}: {', '.join(dict.fromkeys(blamed))}.")
-    return told
+            words.append(f"{_SENTENCES[condition]}: {', '.join(dict.fromkeys(blamed))}.")
+    return words
 
 
 _SENTENCES = {

@@ -205,11 +205,11 @@ def _compare(
 
 def _compare_seconds(before: Measurement, after: Measurement, tolerance: float) -> tuple[str, str]:
     shift = shift_of_rounds(after.samples, before.samples, 1 - ALPHA)
-    told = f"{before.value:.3g} -> {after.value:.3g} s"
+    words = f"{before.value:.3g} -> {after.value:.3g} s"
     if math.isnan(shift.factor):
         factor = after.value / before.value
-        return judge(factor, math.nan, tolerance), f"{told}, {factor - 1:+.1%}; samples were not recorded"
-    evidence = f"{told}, {shift.factor - 1:+.1%}, Mann-Whitney p = {shift.p_value:.2g}"
+        return judge(factor, math.nan, tolerance), f"{words}, {factor - 1:+.1%}; samples were not recorded"
+    evidence = f"{words}, {shift.factor - 1:+.1%}, Mann-Whitney p = {shift.p_value:.2g}"
     return judge(shift.factor, shift.p_value, tolerance), evidence
 
 

@@ -59,8 +59,8 @@ def data(runs: Runs) -> pd.DataFrame:
     last = found.groupby(KEYS, dropna=False)["iteration"].transform("max")
     kept = [iteration in _log_spaced(int(end)) for iteration, end in zip(found["iteration"], last, strict=True)]
     taus = runs.cells.dropna(subset=["tau"]).groupby("flow")["tau"].unique()
-    told = {flow: " ".join(f"{tau:g}" for tau in sorted(values)) for flow, values in taus.items()}
-    return found[kept].assign(taus=lambda frame: [told.get(flow, "") for flow in frame["flow"]]).reset_index(drop=True)
+    text = {flow: " ".join(f"{tau:g}" for tau in sorted(values)) for flow, values in taus.items()}
+    return found[kept].assign(taus=lambda frame: [text.get(flow, "") for flow in frame["flow"]]).reset_index(drop=True)
 
 
 @cache

@@ -95,15 +95,15 @@ def finding(frame: pd.DataFrame) -> str:
     """Iterations that each guess takes to `GOAL`, in layer 1 and in the others."""
     counts = iterations_to(frame, GOAL).set_index(["layer", "initial"])["iterations"].unstack()
     counts = counts[ordered(frame["initial"])]
-    told = []
+    words = []
     for layers, where in ((counts[counts.index == 1], "layer 1"), (counts[counts.index > 1], "the median later layer")):
         if len(layers):
             typical = layers.median()
             parts = [
                 f"{value:g} from {NAMES.get(str(name), name)}" for name, value in typical.items() if value == value
             ]
-            told.append(f"{where} takes {listing(parts)}" if parts else f"{where} does not come that far")
-    return f"To an RMS error of {GOAL:g}, " + "; ".join(told) + f" (median of {_count(frame)} samples)."
+            words.append(f"{where} takes {listing(parts)}" if parts else f"{where} does not come that far")
+    return f"To an RMS error of {GOAL:g}, " + "; ".join(words) + f" (median of {_count(frame)} samples)."
 
 
 def _count(frame: pd.DataFrame) -> int:

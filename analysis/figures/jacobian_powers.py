@@ -92,16 +92,16 @@ def contraction(frame: pd.DataFrame) -> pd.DataFrame:
 
 def finding(frame: pd.DataFrame) -> str:
     """The norms of J, from which power on they contract, and where they vanish."""
-    told = contraction(frame)
-    low, high = lowest(told, "norm"), highest(told, "norm")
+    norms = contraction(frame)
+    low, high = lowest(norms, "norm"), highest(norms, "norm")
     sentence = (
         f"The spectral norm of J runs from {quantity(low['norm'])} (layer {low['layer']}) to {quantity(high['norm'])} "
         f"(layer {high['layer']})"
     )
-    late = highest(told, "first_below_one")
+    late = highest(norms, "first_below_one")
     if late["first_below_one"] > 1:
         sentence += f"; that of J^t falls below 1 at t = {int(late['first_below_one'])} at the latest"
-    vanishing = told["vanishes_at"].dropna()
+    vanishing = norms["vanishes_at"].dropna()
     if len(vanishing):
         sentence += f", and J^t is exactly 0 from t = {int(vanishing.max())} on"
     return sentence + "."

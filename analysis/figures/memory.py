@@ -130,15 +130,15 @@ def finding(frame: pd.DataFrame, axis: str) -> str:
         lines = rows.drop_duplicates("title").dropna(subset=["exponent"])
         if len(lines):
             low, high = lowest(lines, "exponent"), highest(lines, "exponent")
-            told = f"{method}: the peak of {high['title']} grows as {AXES[axis]}^{_interval(high)}"
+            words = f"{method}: the peak of {high['title']} grows as {AXES[axis]}^{_interval(high)}"
             if low["title"] != high["title"]:
-                told += f", that of {low['title']} as {AXES[axis]}^{_interval(low)}"
+                words += f", that of {low['title']} as {AXES[axis]}^{_interval(low)}"
             top = rows[rows[axis] == rows[axis].max()]
             most, least = highest(top, "bytes"), lowest(top, "bytes")
-            told += f"; at {int(top[axis].iloc[0]):,} {most['title']} needs most ({quantity(most['bytes'] / MIB)} MiB)"
+            words += f"; at {int(top[axis].iloc[0]):,} {most['title']} needs most ({quantity(most['bytes'] / MIB)} MiB)"
             if most["title"] != least["title"]:
-                told += f" and {least['title']} least ({quantity(least['bytes'] / MIB)} MiB)"
-            parts.append(told)
+                words += f" and {least['title']} least ({quantity(least['bytes'] / MIB)} MiB)"
+            parts.append(words)
     crossed = crossings(frame[frame["measure"] == "decode_bytes"], axis).to_dict("records")
     where = [f"{row['above']} overtakes {row['below']} at {quantity(row['at'])} ({row['method']})" for row in crossed]
     sentence = (

@@ -134,17 +134,17 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     if candidates.empty:
         best = lowest(others, measure)
         return (
-            f"No cell stays within the tolerance; the nearest is {_told(best, measure)}."
+            f"No cell stays within the tolerance; the nearest is {_described(best, measure)}."
             if judged
             else "Nothing was compared."
         )
     best = highest(candidates, "speedup")
-    sentence = f"The fastest {'valid ' if judged else ''}cell is {_told(best, measure)}"
+    sentence = f"The fastest {'valid ' if judged else ''}cell is {_described(best, measure)}"
     faster = candidates[candidates["speedup"] > 1]
     if len(faster):
         nearest = lowest(faster, measure)
         if nearest != best:
-            sentence += f"; the lowest {short} among those faster than sequential is {_told(nearest, measure)}"
+            sentence += f"; the lowest {short} among those faster than sequential is {_described(nearest, measure)}"
     else:
         sentence += "; none is faster than sequential"
     members = list(dict.fromkeys(frame.loc[frame["front"], "series"]))
@@ -159,7 +159,7 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     return sentence
 
 
-def _told(row: dict[str, Any], measure: str) -> str:
+def _described(row: dict[str, Any], measure: str) -> str:
     interval = "" if pd.isna(row["low"]) else f" (95 % interval {times(row['low'])} to {times(row['high'])})"
     return (
         f"{row['title']} at batch {row['batch_size']}: {times(row['speedup'])}{interval} "

@@ -101,17 +101,17 @@ def finding(frame: pd.DataFrame) -> str:
         return "No cosine similarity was measured."
     top = chosen[chosen["o"] == chosen["o"].max()]
     turned, kept = lowest(top, "cosine"), highest(top, "cosine")
-    told = (
+    words = (
         f"With the {int(turned['o'])} nearest predecessors left out ({turned['reading']}), the output of layer "
         f"{turned['layer']} turns most (cosine similarity {quantity(turned['cosine'])})"
     )
     if turned["layer"] != kept["layer"]:
-        told += f" and that of layer {kept['layer']} least ({quantity(kept['cosine'])})"
+        words += f" and that of layer {kept['layer']} least ({quantity(kept['cosine'])})"
     first = top[top["layer"] == 1]
     others = top[top["layer"] > 1]
     if len(first) and len(others):
         more = first["cosine"].iloc[0] < others["cosine"].min()
-        told += (
+        words += (
             "; layer 1 turns more than every other, as the paper reports"
             if more
             else ("; layer 1 does not turn more than every other, unlike in the paper")
@@ -120,15 +120,15 @@ def finding(frame: pd.DataFrame) -> str:
         frame[frame["o"] > 0].groupby("reading")["leak"].max().dropna() if "leak" in frame else pd.Series(dtype=float)
     )
     if len(leaks):
-        told += ". Of the influence of what is left out there remains at most " + ", ".join(
+        words += ". Of the influence of what is left out there remains at most " + ", ".join(
             f"{quantity(100 * share)} % ({reading})" for reading, share in leaks.items()
         )
     images = frame.dropna(subset=["fid"])
     if len(images):
         worst = highest(images, "fid")
-        told += f". With o = {int(worst['o'])} left out in every layer ({worst['reading']}) FID is "
-        told += quantity(worst["fid"])
-    return told + "."
+        words += f". With o = {int(worst['o'])} left out in every layer ({worst['reading']}) FID is "
+        words += quantity(worst["fid"])
+    return words + "."
 
 
 _STRIP = re.compile(r"(?P<flow>.+)_(?P<reading>[a-z-]+)_o(?P<o>\d+)")

@@ -71,20 +71,20 @@ def finding(frame: pd.DataFrame) -> str:
     for series, rows in frame[frame["tau"] > 0].groupby("series", sort=False):
         rows = rows.sort_values("tau")
         first, last = rows.iloc[0], rows.iloc[-1]
-        told = []
+        words = []
         if pd.notna(first["wall_s"]) and pd.notna(last["wall_s"]):
-            told.append(f"is {times(first['wall_s'] / last['wall_s'])} as fast")
+            words.append(f"is {times(first['wall_s'] / last['wall_s'])} as fast")
         if pd.notna(first["deviation_rmse"]) and pd.notna(last["deviation_rmse"]):
             fit = power(rows["tau"].to_numpy(), rows["deviation_rmse"].to_numpy())
             interval = "" if pd.isna(fit.low) else f", 95 % interval {quantity(fit.low)} to {quantity(fit.high)}"
             law = "" if pd.isna(fit.value) else f" (∝ τ^{quantity(fit.value)}{interval})"
-            told.append(
+            words.append(
                 f"deviates by {quantity(last['deviation_rmse'])} instead of {quantity(first['deviation_rmse'])}{law}"
             )
         if pd.notna(first["fid"]) and pd.notna(last["fid"]):
-            told.append(f"has FID {quantity(last['fid'])} instead of {quantity(first['fid'])}")
-        if told:
-            parts.append(f"{series} at τ = {last['tau']:g} {listing(told)}, compared with τ = {first['tau']:g}")
+            words.append(f"has FID {quantity(last['fid'])} instead of {quantity(first['fid'])}")
+        if words:
+            parts.append(f"{series} at τ = {last['tau']:g} {listing(words)}, compared with τ = {first['tau']:g}")
     falls = _not_monotone(frame)
     sentence = f"At batch {batch}: {'; '.join(parts)}." if parts else f"At batch {batch} only iterations were measured."
     return sentence + (f" The deviation does not always fall with τ: {listing(falls)}." if falls else "")

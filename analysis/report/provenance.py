@@ -59,9 +59,9 @@ def _notes(runs: Runs) -> list[str]:
         notes.append(f"{_count(untimed, 'cell')} of {len(cells)} {'has' if untimed == 1 else 'have'} not been timed.")
     bad = timings[timings["status"] != "ok"]
     if len(bad):
-        told = bad.groupby("status")["cell_id"].nunique()
+        words = bad.groupby("status")["cell_id"].nunique()
         notes.append(
-            "Timing ended badly: " + listing([f"{count} cells {status}" for status, count in told.items()]) + "."
+            "Timing ended badly: " + listing([f"{count} cells {status}" for status, count in words.items()]) + "."
         )
     rounds = timings[timings["status"] == "ok"].groupby("cell_id").size()
     if len(rounds) and rounds.min() < MIN_ROUNDS:
@@ -96,18 +96,18 @@ def method(runs: Runs) -> list[str]:
         if not isinstance(matrix, dict):
             continue
         timing, quality = matrix.get("timing") or {}, matrix.get("quality") or {}
-        told = []
+        words = []
         if "rounds" in timing:
-            told.append(f"{timing['rounds']} rounds after {timing.get('warmup', 0)} of warm-up")
+            words.append(f"{timing['rounds']} rounds after {timing.get('warmup', 0)} of warm-up")
         if "num_samples" in quality:
-            told.append(f"quality from {quality['num_samples']:,} samples")
+            words.append(f"quality from {quality['num_samples']:,} samples")
         if "max_deviation" in quality:
-            told.append(f"valid up to a deviation of {quality['max_deviation']:g} RMSE")
+            words.append(f"valid up to a deviation of {quality['max_deviation']:g} RMSE")
         if "max_fid_increase" in quality:
-            told.append(f"and a FID {quality['max_fid_increase']:.0%} above sequential's")
-        if told:
+            words.append(f"and a FID {quality['max_fid_increase']:.0%} above sequential's")
+        if words:
             sentences.append(
-                f"{run.path.resolve().name} (matrix {matrix.get('name', 'without a name')}): {', '.join(told)}."
+                f"{run.path.resolve().name} (matrix {matrix.get('name', 'without a name')}): {', '.join(words)}."
             )
     return sentences
 

@@ -98,11 +98,11 @@ def _published(row: pd.Series) -> str:
     """The paper's figures for the same dataset and method; a dash where it has none."""
     if not (pd.isna(row["tau"]) or row["tau"] == PAPER_TAU) or row["series"] != row["decoder"]:
         return DASH
-    told = []
+    words = []
     for name, form in (("time_s", "{:g} s"), ("speedup", "{:g}×"), ("fid", "FID {:g}")):
         rows = reference(name, str(row["dataset"]))
-        told += [form.format(value) for value in rows.loc[rows["decoder"] == row["decoder"], "value"]]
-    return ", ".join(told) or DASH
+        words += [form.format(value) for value in rows.loc[rows["decoder"] == row["decoder"], "value"]]
+    return ", ".join(words) or DASH
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -141,7 +141,7 @@ class Headline:
 
     flow: str
     number: str
-    told: str
+    words: str
 
 
 def headlines(frame: pd.DataFrame) -> list[Headline]:
@@ -158,9 +158,9 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
         best = highest(good, "speedup")
         interval = "no interval, too few rounds" if pd.isna(best["low"]) else _interval(best["low"], best["high"])
         deviation = "" if pd.isna(best["deviation_rmse"]) else f", deviation {quantity(best['deviation_rmse'])}"
-        told = f"{best['title']} at batch {best['batch_size']}, the fastest {kind}cell ({interval}); "
-        told += f"{quantity(best['forward_ratio'])} forward passes{deviation}"
-        found.append(Headline(str(flow), times(best["speedup"]), told))
+        words = f"{best['title']} at batch {best['batch_size']}, the fastest {kind}cell ({interval}); "
+        words += f"{quantity(best['forward_ratio'])} forward passes{deviation}"
+        found.append(Headline(str(flow), times(best["speedup"]), words))
     return found
 
 

@@ -65,6 +65,6 @@ def slower(row: dict) -> bool | None:
     return None if pd.isna(row["high"]) else bool(row["high"] < 1)
 
 
-def told(row: dict) -> str:
+def with_interval(row: dict) -> str:
     """A speed-up with its interval."""
     return speedup(row["speedup"], row["low"], row["high"])

@@ -130,13 +130,13 @@ def _install(name: str, staging: Path, results: Path) -> None:
 
 def machine(runs: Runs) -> str:
     """Where the runs were made, for the sentence in front of timed numbers."""
-    told = []
+    places = []
     for run in runs.runs:
         facts = run.manifest.get("environment") or {}
         where = facts.get("gpu") or f"{facts.get('cpu')}, {facts.get('threads')} threads"
-        if where not in told:
-            told.append(where)
-    return listing(told)
+        if where not in places:
+            places.append(where)
+    return listing(places)
 
 
 def pick(frame: pd.DataFrame, **where: Any) -> dict[str, Any]:

@@ -20,13 +20,13 @@ _HELD = {
 def findings(runs: Runs) -> Findings:
     """Which cells broke which condition, run by run: two runs of one cell may rest on other numbers of samples."""
     parts = [_of_run(load([run.path]), run.path.name) for run in runs.runs]
-    found, counts, told = (pd.concat([part[i] for part in parts], ignore_index=True) for i in range(3))
+    found, counts, sentences = (pd.concat([part[i] for part in parts], ignore_index=True) for i in range(3))
     counts = counts.groupby(["flow", "tau", "condition"], sort=False)[["cells", "broken"]].sum().reset_index()
     return Findings(
         tables={"breaks": found, "counts": counts},
         values={
             "table": _wide(counts),
-            "warnings": told.to_dict("records"),
+            "warnings": sentences.to_dict("records"),
             "paper_tau": PAPER_TAU,
             "limit": MAX_FID_INCREASE,
         },
@@ -48,7 +48,7 @@ def _of_run(runs: Runs, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
             ids = set(group["cell_id"]) & measured[condition]
             broken = ids & set(found.loc[found["condition"] == condition, "cell_id"])
             counts.append({"flow": flow, "tau": tau, "condition": condition, "cells": len(ids), "broken": len(broken)})
-    told = [
+    sentences = [
         {"run": name, "flow": flow, "batch_size": batch, "sentence": sentence}
         for (flow, batch), group in cells.groupby(["flow", "batch_size"], sort=False)
         for sentence in warnings(found[found["cell_id"].isin(group["cell_id"])], group)
@@ -56,14 +56,14 @@ def _of_run(runs: Runs, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
     return (
         named[["run", "flow", "batch_size", "series", "tau", "condition", "layer", "value", "limit"]],
         pd.DataFrame(counts, columns=["flow", "tau", "condition", "cells", "broken"]),
-        pd.DataFrame(told, columns=["run", "flow", "batch_size", "sentence"]),
+        pd.DataFrame(sentences, columns=["run", "flow", "batch_size", "sentence"]),
     )
 
 
 def _wide(counts: pd.DataFrame) -> pd.DataFrame:
     """A column per condition, each entry "broken of cells"."""
-    told = counts["broken"].astype(str) + " of " + counts["cells"].astype(str)
-    wide = counts.assign(told=told).pivot(index=["flow", "tau"], columns="condition", values="told")
+    words = counts["broken"].astype(str) + " of " + counts["cells"].astype(str)
+    wide = counts.assign(words=words).pivot(index=["flow", "tau"], columns="condition", values="words")
     return wide.reset_index()
 
 
@@ -73,13 +73,13 @@ def _claims(counts: pd.DataFrame) -> Iterator[Finding]:
             one = rows[rows["condition"] == condition]
             meant = one[one["tau"] <= PAPER_TAU]
             above = one[one["tau"] > PAPER_TAU]
-            told = f"broken in {meant['broken'].sum()} of {meant['cells'].sum()} cells up to tau = {PAPER_TAU:g}"
+            words = f"broken in {meant['broken'].sum()} of {meant['cells'].sum()} cells up to tau = {PAPER_TAU:g}"
             if above["cells"].sum():
-                told += f", above it in {above['broken'].sum()} of {above['cells'].sum()}"
+                words += f", above it in {above['broken'].sum()} of {above['cells'].sum()}"
             yield Finding(
                 claim=f"break-{condition}",
                 flow=str(flow),
-                measured=told,
+                measured=words,
                 agrees=bool(meant["broken"].sum() == 0) if meant["cells"].sum() else None,
                 criterion=f"up to tau = {PAPER_TAU:g} {_HELD[condition]}",
             )

@@ -199,12 +199,10 @@ def _ends(runs: Runs, samples: pd.DataFrame) -> pd.DataFrame:
 def _last_bits(runs: Runs) -> pd.DataFrame:
     """Per flow and layer, over all guesses and samples: when the last bit changed, and how far from sequential's."""
     grouped = named(runs.table("fixed_points")).groupby(["flow", "layer"])
-    return pd.DataFrame(
-        {
-            "iterations_median": grouped["iterations"].median(),
-            "iterations_most": grouped["iterations"].max(),
-            "error_inf": grouped["error_inf"].max(),
-        }
+    return grouped.agg(
+        iterations_median=("iterations", "median"),
+        iterations_most=("iterations", "max"),
+        error_inf=("error_inf", "max"),
     ).reset_index()
 
 

@@ -12,7 +12,7 @@ from analysis.load import BASELINE, PAPER_TAU, Runs
 from analysis.published import published
 from analysis.statistics import paired_speedups
 from analysis.studies.base import Finding, Findings
-from analysis.studies.cells import NAMES, deterministic, faster, told
+from analysis.studies.cells import NAMES, deterministic, faster, with_interval
 from analysis.text import listing, percent
 
 UNCACHED = "uncached"
@@ -109,8 +109,8 @@ def _claims(times: pd.DataFrame, observed: pd.DataFrame) -> list[Finding]:
         row = rows.sort_values("batch_size").to_dict("records")[-1]
         cached = {name: row[f"cached_{name}"] for name in ("speedup", "low", "high")}
         text = (
-            f"UJD at tau = {PAPER_TAU:g}, batch {row['batch_size']:,}: {told(row)} over sequential decoding without a "
-            f"cache, the paper's baseline, {told(cached)} over sequential decoding with one"
+            f"UJD at tau = {PAPER_TAU:g}, batch {row['batch_size']:,}: {with_interval(row)} over sequential decoding "
+            f"without a cache, the paper's baseline, {with_interval(cached)} over sequential decoding with one"
         )
         reported = published().query("quantity == 'speedup' and key == @PAPER[@flow]")["value"]
         agrees, criterion = (

@@ -142,7 +142,7 @@ def _claims(counted: pd.DataFrame, grown: pd.DataFrame, paper: pd.DataFrame) -> 
     found = []
     lengths = grown[(grown["axis"] == "num_tokens") & (grown["measure"] == "live_bytes")]
     for attention, part in lengths.groupby("attention"):
-        told = ", ".join(
+        words = ", ".join(
             f"{row.decoder} L^{row.at_the_end:.2f}" for row in part.itertuples() if row.decoder != "gs-jacobi"
         )
         quadratic = bool((part.loc[part["decoder"] == "ujd", "at_the_end"] > HALF_WAY).all())
@@ -150,7 +150,7 @@ def _claims(counted: pd.DataFrame, grown: pd.DataFrame, paper: pd.DataFrame) -> 
             Finding(
                 claim="memory-order",
                 flow=f"random weights, attention {attention}",
-                measured=f"between the two longest sequences the tensors alive grow as {told}",
+                measured=f"between the two longest sequences the tensors alive grow as {words}",
                 agrees=quadratic,
                 criterion=f"UJD's grow faster than L^{HALF_WAY:g} between the two longest sequences",
             )

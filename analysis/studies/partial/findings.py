@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from analysis.figures.style import decoder_style, figure, finish, layer_lines, legend_below, theme
 from analysis.load import PAPER_TAU, Runs
 from analysis.studies.base import Finding, Findings
-from analysis.studies.cells import deterministic, layerwise, speed, told
+from analysis.studies.cells import deterministic, layerwise, speed, with_interval
 from analysis.text import listing, quantity
 
 READING, LEFT_OUT = "input", 5
@@ -104,7 +104,7 @@ def _claims(summary: pd.DataFrame, times: pd.DataFrame) -> list[Finding]:
     )
     question = "redundancy, iterations and deviation were measured at every snapshot"
     ratios = times[(times["decoder"] == "sejd") & (times["tau"] == PAPER_TAU)]
-    fast = ", ".join(f"{row['trained']:.0%}: {told(row)}" for row in ratios.to_dict("records"))
+    fast = ", ".join(f"{row['trained']:.0%}: {with_interval(row)}" for row in ratios.to_dict("records"))
     found = [Finding(claim="open-partial", flow=flow, measured=measured, agrees=answered, criterion=question)]
     if ratios.empty:
         return found

@@ -25,12 +25,12 @@ def findings(runs: Runs) -> Findings:
     claims = []
     for row in frame[(frame["decoder"] == "sejd") & (frame["tau"] == PAPER_TAU)].to_dict("records"):
         others = frame[(frame["flow"] == row["flow"]) & (frame["decoder"] == "sejd")].sort_values("tau")
-        told = ", ".join(f"{quantity(one.reconstruction_mse)} at {one.tau:g}" for one in others.itertuples())
+        words = ", ".join(f"{quantity(one.reconstruction_mse)} at {one.tau:g}" for one in others.itertuples())
         claims.append(
             Finding(
                 claim="reconstruction",
                 flow=row["flow"],
-                measured=f"SeJD's MSE by tau: {told}",
+                measured=f"SeJD's MSE by tau: {words}",
                 agrees=bool(row["reconstruction_mse"] <= paper["value"].max()),
                 criterion=f"at tau = {PAPER_TAU:g} at most the paper's largest, {quantity(paper['value'].max())}",
             )

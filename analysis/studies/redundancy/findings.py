@@ -154,13 +154,13 @@ def _claims(flow: str, frame: pd.DataFrame, turns: pd.DataFrame, images: pd.Data
         paper = drawn[(drawn["reading"] == "attention") & drawn["o"].isin(PAPER_O)]
         exact = float(drawn["fid_exact"].iloc[0])
         middle = (exact + worst["fid"]) / 2
-        told = ", ".join(f"{quantity(fid)} at o = {o}" for o, fid in zip(paper["o"], paper["fid"], strict=True))
+        words = ", ".join(f"{quantity(fid)} at o = {o}" for o, fid in zip(paper["o"], paper["fid"], strict=True))
         claims.append(
             Finding(
                 claim="redundancy-images",
                 flow=flow,
                 measured=(
-                    f"masked in attention in every layer, FID rises from {quantity(exact)} to {told} "
+                    f"masked in attention in every layer, FID rises from {quantity(exact)} to {words} "
                     f"({int(drawn['num_samples'].iloc[0])} samples); the worst of all readings and o is "
                     f"{quantity(worst['fid'])} ({READINGS[worst['reading']]}, o = {worst['o']})"
                 ),

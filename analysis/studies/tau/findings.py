@@ -14,7 +14,7 @@ from analysis.load import PAPER_TAU, Runs
 from analysis.quality import MAX_FID_INCREASE
 from analysis.regression import power
 from analysis.studies.base import Finding, Findings
-from analysis.studies.cells import deterministic, faster, layerwise, slower, speed, told
+from analysis.studies.cells import deterministic, faster, layerwise, slower, speed, with_interval
 from analysis.text import listing, quantity
 
 BATCH = 16
@@ -143,7 +143,7 @@ def _speed(times: pd.DataFrame) -> Iterator[Finding]:
             yield Finding(
                 claim="speedup-sejd",
                 flow=where,
-                measured=told(sejd),
+                measured=with_interval(sejd),
                 agrees=faster(sejd),
                 criterion="faster than sequential with all of the 95 % interval (five rounds or more)",
                 timed=True,
@@ -151,7 +151,7 @@ def _speed(times: pd.DataFrame) -> Iterator[Finding]:
             yield Finding(
                 claim="speedup-ujd",
                 flow=where,
-                measured=f"{told(ujd)}, SeJD {told(sejd)}",
+                measured=f"{with_interval(ujd)}, SeJD {with_interval(sejd)}",
                 agrees=None if faster(ujd) is None else bool(faster(ujd) and ujd["speedup"] < sejd["speedup"]),
                 criterion="faster than sequential with all of the interval, and its median below SeJD's",
                 timed=True,
@@ -170,7 +170,7 @@ def _speed(times: pd.DataFrame) -> Iterator[Finding]:
                 yield Finding(
                     claim="ujd-loses",
                     flow=where,
-                    measured=f"{told(ujd)} at L = {ujd['num_tokens']}",
+                    measured=f"{with_interval(ujd)} at L = {ujd['num_tokens']}",
                     agrees=slower(ujd) if long else None,
                     criterion=(
                         "slower than sequential with all of the interval"

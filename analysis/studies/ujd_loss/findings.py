@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.load import Runs
 from analysis.studies.base import Finding, Findings
-from analysis.studies.cells import slower, speed, told
+from analysis.studies.cells import slower, speed, with_interval
 from analysis.studies.ujd_loss.cost_model import (
     NETWORK,
     SHAPE,
@@ -192,7 +192,7 @@ def _claims(cells: pd.DataFrame, paper: pd.DataFrame) -> tuple[Finding, ...]:
             Finding(
                 claim="ujd-loses",
                 flow=f"{flow}, L = {rows[0]['num_tokens']}",
-                measured=listing([f"{told(row)} at batch {row['batch_size']}" for row in rows]),
+                measured=listing([f"{with_interval(row)} at batch {row['batch_size']}" for row in rows]),
                 agrees=None if all(verdict is None for verdict in verdicts) else any(v is True for v in verdicts),
                 criterion="at tau = 0.5 UJD is slower than sequential at some batch, with all of the interval",
                 timed=True,

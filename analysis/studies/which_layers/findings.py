@@ -170,19 +170,19 @@ def answers(sets: pd.DataFrame, timed: pd.DataFrame) -> pd.DataFrame:
 def _claims(sets: pd.DataFrame, timed: pd.DataFrame) -> tuple[Finding, ...]:
     found = []
     for checkpoint, part in sets.groupby("checkpoint", sort=False):
-        told, first = [], []
+        words, first = [], []
         for batch, rows in part.groupby("batch_size"):
             kept = rows[rows["sequential_count"] == 1].sort_values("deviation_rmse")
             best = kept.iloc[0]["sequential_layers"]
             none = float(rows.loc[rows["sequential_layers"] == NONE, "deviation_rmse"].iloc[0])
             paper = float(rows.loc[rows["sequential_layers"] == PAPER, "deviation_rmse"].iloc[0])
-            told.append(f"layer {best} at batch {batch} (the first: {none:.3f} to {paper:.3f})")
+            words.append(f"layer {best} at batch {batch} (the first: {none:.3f} to {paper:.3f})")
             first.append(best == PAPER)
         found.append(
             Finding(
                 claim="first-layer-sequential",
                 flow=str(checkpoint),
-                measured=f"of single layers kept sequential, the deviation falls most with {listing(told)}",
+                measured=f"of single layers kept sequential, the deviation falls most with {listing(words)}",
                 agrees=all(first),
                 criterion="at every batch no other single layer kept sequential leaves a smaller deviation",
             )
