@@ -25,14 +25,15 @@ COLUMNS = ["cell_id", "condition", "layer", "value", "limit"]
 def exact_fid(quality: pd.DataFrame, baseline: str = BASELINE) -> pd.Series:
     """The baseline's FID that each row's own may be compared with; NaN where there is none.
 
-    It is of the same group, by the same features and from as many samples: FID is biased by their number.
+    It is of the same group, by the same features, to the same real images, where their digest was stored, and from as
+    many samples: FID is biased by their number.
 
     Args:
-        quality: group_id, decoder, status, fid, fid_features and num_samples are read.
+        quality: group_id, decoder, status, fid, fid_features, num_samples and reference_digest are read.
         baseline: the decoder.
     """
-    alike = ["group_id", "fid_features", "num_samples"]
-    exact = quality[quality["decoder"].eq(baseline) & quality["status"].eq("ok")].dropna(subset=["fid", *alike])
+    alike = ["group_id", "fid_features", "num_samples", "reference_digest"]
+    exact = quality[quality["decoder"].eq(baseline) & quality["status"].eq("ok")].dropna(subset=["fid", *alike[:-1]])
     found = quality[alike].merge(exact.drop_duplicates(alike)[[*alike, "fid"]], on=alike, how="left")
     return found["fid"].set_axis(quality.index)
 

@@ -26,7 +26,9 @@ def deterministic(runs: Runs) -> pd.DataFrame:
     shape = cells[["cell_id", "num_tokens", "num_layers"]]
     costs = layer_costs(runs.tables["layers"].merge(shape, on="cell_id")).drop(columns="modes")
     quality = runs.tables["quality"]
-    quality = quality.loc[quality["status"] == "ok", ["cell_id", "status", "fid_features", *_QUALITY]]
+    quality = quality.loc[
+        quality["status"] == "ok", ["cell_id", "status", "fid_features", "reference_digest", *_QUALITY]
+    ]
     frame = cells.merge(costs, on="cell_id", how="left").merge(quality, on="cell_id", how="left")
     frame = frame.assign(fid_rise=frame["fid"] / exact_fid(frame) - 1)
     return ranked(frame)[[*NAMES, "fpe", "depth", "iterations", *_QUALITY, "fid_rise"]]

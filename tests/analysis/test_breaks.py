@@ -32,10 +32,10 @@ def layer(name, number, iterations=5, converged=True, flags="", mode="jacobi", d
     }  # fmt: skip
 
 
-def quality(name, fid, features="f", samples=512):
+def quality(name, fid, features="f", samples=512, images=None):
     return {
         "cell_id": name, "cell_key": name, "fid": fid, "fid_features": features, "num_samples": samples,
-        "deviation_rmse": 0.01, "nonfinite_samples": 0, "status": "ok",
+        "reference_digest": images, "deviation_rmse": 0.01, "nonfinite_samples": 0, "status": "ok",
     }  # fmt: skip
 
 
@@ -84,10 +84,11 @@ def test_nothing_is_found_within_the_conditions():
     assert found_in(*tables(layers, 10.5)).empty
 
 
-def test_fids_of_other_features_groups_or_numbers_of_samples_are_not_compared():
+def test_fids_of_other_features_groups_images_or_numbers_of_samples_are_not_compared():
     cells, layers, measured = tables([layer("a", 1)], 99.0)
     assert found_in(cells, layers, [measured[0], quality("a", 99.0, "other")]).empty
     assert found_in(cells, layers, [measured[0], quality("a", 99.0, samples=64)]).empty
+    assert found_in(cells, layers, [measured[0], quality("a", 99.0, images="other")]).empty
     assert found_in([cells[0], cells[1] | {"group_id": "other"}], layers, measured).empty
 
 
