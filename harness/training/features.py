@@ -15,6 +15,7 @@ from torch import Tensor
 
 from harness.datasets.base import Images, load_dataset
 from harness.errors import HarnessError
+from harness.files import make_folder, replacing, write_text
 from harness.metrics.features import NetworkFeatures
 from harness.metrics.networks import FeatureNetwork, NetworkConfig
 from harness.metrics.recipes import RECIPES, TASKS, Recipe, default_recipe
@@ -70,15 +71,16 @@ def train_features(
         "seed": str(seed),
     }
     path = out / f"features-{dataset}.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path, metadata)
+    make_folder(out)
+    with replacing(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, partial, metadata)
     extractor = NetworkFeatures(path)
     reference = ReferenceFeatures.compute(test, extractor, kept=SHIPPED_FOR_KID)
     reference.save(out / f"reference-{dataset}.safetensors", split="test", images=test.digest)
     table = sanity_table(train, test, extractor)
-    table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
+    write_text(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
     card = _card(f"{dataset}{options}", recipe, network, (len(train), len(test)), accuracy, table)
-    path.with_suffix(".md").write_text(card)
+    write_text(path.with_suffix(".md"), card)
     return path
 
 
@@ -121,12 +123,7 @@ def _task(recipe: Recipe, images: Images, rows: Tensor, generator: torch.Generat
     if recipe.task == "labels":
         return batch, images.labels[rows]  # type: ignore[index]
     turns = torch.randint(4, (len(rows),), generator=generator)
-    return _turned(batch, turns), turns
-
-
-def _turned(images: Tensor, turns: Tensor) -> Tensor:
-    """Every image turned by so many quarters."""
-    return torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(images, turns, strict=True)])
+    return torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(batch, turns, strict=True)]), turns
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from harness.errors import HarnessError
-from harness.training.config import MafTraining, TarFlowTraining, TrainingConfig
+from harness.files import make_folder
+from harness.training.config import MafTraining, TarFlowTraining
 from harness.training.data import Batches
 from harness.training.folder import Row, TrainingFolder
 from harness.training.release import Release
@@ -24,15 +25,22 @@ from harness.training.targets import Decode, Target, target_of
 
 
 class Objective(nn.Module):
-    """What is minimised, as one call, so that a launcher can wrap it: a batch to a loss."""
+    """What is minimised, as one call, so that a launcher can wrap it: a batch to a loss.
 
-    def __init__(self, target: Target, network: nn.Module) -> None:
+    Args:
+        target: what is trained.
+        network: of the target's kind.
+        reduced: whether its products are computed in bfloat16.
+    """
+
+    def __init__(self, target: Target, network: nn.Module, reduced: bool) -> None:
         super().__init__()
-        self.target, self.network = target, network
+        self.target, self.network, self.reduced = target, network, reduced
 
     def forward(self, *batch: Tensor) -> Tensor:
         """A scalar, in nats."""
-        return self.target.loss(self.network, *batch)
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.reduced):
+            return self.target.loss(self.network, *batch).float()
 
 
 def train(
@@ -67,25 +75,20 @@ def train(
         HarnessError: the data cannot be read, the folder holds another run or cannot be written, or the loss is not
             finite.
     """
-    accelerator = Accelerator(mixed_precision=mixed_precision(config))
+    accelerator = Accelerator(mixed_precision="no")  # which precision is the objective's business
     with limited_threads(config.threads):
         target = target_of(config, root, skip_corrupt)
         files = TrainingFolder(folder, target.measure)
         release = Release(name, target, folder / "release", decode, command)
         run = _Run(target, files, release, accelerator)
         with files.locked() if run.main else nullcontext():
+            if run.main:
+                make_folder(release.folder)
             run.train(resume)
             if run.main:
                 release.write(run.averaged, files.rows())
         accelerator.wait_for_everyone()
     return release.folder
-
-
-def mixed_precision(config: TrainingConfig) -> str:
-    """The precision of the network's products, as accelerate calls it."""
-    auto = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and auto)
-    return "bf16" if bfloat16 else "no"
 
 
 class _Run:
@@ -109,7 +112,9 @@ class _Run:
             weight_decay=self.config.weight_decay,
             fused=target.fused,
         )
-        self.objective, self.optimizer = accelerator.prepare(Objective(target, self.network), optimizer)
+        auto = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        reduced = {"auto": auto, "float32": False, "bfloat16": True}[self.config.precision]
+        self.objective, self.optimizer = accelerator.prepare(Objective(target, self.network, reduced), optimizer)
         self._stateful = {"flow": self.network, "ema": self.averaged, "optimizer": self.optimizer}
 
     def train(self, resume: bool) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import nn
 
 from harness.datasets.grids import save_grid
-from harness.files import make_folder, replacing, write_text
+from harness.files import replacing, write_text
 from harness.training.config import TrainingConfig
 from harness.training.targets import Decode, Samples, Target
 from harness.training.targets.base import device_of
@@ -31,7 +31,7 @@ class Release:
     Args:
         name: of the files: NAME.safetensors, NAME.md, and NAME.png of a flow of images.
         target: what was trained.
-        folder: where the files are written.
+        folder: where the files are written; it exists.
         decode: how samples are drawn, exactly: ``build_decoder("sequential").decode``.
         command: the command that made the flow.
     """
@@ -64,7 +64,6 @@ class Release:
         with torch.no_grad():
             samples = self.target.samples(network, self.decode)
         if samples is not None:
-            make_folder(path.parent)
             side = samples.columns * samples.images.shape[-1]
             save_grid(samples.images, path, samples.columns, scale=max(1, GRID_SIDE // side))
         return samples
@@ -90,7 +89,6 @@ class Release:
             "config": self.config.model_dump(mode="json", exclude={"remark"}),
         }
         flat = {"step": str(step), self.target.measure: f"{score:.4f}"}
-        make_folder(self.folder)
         with replacing(self.folder / f"{name}.safetensors") as partial:
             partial.write_bytes(in_order(save(state, flat | self.target.metadata(facts))))
         return stored, score
