@@ -35,12 +35,11 @@ def train(
     """Train a flow: a shipped configuration by name, or a TOML file of your own."""
     from harness.decoders import build_decoder
     from harness.training.config import command_line, read_config
-    from harness.training.families import train
+    from harness.training.loop import train
 
     name, parsed = read_config(config, **overrides)
     command, decode = command_line(config, **overrides), build_decoder("sequential").decode
-    options = {"decode": decode, "command": command, "root": root, "resume": resume, "skip_corrupt": skip_corrupt}
-    folder = train(name, parsed, out or Path("runs") / name, **options)
+    folder = train(name, parsed, out or Path("runs") / name, decode, command, root, resume, skip_corrupt)
     click.echo(f"{folder / name}.safetensors, with its model card {name}.md and samples where there are images")
 
 
