@@ -228,7 +228,7 @@ class Auto(Decoder):
     def _schedule(self, flow: CausalFlow, batch: int) -> LayerSchedule:
         if self.schedule is not None:
             return LayerSchedule.load(Path(self.schedule))
-        device, source = flow.sample_latents(1).device, getattr(flow, "source", None)
+        device, source = flow.device, flow.source
         stored = None if source is None else stored_schedule(source, device.type, batch, self.budget)
         schedule = stored or _tune_now(flow, source, batch, self.budget)
         if multiplies_bfloat16(device):

@@ -151,9 +151,9 @@ def calibration_of(flow: CausalFlow, given: Calibration | str | Path | None = No
         CheckpointError: the file is missing or damaged, or belongs to another checkpoint.
     """
     if isinstance(given, Calibration):
-        return _checked(given, getattr(flow, "source", None))
+        return _checked(given, flow.source)
     flow = untapped(flow)
-    source: Path | None = getattr(flow, "source", None)
+    source = flow.source
     path = Path(given) if given is not None else None if source is None else stored_beside(source, ".safetensors")
     version = (path, path.stat().st_mtime_ns if path is not None and path.is_file() else 0)
     if flow not in _kept or _kept[flow][0] != version:

@@ -21,7 +21,7 @@ from harness.decoders.solver import footprint, solve_windows
 from harness.decoders.stopping import NORMS, SCOPES
 from harness.decoders.windows import Blocks, Schedule
 from harness.errors import HarnessError, unknown
-from harness.flows.precision import half_dtype, in_dtype
+from harness.flows.precision import half_dtype
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition
 
 FITTED = "fitted"
@@ -96,7 +96,7 @@ class JacobiDecoder(Decoder):
     ) -> tuple[Tensor, LayerTrace]:
         """Solve a layer by the windows of a schedule, with this decoder's start, corrections and stopping rule."""
         return solve_windows(
-            in_dtype(layer, half_dtype(self.network_dtype)) if self.network_dtype and self.tau else layer,
+            layer.in_dtype(half_dtype(self.network_dtype)) if self.network_dtype and self.tau else layer,
             inputs,
             condition,
             self.start(layer, inputs, condition, initial or self.initial),

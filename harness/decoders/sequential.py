@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from harness.decoders.decoder import Decoder, LayerTrace, decoders
@@ -44,10 +43,7 @@ def solve_sequential(layer: CausalLayer, inputs: Tensor, condition: Condition) -
     steps = layer.num_tokens - 1
     for position in range(steps):
         window = tokens[:, position : position + 1]
-        log_scale, shift = layer.affine(window, cache, position, condition)
-        torch.addcmul(
-            shift, inputs[:, position + 1 : position + 2], log_scale.exp(), out=tokens[:, position + 1 : position + 2]
-        )
+        tokens[:, position + 1 : position + 2] = layer.update(inputs, window, cache, position, condition)
     finite = bool(tokens.isfinite().all())
     return tokens, LayerTrace(
         layer=layer.number,

@@ -178,10 +178,9 @@ class _Batch:
             if self._seen is None:
                 self._seen = self.tokens.clone()
             x = self._seen[:, start:end] = torch.where(inside, x, self._seen[:, start:end])
-        log_scale, shift = self.layer.affine(x, self.cache, start, self.condition)
+        update = self.layer.update(self.inputs, x, self.cache, start, self.condition)
         self.evaluations += (end - start) * self.condition.passes * len(x) / len(self._result)
-        target = slice(start + 1, end + 1)
-        return self.tokens[:, target], torch.addcmul(shift, self.inputs[:, target], log_scale.exp())
+        return self.tokens[:, start + 1 : end + 1], update
 
     def keep(self, places: list[int]) -> None:
         """Go on with some of the samples only."""

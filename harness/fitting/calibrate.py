@@ -18,7 +18,7 @@ from harness.decoders.fits import Calibration, LayerFit, checkpoint_digest, stor
 from harness.decoders.maps import DENSE, CausalMap
 from harness.decoders.sequential import solve_sequential
 from harness.fitting.regression import Samples, fit_correction, fit_guess
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition
+from harness.flows.protocols import CausalFlow, jacobi_update
 
 SAMPLES, DENSE_SAMPLES = 512, 4096
 """Latents that are decoded exactly."""
@@ -57,7 +57,7 @@ def calibrate(flow: CausalFlow, samples: int | None = None, seed: int = 0, diges
     for layer in flow.layers:
         inputs = layer.arrange(tokens)
         outputs = _in_batches(flow, labels, lambda z, c: solve_sequential(layer, z, c)[0])(inputs)  # noqa: B023
-        jacobi = _in_batches(flow, labels, lambda x, z, c: _jacobi(layer, x, z, c))  # noqa: B023
+        jacobi = _in_batches(flow, labels, lambda x, z, c: jacobi_update(layer, z, x, c))  # noqa: B023
         layers[layer.number] = _fit_layer(inputs, outputs, drawn, jacobi)
         tokens = layer.restore(outputs)
     return Calibration(digest, layers, samples)
@@ -92,11 +92,6 @@ def _in_batches(flow: CausalFlow, labels: Tensor | None, step: Step) -> Step:
         return torch.cat(parts)
 
     return apply
-
-
-def _jacobi(layer: CausalLayer, tokens: Tensor, inputs: Tensor, condition: Condition) -> Tensor:
-    log_scale, shift = layer.affine(tokens[:, :-1], None, 0, condition)
-    return torch.cat([inputs[:, :1], torch.addcmul(shift, inputs[:, 1:], log_scale.exp())], dim=1)
 
 
 def _fit_layer(inputs: Tensor, outputs: Tensor, samples: Samples, jacobi: Step) -> LayerFit:

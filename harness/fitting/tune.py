@@ -65,7 +65,7 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
         *(("fitted", options) for options in fitted),
         *(("frontier", options) for options in slides),
     ]
-    dtypes = (None, HALF) if multiplies_bfloat16(flow.sample_latents(1).device) else (None,)
+    dtypes = (None, HALF) if multiplies_bfloat16(flow.device) else (None,)
     return [SEQUENTIAL, *(LayerChoice(*choice).with_networks(dtype) for dtype in dtypes for choice in choices)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness.errors import HarnessError
 from harness.flows import CausalFlow, load_flow
+from harness.flows.protocols import Denoises
 from harness.flows.published import published_as
 from harness.measure.cells import Cell
 from harness.measure.tasks.timing import describe
@@ -57,5 +58,5 @@ def _require_settings(cell: Cell, flow: CausalFlow) -> None:
         flow.condition(1, guidance=cell.build_guidance())
     except HarnessError as error:
         raise HarnessError(f"checkpoint '{cell.checkpoint}' with guidance {cell.guidance}: {error}") from error
-    if cell.denoise is not None and not hasattr(flow, "denoise"):
+    if cell.denoise is not None and not isinstance(flow, Denoises):
         raise HarnessError(f"checkpoint '{cell.checkpoint}' has no denoising step; remove 'denoise' from the matrix")

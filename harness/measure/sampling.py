@@ -18,6 +18,7 @@ from harness.errors import HarnessError
 from harness.flows import CausalFlow, load_flow
 from harness.flows.checkpoints import checkpoint_path, training_noise
 from harness.flows.latents import cycling_labels, indexed_latents
+from harness.flows.protocols import Denoises
 from harness.measure.cells import resolve_device
 from harness.measure.matrix import parse_decoder
 
@@ -73,7 +74,7 @@ def draw_samples(
     """
     if flow.image_shape is None:
         raise HarnessError("this flow's data are no images, so there is nothing to draw")
-    if denoise is not None and not hasattr(flow, "denoise"):
+    if denoise is not None and not isinstance(flow, Denoises):
         raise HarnessError("this flow has no denoising step")
     images, batches, start = [], [], time.perf_counter()
     for start in range(first, first + count, batch_size):
@@ -82,8 +83,8 @@ def draw_samples(
         result = decoder.decode(flow, indexed_latents(flow, seed, indices), turns, guidance)
         batch = result.images
         assert batch is not None  # the flow has an image shape
-        if denoise is not None:
-            batch = flow.denoise(batch, denoise, turns)  # type: ignore[attr-defined]
+        if denoise is not None and isinstance(flow, Denoises):
+            batch = flow.denoise(batch, denoise, turns)
         images.append(batch.float().cpu())
         batches.append(result)
     return Sampled(torch.cat(images), batches, time.perf_counter() - start)

@@ -15,6 +15,7 @@ from harness.decoders import Decoder, DecodeResult, Guidance
 from harness.errors import HarnessError
 from harness.flows import CausalFlow, load_flow
 from harness.flows.latents import cycling_labels, indexed_latents
+from harness.flows.protocols import Denoises
 from harness.measure.cells import Cell
 from harness.runs.store import RunStore
 
@@ -203,8 +204,8 @@ def nonfinite_retries(result: DecodeResult) -> int:
 
 def denoise(flow: CausalFlow, result: DecodeResult, batch: Batch, sigma: float) -> Tensor:
     """(B, C, H, W) samples after a denoising step that takes out noise of standard deviation `sigma`."""
-    assert result.images is not None  # a flow that denoises has images
-    return flow.denoise(result.images, sigma, batch.labels)  # type: ignore[attr-defined]
+    assert result.images is not None and isinstance(flow, Denoises)  # as preparation has made sure of
+    return flow.denoise(result.images, sigma, batch.labels)
 
 
 def release_memory() -> None:

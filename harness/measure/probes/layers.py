@@ -80,7 +80,7 @@ class Layers(Probe):
                 frontier.append(row["_choice"])
         single = [row["_choice"] for row in found if len(row["_choice"]) <= 1]
         choices: list[Choice | None] = list(dict.fromkeys([*frontier[: self.best], *single]))
-        source, batch = getattr(subject.flow, "source", None), len(found) and found[0]["batch_size"]
+        source, batch = subject.flow.source, len(found) and found[0]["batch_size"]
         if source is not None and stored_schedule(source, subject.device, batch, None) is not None:
             choices.append(None)
         return choices

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from harness.decoders import Decoder, build_decoder
 from harness.errors import HarnessError
-from harness.flows.ising import Ising
+from harness.flows.ising import HasTarget, Ising
 from harness.measure.cells import BASELINE
 from harness.measure.matrix import parse_decoder
 from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
@@ -85,12 +85,11 @@ class Observables(Probe):
 
 
 def _model(subject: Subject) -> Ising:
-    model = getattr(subject.flow, "target", None)
-    if model is None:
+    if not isinstance(subject.flow, HasTarget) or subject.flow.target is None:
         raise HarnessError(
             f"'{subject.checkpoint}' was not trained on a model with observables; the shipped flow 'ising' was"
         )
-    return model
+    return subject.flow.target
 
 
 def _build(spec: str) -> Decoder:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.decoders.sequential import solve_sequential
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition, jacobi_update
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,7 @@ class LayerProblem:
 
     def update(self, tokens: Tensor) -> Tensor:
         """F: (B, L, D) -> (B, L, D), one Jacobi iteration."""
-        log_scale, shift = self.layer.affine(tokens[:, :-1], None, 0, self.condition)
-        return torch.cat([self.inputs[:, :1], torch.addcmul(shift, self.inputs[:, 1:], log_scale.exp())], dim=1)
+        return jacobi_update(self.layer, self.inputs, tokens, self.condition)
 
     def select(self, rows: Tensor) -> LayerProblem:
         """The problem of some of the samples; `rows` (n,) indexes the batch and may name one several times."""

@@ -32,7 +32,7 @@ from torch import Tensor
 from harness.datasets import load_dataset
 from harness.datasets.grids import save_grid
 from harness.errors import HarnessError, unknown
-from harness.flows.protocols import CausalFlow
+from harness.flows.protocols import CausalFlow, MasksAttention
 from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
 from harness.measure.probes.problems import LayerProblem, layer_problems
 from harness.measure.probes.restrictions import READINGS, Restriction, restriction
@@ -88,7 +88,7 @@ class Redundancy(Probe):
             for scope in self.scopes
             for reading in self.readings
             for o in self.o
-            if reading == "input" or hasattr(subject.flow, "mask_attention")
+            if reading == "input" or isinstance(subject.flow, MasksAttention)
         ]
 
     @torch.no_grad()
