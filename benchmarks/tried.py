@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from harness.decoders import build_decoder
+from harness.decoders.exact import ExactBatch, LayerProblem
 from harness.errors import HarnessError
 from harness.flows import CausalFlow, load_flow
-from harness.measure.probes.problems import LayerProblem, layer_problems
 
 FLOWS = {"digits": (1, 3, 5), "cifar10-jpeg": (1, 3, 5), "afhq-cat-64": (1, 3, 5)}
 CALLS = (1, 2, 3, 4, 6, 8)
@@ -117,7 +117,7 @@ def table() -> list[str]:
             "fitted guess": decoded(flow, correction=None),
             "fitted guess and corrections": decoded(flow),
         }
-        for problem in layer_problems(flow, latents, labels):
+        for problem in ExactBatch(flow, latents, labels).layers():
             if problem.layer.number in numbers:
                 for label, method in methods.items():
                     if label.startswith("fitted") and not calibrated(flow):

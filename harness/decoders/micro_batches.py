@@ -15,9 +15,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -83,7 +84,16 @@ def parse_bytes(text: Any) -> int:
     return size
 
 
-class Room:
+def _readable(text: Any) -> Any:
+    parse_bytes(text)
+    return text
+
+
+Bytes = Annotated[int | str, BeforeValidator(_readable)]
+"""An option that `parse_bytes` reads."""
+
+
+class MicroBatches:
     """How the layers of one batch are solved so that no more than so many bytes are alive at once, weights apart.
 
     Args:
@@ -250,6 +260,10 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        with self:  # in inference mode whole functions arrive here: what they are made of is what allocates
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         self._note((args, kwargs), made=False)  # weights, and whatever else was there before
         outputs = func(*args, **kwargs)
         self._note(outputs, made=True)

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from harness.errors import unknown
-
-HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+HalfName = Literal["bfloat16", "float16"]
+HALF: dict[HalfName, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Half-precision dtypes by name."""
-
-
-def half_dtype(name: str) -> torch.dtype:
-    """The dtype of that name.
-
-    Raises:
-        HarnessError: there is none.
-    """
-    if name not in HALF:
-        raise unknown("network_dtype", str(name), HALF)
-    return HALF[name]
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

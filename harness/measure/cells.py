@@ -20,6 +20,7 @@ import torch
 
 from harness.decoders import Decoder, Guidance, build_decoder, decoders
 from harness.errors import HarnessError
+from harness.fitting import prepare
 from harness.flows import CausalFlow, load_flow
 from harness.measure.matrix import DatasetTable, DecoderTable, Matrix
 from harness.measure.sources import settings_of, source_of
@@ -238,7 +239,9 @@ def _fitted(
     decoder = _decoder(variant.name, variant.given, tau)
     if path is None or not decoder.reads_fits:
         return None
-    return decoder.fits_digest(_flow(path, device, dtype), batch_size)
+    flow = _flow(path, device, dtype)
+    prepare(decoder, flow, batch_size)
+    return decoder.fits_digest(flow, batch_size)
 
 
 def _build(name: str, given: str, tau: float | None) -> Decoder:

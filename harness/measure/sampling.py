@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.datasets.grids import save_grid
 from harness.decoders import Decoder, DecodeResult, Guidance, build_decoder
 from harness.errors import HarnessError
+from harness.fitting import prepare
 from harness.flows import CausalFlow, load_flow
 from harness.flows.checkpoints import checkpoint_path, training_noise
 from harness.flows.latents import cycling_labels, indexed_latents
@@ -127,8 +128,10 @@ class Request:
         )
 
     def load(self) -> CausalFlow:
-        """The flow."""
-        return load_flow(self.checkpoint, device=self.device)
+        """The flow, with what the decoder reads of it."""
+        flow, table = load_flow(self.checkpoint, device=self.device), dict(self.decoder)
+        prepare(build_decoder(table.pop("name"), **table), flow, self.batch_size)
+        return flow
 
 
 def read_request(

@@ -16,13 +16,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.decoders.fits import Calibration, calibration_of
+from harness.decoders import build_decoder
+from harness.decoders.calibration import Calibration, calibration_of
+from harness.decoders.exact import ExactBatch, LayerProblem
 from harness.decoders.initial import INITIAL
 from harness.errors import unknown
+from harness.fitting import prepare
 from harness.flows import load_flow
 from harness.flows.protocols import CausalLayer
 from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
-from harness.measure.probes.problems import LayerProblem, layer_problems
 
 GUESSES = (*INITIAL, "fitted")
 JACOBIAN_LIMIT = 512
@@ -67,9 +69,10 @@ class Convergence(Probe):
             name: partial(_plain, guess) for name, guess in INITIAL.items()
         }
         if any(unit.key.get("initial") == "fitted" for unit in units):
-            calibration = calibration_of(load_flow(subject.path, subject.device))  # fitted in float32, as decoders are
-            guesses["fitted"] = partial(fitted, calibration)
-        problems = list(layer_problems(subject.flow, *subject.samples(range(self.samples))))
+            single = load_flow(subject.path, subject.device)  # fitted in float32, as decoders are
+            prepare(build_decoder("fitted"), single, self.samples)
+            guesses["fitted"] = partial(fitted, calibration_of(single))
+        problems = list(ExactBatch(subject.flow, *subject.samples(range(self.samples))).layers())
         for unit in units:
             problem = problems[unit.key["layer"] - 1]
             place = {"layer": problem.layer.number, "block": problem.layer.block}
@@ -90,7 +93,7 @@ def _plain(guess: Callable[[CausalLayer, Tensor], Tensor], problem: LayerProblem
 
 def fitted(calibration: Calibration, problem: LayerProblem) -> Tensor:
     """(B, L, D) the guess that was fitted to this layer."""
-    guess = calibration.layers[problem.layer.number].guess
+    guess = calibration.fit(problem.layer).guess
     return guess(problem.inputs.float(), problem.condition.labels).to(problem.inputs)
 
 

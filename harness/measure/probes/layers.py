@@ -19,10 +19,10 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.decoders import Decoder, DecodeResult, build_decoder
-from harness.decoders.auto import stored_schedule
+from harness.decoders.exact import ExactBatch
+from harness.decoders.schedule import find_schedule
 from harness.flows.protocols import CausalFlow
 from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
-from harness.measure.probes.problems import layer_problems
 from harness.metrics.deviation import Deviation
 from harness.metrics.timing import timed
 
@@ -80,8 +80,7 @@ class Layers(Probe):
                 frontier.append(row["_choice"])
         single = [row["_choice"] for row in found if len(row["_choice"]) <= 1]
         choices: list[Choice | None] = list(dict.fromkeys([*frontier[: self.best], *single]))
-        source, batch = subject.flow.source, len(found) and found[0]["batch_size"]
-        if source is not None and stored_schedule(source, subject.device, batch, None) is not None:
+        if found and find_schedule(subject.flow, found[0]["batch_size"], None) is not None:
             choices.append(None)
         return choices
 
@@ -148,7 +147,7 @@ class _Bench:
             "jacobi_s": build_decoder("ujd", tau=self.tau, fallback="leave"),
         }
         rows = []
-        for problem in layer_problems(self.flow, self.latents, self.labels):
+        for problem in ExactBatch(self.flow, self.latents, self.labels).layers():
             arguments = (problem.layer, problem.inputs, problem.condition)
             for number in range(-1, rounds):  # the first is warm-up
                 names = list(solvers)[:: -1 if number % 2 else 1]

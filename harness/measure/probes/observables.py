@@ -18,6 +18,7 @@ from torch import Tensor
 
 from harness.decoders import Decoder, build_decoder
 from harness.errors import HarnessError
+from harness.fitting import prepare
 from harness.flows.ising import HasTarget, Ising
 from harness.measure.cells import BASELINE
 from harness.measure.matrix import parse_decoder
@@ -57,6 +58,7 @@ class Observables(Probe):
         model = _model(subject)
         exact = self._values(subject, _build(BASELINE))
         for unit in units:
+            prepare(_build(unit.key["decoder"]), subject.flow, self.batch)
             found = exact if unit.key["decoder"] == BASELINE else self._values(subject, _build(unit.key["decoder"]))
             yield {
                 "observables": [

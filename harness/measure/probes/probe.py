@@ -40,7 +40,7 @@ from torch import Tensor
 from harness.errors import HarnessError, unknown
 from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import CausalFlow
-from harness.measure.matrix import sentence
+from harness.options import sentence
 from harness.registry import Registry
 
 Rows = list[dict[str, Any]]

@@ -31,10 +31,10 @@ from torch import Tensor
 
 from harness.datasets import load_dataset
 from harness.datasets.grids import save_grid
+from harness.decoders.exact import ExactBatch, LayerProblem
 from harness.errors import HarnessError, unknown
 from harness.flows.protocols import CausalFlow, MasksAttention
 from harness.measure.probes.probe import Probe, Rows, Subject, Unit, probes
-from harness.measure.probes.problems import LayerProblem, layer_problems
 from harness.measure.probes.restrictions import READINGS, Restriction, restriction
 from harness.metrics.features import feature_extractor
 from harness.metrics.fid import FeatureStatistics, frechet_distance
@@ -98,7 +98,7 @@ class Redundancy(Probe):
             return
         flow = subject.flow
         parts = [range(first, min(first + self.batch, self.samples)) for first in range(0, self.samples, self.batch)]
-        exact = [list(layer_problems(flow, *subject.samples(part))) for part in parts]
+        exact = [list(ExactBatch(flow, *subject.samples(part)).layers()) for part in parts]
         fid = _fid_of(subject) if any(unit.key["scope"] == "all" for unit in units) else dict
         for unit in units:
             restricted = restriction(flow, unit.key["reading"], unit.key["o"])

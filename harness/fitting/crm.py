@@ -13,48 +13,19 @@ is nearly nothing. The IGM of the input ranks the layers of every shipped flow a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
-
 import torch
 from torch import Tensor
 
+from harness.decoders.calibration import LayerMetrics
+from harness.decoders.exact import ExactBatch
 from harness.errors import HarnessError
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition, ShowsOutputWeights, jacobi_update
 
 SAMPLES = 64
-"""Exact samples that stand in for data where a decoder measures for itself."""
+"""Exact samples that stand in for data where a calibration is made."""
 DOMINANT = 2.0
 """A layer is tough when its CRM is above this multiple of an equal share. It picks the layers that the paper divides
 in three of its four flows; in the fourth, ImageNet 64 conditional, it leaves out one of two."""
-TOUGH, SIMPLE = (8, 32), (1, 10)
-"""Blocks G and iterations J of tough and of simple layers, as published for AFHQ and ImageNet 128."""
-
-
-@dataclass(frozen=True)
-class LayerMetrics:
-    """The metrics of one layer.
-
-    Args:
-        layer: place in decoding order.
-        block: the checkpoint's own index.
-        crm: convergence ranking metric.
-        share: of the flow's summed CRM.
-        tough: whether it dominates, see `DOMINANT`.
-        igm: initial guessing metric of each guess, ``"input"`` and ``"zeros"``.
-    """
-
-    layer: int
-    block: int
-    crm: float
-    share: float
-    tough: bool
-    igm: dict[str, float]
-
-    @property
-    def guess(self) -> str:
-        """The guess that leaves less."""
-        return min(self.igm, key=lambda name: self.igm[name])
 
 
 @torch.no_grad()
@@ -81,7 +52,7 @@ def layer_metrics(flow: CausalFlow, tokens: Tensor, labels: Tensor | None = None
         }
         found.append((layer, crm, igm))
         tokens = layer.restore(z)
-    total = sum(crm for _, crm, _ in found)
+    total = sum(crm for _, crm, _ in found) or 1.0
     return [
         LayerMetrics(layer.number, layer.block, crm, crm / total, crm / total > DOMINANT / len(found), igm)
         for layer, crm, igm in reversed(found)
@@ -106,19 +77,11 @@ def _norm(tokens: Tensor) -> float:
 
 
 def metrics_of(flow: CausalFlow) -> list[LayerMetrics]:
-    """The metrics on exact samples of the flow itself; measured once for as long as it lives.
+    """The metrics on exact samples of the flow itself.
 
     Raises:
         HarnessError: as `layer_metrics`.
     """
-    if flow not in _kept:
-        from harness.decoders.sequential import Sequential  # decoders are built on this module's neighbours
-
-        latents = flow.sample_latents(SAMPLES, torch.Generator().manual_seed(0))
-        labels = torch.arange(SAMPLES, device=flow.device) % flow.num_classes if flow.num_classes else None
-        _kept[flow] = layer_metrics(flow, Sequential().decode(flow, latents, labels).tokens, labels)
-    return _kept[flow]
-
-
-_kept: WeakKeyDictionary[CausalFlow, list[LayerMetrics]] = WeakKeyDictionary()
-"""What was measured of the flows that are alive."""
+    latents = flow.sample_latents(SAMPLES, torch.Generator().manual_seed(0))
+    labels = torch.arange(SAMPLES, device=flow.device) % flow.num_classes if flow.num_classes else None
+    return layer_metrics(flow, ExactBatch(flow, latents, labels).exact, labels)
