@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from harness.decoders import build_decoder
+from harness.decoders.exact import ExactBatch, LayerProblem
 from harness.errors import HarnessError
 from harness.flows import CausalFlow, load_flow
-from harness.flows.precision import in_dtype
-from harness.measure.probes.problems import LayerProblem, layer_problems
 
 FLOWS = {"digits": (1, 3, 5), "cifar10-jpeg": (1, 3, 5), "afhq-cat-64": (1, 3, 5)}
 CALLS = (1, 2, 3, 4, 6, 8)
@@ -64,7 +63,7 @@ def bfloat16(last: bool) -> Callable[[LayerProblem, int], Iterator[Tensor]]:
 
     def iterate(problem: LayerProblem, calls: int) -> Iterator[Tensor]:
         layer, inputs, condition = problem.layer, problem.inputs, problem.condition
-        half = LayerProblem(in_dtype(layer, torch.bfloat16), inputs, problem.exact, condition)
+        half = LayerProblem(layer.in_dtype(torch.bfloat16), inputs, problem.exact, condition)
         tokens = inputs
         for _ in range(calls):
             yield half.update(tokens) if last else problem.update(tokens)
@@ -118,7 +117,7 @@ def table() -> list[str]:
             "fitted guess": decoded(flow, correction=None),
             "fitted guess and corrections": decoded(flow),
         }
-        for problem in layer_problems(flow, latents, labels):
+        for problem in ExactBatch(flow, latents, labels).layers():
             if problem.layer.number in numbers:
                 for label, method in methods.items():
                     if label.startswith("fitted") and not calibrated(flow):
@@ -138,7 +137,7 @@ def seconds() -> list[str]:
             latents, condition = flow.sample_latents(batch), flow.condition(batch)
             for window in (1, flow.num_tokens - 1):
                 least = []
-                for layer in (flow.layers[1], in_dtype(flow.layers[1], torch.bfloat16)):
+                for layer in (flow.layers[1], flow.layers[1].in_dtype(torch.bfloat16)):
                     cache, times = layer.new_cache(batch, condition), []
                     for _ in range(4):
                         start = time.process_time()

@@ -154,12 +154,12 @@ def bits_per_dim(
         batch_size: changes the memory taken, not the noise.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    device, total = flow.scale_latents(flow.sample_latents(1)).device, 0.0
+    total = 0.0
     for start in range(0, len(images), batch_size):
         clean = images.scaled(slice(start, start + batch_size))
         noisy = clean + draw_noise(clean.shape, config, generator)
         labels = images.labels[start : start + batch_size] if flow.num_classes and images.labels is not None else None
-        density = log_density(flow, noisy.to(device), labels)
+        density = log_density(flow, noisy.to(flow.device), labels)
         nats = log_noise_mass(noisy, levels, config) - density
         total += float(nats.sum())
     return total / len(images) / math.log(2)
