@@ -39,7 +39,7 @@ def test_a_path_is_imported():
     [
         ("no_such_package.x:Y", "cannot import gadget"),
         ("harness.decoders.sejd:Nothing", "has no gadget 'Nothing'"),
-        ("harness.decoders:fits", "is no gadget: neither a class nor a function"),
+        ("harness.decoders:maps", "is no gadget: neither a class nor a function"),
     ],
 )
 def test_a_path_that_leads_nowhere_is_a_sentence(path, words):

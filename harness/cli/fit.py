@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,11 @@ def train(
     """Train a flow: a shipped configuration by name, or a TOML file of your own."""
     from harness.decoders import build_decoder
     from harness.training.config import command_line, read_config
-    from harness.training.families import train
+    from harness.training.loop import train
 
     name, parsed = read_config(config, **overrides)
     command, decode = command_line(config, **overrides), build_decoder("sequential").decode
-    options = {"decode": decode, "command": command, "root": root, "resume": resume, "skip_corrupt": skip_corrupt}
-    folder = train(name, parsed, out or Path("runs") / name, **options)
+    folder = train(name, parsed, out or Path("runs") / name, decode, command, root, resume, skip_corrupt)
     click.echo(f"{folder / name}.safetensors, with its model card {name}.md and samples where there are images")
 
 
@@ -85,11 +85,10 @@ def train_features_command(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
     """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" and the decoder 'fitted'."""
-    from harness.fitting.calibrate import calibrate_checkpoint
+    from harness.fitting.calibrate import store_calibration
     from harness.flows import load_flow
-    from harness.flows.checkpoints import checkpoint_path
 
-    click.echo(calibrate_checkpoint(load_flow(flow), checkpoint_path(flow), samples=samples, seed=seed))
+    click.echo(store_calibration(load_flow(flow), samples, seed))
 
 
 @app.command("tune")
@@ -101,14 +100,27 @@ def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
 @click.option("--samples", type=click.IntRange(min=8), help="Tuned on, and held out; by default as many as it takes.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
-def tune_command(flow: str, device: str, threads: int | None, **options: Any) -> None:
+def tune_command(
+    flow: str,
+    batches: tuple[int, ...],
+    budgets: tuple[float | None, ...],
+    samples: int | None,
+    device: str,
+    threads: int | None,
+) -> None:
     """Measure how each layer of FLOW is decoded fastest within a budget, for the decoder 'auto'."""
     import torch
 
-    from harness.fitting.tune import tune_checkpoint
+    from harness.decoders import build_decoder
+    from harness.fitting import prepare
+    from harness.fitting.tune import SAMPLES, Tuner, store_schedule
     from harness.flows import load_flow
-    from harness.flows.checkpoints import checkpoint_path
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    for path in tune_checkpoint(load_flow(flow, device), checkpoint_path(flow), **options):
+    loaded = load_flow(flow, device)
+    prepare(build_decoder("fitted"), loaded, max(batches))  # candidates read the calibration
+    tuner = Tuner(loaded, samples or SAMPLES)
+    for batch, budget in product(batches, budgets):
+        path = store_schedule(loaded, tuner.schedule(batch, budget))
+        assert path is not None  # it has a checkpoint
         click.echo(f"{path.read_text()}\nstored as {path}\n")

@@ -94,6 +94,7 @@ def sample_command(out: Path, threads: int | None, on: str, workers: int, **opti
     from harness.measure.sampling import read_request, sample_to_grid
 
     request = read_request(**options)
+    request.prepare(report=lambda sentence: click.echo(sentence, err=True))
     if out.suffix == ".png":
         click.echo(sample_to_grid(request, out, threads))
         return

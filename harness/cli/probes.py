@@ -25,7 +25,8 @@ class ProbeGroup(click.Group):
         Raises:
             HarnessError: there is none of this name.
         """
-        from harness.measure.probes.probe import options_of, probes
+        from harness.measure.probes.probe import probes
+        from harness.options import options_of
 
         cls = probes.get(cmd_name)
         declared = [

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Decoder, build_decoder, decoders
-from harness.decoders.sequential import Sequential
+from harness.decoders.exact import ExactBatch
+from harness.fitting import prepare
 from harness.flows import CausalFlow
 
 TOLERANCE = 1e-4
@@ -67,8 +68,10 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self, **options: Any) -> Decoder:
-        """The decoder with its options, changed by a clause's own."""
-        return build_decoder(self.decoder, **{**self.options, **options})
+        """The decoder with its options, changed by a clause's own; what it reads of the flow is made where missing."""
+        decoder = build_decoder(self.decoder, **{**self.options, **options})
+        prepare(decoder, self.flow, self.batch)
+        return decoder
 
     def takes(self, option: str) -> bool:
         """Whether the decoder's constructor has an option of that name."""
@@ -91,7 +94,7 @@ class Case:
     @cached_property
     def exact(self) -> Tensor:
         """(B, L, D) the sequential samples of the latents and labels."""
-        return Sequential().decode(self.flow, self.latents, self.labels).tokens
+        return ExactBatch(self.flow, self.latents, self.labels).exact
 
 
 Clause = Callable[[Case], str]

@@ -172,7 +172,7 @@ def memory(case: Case) -> str:
         raise NotApplicable("the decoder has no option max_memory")
     smallest, worst = 1.0, 0.0
     for options in [{}, {"scope": "sample"}] if case.takes("scope") else [{}]:
-        case.build(**options).decode(case.flow, case.latents, case.labels)  # what is fitted first is no part
+        case.build(**options).decode(case.flow, case.latents, case.labels)  # what is read first is no part
         with LiveBytes() as live:
             whole = case.build(**options).decode(case.flow, case.latents, case.labels)
         for share in (0.9, 0.6, 0.4):

@@ -6,37 +6,54 @@ the trace, the clock and the fallback live here, once.
 
 from __future__ import annotations
 
-import inspect
-import math
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from harness.decoders.micro_batches import SEQUENTIAL, Footprint, Room, parse_bytes
+from harness.decoders.micro_batches import SEQUENTIAL, Bytes, Footprint, MicroBatches, parse_bytes
+from harness.decoders.solver import solve_sequential
 from harness.decoders.trace import DecodeResult, LayerTrace
-from harness.errors import HarnessError, unknown
+from harness.errors import HarnessError
 from harness.flows.graphs import graphed
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Guidance
 from harness.flows.tap import untapped
+from harness.options import build
 from harness.registry import Registry
-
-__all__ = ["FALLBACKS", "DecodeResult", "Decoder", "LayerTrace", "build_decoder", "decoders"]
 
 decoders: Registry[type[Decoder]] = Registry("decoder", package="harness.decoders", group="harness.decoders")
 """Every decoder by name; see `build_decoder`."""
 
-FALLBACKS = ("sequential", "non-finite", "leave")
+Fallback = Literal["sequential", "non-finite", "leave"]
+Count = Annotated[int, Field(ge=1, strict=True)]
+"""A whole number from 1."""
+
+CALIBRATION: Literal["calibration"] = "calibration"
+
+
+@dataclass(frozen=True)
+class ScheduleRequest:
+    """A schedule that has to be tuned, for batches of a size within a budget; see `harness.decoders.schedule`."""
+
+    batch: int
+    budget: float | None
+
+
+Missing = Literal["calibration"] | ScheduleRequest
+"""What `harness.fitting.prepare` makes."""
 
 
 @dataclass(kw_only=True)
 class Decoder(ABC):
     """A way to draw samples from a flow, given its latents.
 
-    Subclasses are keyword-only dataclasses whose fields are their options; they implement `solve`.
+    Subclasses are keyword-only dataclasses whose fields are their options, checked by their types; they implement
+    `solve`.
 
     Args:
         tau: stopping threshold of whatever iterates; 0 asks for the exact sample. A method that does not iterate
@@ -50,20 +67,13 @@ class Decoder(ABC):
             decode to decode. A decode that is watched from outside is made without.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
     takes_tau: ClassVar[bool] = True
 
-    tau: float = 0.5
-    fallback: str = "sequential"
-    max_memory: Any = None
+    tau: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    fallback: Fallback = "sequential"
+    max_memory: Bytes | None = None
     cuda_graphs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_memory is not None:
-            parse_bytes(self.max_memory)
-        if not (self.tau >= 0 and math.isfinite(self.tau)):
-            raise HarnessError(f"tau must be 0 or more, not {self.tau}")
-        if self.fallback not in FALLBACKS:
-            raise unknown("fallback", str(self.fallback), FALLBACKS)
 
     @abstractmethod
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
@@ -102,13 +112,21 @@ class Decoder(ABC):
         """Whether it decodes by something that was fitted to the flow or tuned for it."""
         return False
 
-    def fits_digest(self, flow: CausalFlow, batch: int) -> str:
-        """Digest of what it reads; what is not stored yet is made first. Part of a measured cell's identity."""
-        return ""
+    def missing(self, flow: CausalFlow, batch: int) -> list[Missing]:
+        """What it would read for such a batch and is not there yet, in the order in which it is to be made."""
+        return []
+
+    def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
+        """Digest of what it reads, or None. Part of a measured cell's identity.
+
+        Raises:
+            HarnessError: something is missing.
+        """
+        return None
 
     def options(self) -> dict[str, Any]:
         """The options this decoder was built with, as plain values."""
-        return asdict(self) if is_dataclass(self) else dict(vars(self))
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
     @torch.no_grad()
     def decode(
@@ -137,27 +155,27 @@ class Decoder(ABC):
             )
         condition = flow.condition(len(latents), labels, guidance)
         decoder = self.bind(flow, len(latents))
-        room = decoder._room(flow, latents, condition)
-        if self.cuda_graphs and (latents.device.type != "cuda" or room is not None):
+        parts = decoder._micro_batches(flow, latents, condition)
+        if self.cuda_graphs and (latents.device.type != "cuda" or parts is not None):
             raise HarnessError("cuda_graphs needs a CUDA device, and keeps memory that max_memory would have to bound")
         with torch.inference_mode():  # a fifth faster than no_grad where the calls are small
-            tokens, layers = decoder._walk(flow, latents, condition, room)
+            tokens, layers = decoder._walk(flow, latents, condition, parts)
         tokens = tokens.clone()  # an ordinary tensor again, which gradients may be taken of
         return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers)
 
-    def _room(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> Room | None:
+    def _micro_batches(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> MicroBatches | None:
         """Whether there is room is known before any work is done; what is asked for that is no part of the decode."""
         if self.max_memory is None:
             return None
-        room = Room(parse_bytes(self.max_memory), latents, condition)
+        parts = MicroBatches(parse_bytes(self.max_memory), latents, condition)
         for layer in untapped(flow).layers:
-            room.plan(layer, self.footprint(layer))
+            parts.plan(layer, self.footprint(layer))
             if self.fallback != "leave":
-                room.plan(layer, SEQUENTIAL)
-        return room
+                parts.plan(layer, SEQUENTIAL)
+        return parts
 
     def _walk(
-        self, flow: CausalFlow, latents: Tensor, condition: Condition, room: Room | None
+        self, flow: CausalFlow, latents: Tensor, condition: Condition, parts: MicroBatches | None
     ) -> tuple[Tensor, list[LayerTrace]]:
         tokens = flow.scale_latents(latents)
         clock = _LayerClock(tokens.device)
@@ -165,22 +183,20 @@ class Decoder(ABC):
         for layer in flow.layers:
             with clock:
                 solved = graphed(layer) if self.cuda_graphs and untapped(flow) is flow else layer
-                tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, room)
+                tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, parts)
                 tokens = layer.restore(tokens)
             traces.append(trace)
         return tokens, [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, clock.seconds(), strict=True)]
 
     def _solve_or_fall_back(
-        self, layer: CausalLayer, inputs: Tensor, condition: Condition, room: Room | None
+        self, layer: CausalLayer, inputs: Tensor, condition: Condition, parts: MicroBatches | None
     ) -> tuple[Tensor, LayerTrace]:
-        solve = self.solve if room is None else room.within(self.solve, self.footprint(layer))
+        solve = self.solve if parts is None else parts.within(self.solve, self.footprint(layer))
         tokens, trace = solve(layer, inputs, condition)
         wanted = self.fallback == "sequential" or (self.fallback == "non-finite" and "non-finite" in trace.flags)
         if trace.converged or trace.mode == "sequential" or not wanted:
             return tokens, trace
-        from harness.decoders.sequential import solve_sequential
-
-        redecode = solve_sequential if room is None else room.within(solve_sequential, SEQUENTIAL)
+        redecode = solve_sequential if parts is None else parts.within(solve_sequential, SEQUENTIAL)
         tokens, exact = redecode(layer, inputs, condition)
         return tokens, replace(
             exact,
@@ -201,15 +217,7 @@ def build_decoder(name: str, **options: Any) -> Decoder:
         >>> build_decoder("sejd", tau=0.1).tau
         0.1
     """
-    cls = decoders.get(name)
-    known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of decoder '{name}':", option, known)
-    try:
-        return cls(**options)
-    except TypeError as error:
-        raise HarnessError(f"decoder '{name}' cannot be built from {options}: {error}") from error
+    return build(decoders.get(name), "decoder", name, options)
 
 
 class _LayerClock:

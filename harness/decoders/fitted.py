@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from harness.decoders.decoder import LayerTrace, decoders
-from harness.decoders.jacobi import FITTED, JacobiDecoder
+from harness.decoders.decoder import Count, Fallback, LayerTrace, decoders
+from harness.decoders.jacobi import FITTED, Initial, JacobiDecoder
 from harness.decoders.windows import Blocks
-from harness.errors import HarnessError
 from harness.flows.protocols import CausalLayer, Condition
+
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
 
 
 @decoders.register("fitted")
@@ -27,23 +32,17 @@ class FittedDecoder(JacobiDecoder):
         iterations: per layer in decoding order; the last number holds for all layers after it.
     """
 
-    iterations: tuple[int, ...] = (3, 1)
-    initial: str = FITTED
-    correction: str | None = FITTED
-    fallback: str = "non-finite"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.iterations = tuple(self.iterations) if isinstance(self.iterations, (tuple, list)) else (self.iterations,)
-        if not self.iterations or any(not isinstance(number, int) or number < 1 for number in self.iterations):
-            raise HarnessError(f"iterations must be numbers from 1, not {list(self.iterations)}")
+    iterations: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(_several)] = (3, 1)
+    initial: Initial = FITTED
+    correction: Literal["fitted"] | None = FITTED
+    fallback: Fallback = "non-finite"
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Spend the layer's budget."""
         if self.tau == 0:
             return self.solve_jacobi(layer, inputs, condition)
         budget = self.iterations[min(layer.number, len(self.iterations)) - 1]
-        schedule = Blocks(
+        windows = Blocks(
             layer.num_tokens, self.tau, min(budget, self.max_iterations or budget), adaptive=False, mode="fitted"
         )
-        return self.solve_schedule(layer, inputs, condition, schedule)
+        return self.solve_windows(layer, inputs, condition, windows)

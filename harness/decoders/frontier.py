@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from harness.decoders.decoder import LayerTrace, decoders
+from harness.decoders.decoder import Count, LayerTrace, decoders
 from harness.decoders.jacobi import JacobiDecoder
-from harness.decoders.windows import Blocks, Frontier, Schedule, Slide
+from harness.decoders.windows import Blocks, Frontier, Slide, Windows
 from harness.errors import HarnessError
 from harness.flows.protocols import CausalLayer, Condition
 
@@ -30,29 +31,23 @@ class FrontierDecoder(JacobiDecoder):
         max_iterations: calls per window with ``advance="window"``, else calls per layer.
     """
 
-    window: int | None = 32
-    advance: str | int = "converged"
+    window: Count | None = 32
+    advance: Literal["converged", "window"] | Count = "converged"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.window is not None and (not isinstance(self.window, int) or self.window < 1):
-            raise HarnessError(f"window must be a number of tokens, at least 1, not {self.window!r}")
-        stride = isinstance(self.advance, int) and not isinstance(self.advance, bool)
-        if not stride and self.advance not in ("converged", "window"):
-            raise HarnessError(f"advance must be 'converged', 'window' or a number of tokens, not {self.advance!r}")
-        if stride and (self.window is None or int(self.advance) < 1 or self.window % int(self.advance)):
+        if isinstance(self.advance, int) and (self.window is None or self.window % self.advance):
             raise HarnessError(f"advance {self.advance} must be a divisor of the window, {self.window}")
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Move a window over the layer."""
         max_calls = None if self.advance == "window" else self.max_iterations
-        return self.solve_schedule(layer, inputs, condition, self.schedule(layer), max_calls=max_calls)
+        return self.solve_windows(layer, inputs, condition, self.windows(layer), max_calls=max_calls)
 
     def most_token_evaluations(self, num_tokens: int) -> int:
         """L(L + 1)/2, unless nothing is frozen inside a window."""
         return num_tokens**2 if self.advance == "window" else num_tokens * (num_tokens + 1) // 2
 
-    def schedule(self, layer: CausalLayer) -> Schedule:
+    def windows(self, layer: CausalLayer) -> Windows:
         """The windows that a layer is decoded by."""
         window = self.window or layer.num_tokens
         if self.advance == "window":

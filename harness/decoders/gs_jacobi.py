@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import Tensor
 
-from harness.decoders.crm import SIMPLE, TOUGH, LayerMetrics, metrics_of
-from harness.decoders.decoder import Decoder, LayerTrace, decoders
-from harness.decoders.jacobi import FITTED, JacobiDecoder, check_iteration
-from harness.decoders.sequential import solve_sequential
-from harness.decoders.windows import Blocks, Schedule
-from harness.errors import HarnessError, unknown
-from harness.flows.precision import half_dtype
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition
+from harness.decoders.calibration import LayerMetrics, calibration_of, find_calibration
+from harness.decoders.decoder import CALIBRATION, Count, Decoder, LayerTrace, Missing, decoders
+from harness.decoders.jacobi import FITTED, Initial, JacobiDecoder
+from harness.decoders.solver import solve_sequential
+from harness.decoders.windows import Blocks, Windows
+from harness.errors import HarnessError
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition, ShowsOutputWeights
 from harness.flows.tap import untapped
 
 
@@ -54,6 +54,8 @@ Their stopping rule is ``norm="frobenius"``, ``tau=1e-8``, ``clamp=3.0``, and th
 
 
 AUTO = "auto"
+TOUGH, SIMPLE = (8, 32), (1, 10)
+"""Blocks G and iterations J of tough and of simple layers, as published for AFHQ and ImageNet 128."""
 
 
 def automatic(metrics: Sequence[LayerMetrics]) -> Strategy:
@@ -62,6 +64,10 @@ def automatic(metrics: Sequence[LayerMetrics]) -> Strategy:
     return Strategy(
         tuple(blocks for blocks, _ in settings), tuple(cap for _, cap in settings), tuple(of.guess for of in metrics)
     )
+
+
+Whole = Annotated[int, Field(ge=0, strict=True)]
+"""A whole number from 0."""
 
 
 @decoders.register("gs-jacobi")
@@ -82,38 +88,51 @@ class GaussSeidelJacobi(JacobiDecoder):
             exact where the exact sample goes beyond.
     """
 
-    blocks: Any = 8
-    max_iterations: Any = None
-    initial: Any = "zeros"
-    strategy: str | None = None
-    clamp: float | None = None
+    blocks: Whole | tuple[Whole, ...] = 8
+    max_iterations: Count | tuple[Count | None, ...] | None = None  # type: ignore[assignment]
+    initial: Initial | tuple[Initial, ...] = "zeros"  # type: ignore[assignment]
+    strategy: Literal["auto", "afhq", "imagenet128", "imagenet64", "imagenet64-cond"] | None = None
+    clamp: Annotated[float, Field(gt=0)] | None = None
 
-    def __post_init__(self) -> None:
-        Decoder.__post_init__(self)
-        if self.network_dtype is not None:
-            half_dtype(self.network_dtype)
-        if self.strategy not in (None, AUTO, *STRATEGIES):
-            raise unknown("strategy", str(self.strategy), [AUTO, *STRATEGIES])
-        if self.clamp is not None and not self.clamp > 0:
-            raise HarnessError(f"clamp must be above 0, not {self.clamp}")
-        for name in ("blocks", "max_iterations", "initial"):
-            if isinstance(value := getattr(self, name), list):  # as TOML and JSON have them
-                setattr(self, name, tuple(value))
-        for max_iterations, initial in itertools.product(_entries(self.max_iterations), _entries(self.initial)):
-            check_iteration(initial, self.norm, self.scope, max_iterations)
-        for blocks in _entries(self.blocks):
-            if not isinstance(blocks, int) or blocks < 0:
-                raise HarnessError(f"blocks must be a number from 0, not {blocks!r}")
+    @property
+    def reads_fits(self) -> bool:
+        """When something fitted is asked for, in any layer, or the metrics; no published strategy does."""
+        return self.strategy == AUTO or self._fitted
+
+    @property
+    def _fitted(self) -> bool:
+        return FITTED in (*(() if self.strategy else _entries(self.initial)), self.correction)
+
+    def missing(self, flow: CausalFlow, batch: int) -> list[Missing]:
+        if self.strategy == AUTO:
+            _require_weights(flow)
+            found = find_calibration(flow, self.calibration)
+            return [CALIBRATION] if found is None or found.metrics is None else []
+        return super().missing(flow, batch)
+
+    def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
+        """Of the calibration, and of the settings that its metrics lead to."""
+        if self.strategy != AUTO:
+            return super().fits_digest(flow, batch)
+        settings = str(self._automatic(flow)) + (calibration_of(flow, self.calibration).content if self._fitted else "")
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+    def _automatic(self, flow: CausalFlow) -> Strategy:
+        _require_weights(flow)
+        metrics = calibration_of(flow, self.calibration).metrics
+        if metrics is None:
+            raise HarnessError("this calibration holds no metrics for strategy 'auto'; run `harness calibrate` again")
+        return automatic(metrics)
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
         """As it is, once every list has an entry for every layer; with the strategy ``"auto"``, with its lists.
 
         Raises:
-            HarnessError: the metrics cannot be measured on this flow; or a list, or a published strategy, that is not
-                as long as the flow has layers.
+            HarnessError: the metrics are not known, or cannot be of this flow; or a list, or a published strategy, that
+                is not as long as the flow has layers.
         """
         if self.strategy == AUTO:
-            return replace(self, strategy=None, **vars(automatic(metrics_of(untapped(flow))))).bind(flow, batch)
+            return replace(self, strategy=None, **vars(self._automatic(flow))).bind(flow, batch)
         for name in ("blocks", "max_iterations", "initial"):
             value = getattr(self._settings, name)
             if isinstance(value, tuple) and len(value) != flow.num_layers:
@@ -125,23 +144,18 @@ class GaussSeidelJacobi(JacobiDecoder):
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Solve the layer by its own entries."""
-        schedule, initial = self.schedule(layer), _entry(self._settings.initial, layer)
-        if schedule is None:
+        windows, initial = self.windows(layer), _entry(self._settings.initial, layer)
+        if windows is None:
             return solve_sequential(layer, inputs, condition)
-        return self.solve_schedule(layer, inputs, condition, schedule, initial=initial, clamp=self.clamp)
+        return self.solve_windows(layer, inputs, condition, windows, initial=initial, clamp=self.clamp)
 
-    def schedule(self, layer: CausalLayer) -> Schedule | None:
+    def windows(self, layer: CausalLayer) -> Windows | None:
         """The layer's blocks."""
         blocks = _entry(self._settings.blocks, layer)
         if not blocks:
             return None
         size, cap = math.ceil(layer.num_tokens / blocks), _entry(self._settings.max_iterations, layer)
         return Blocks(size, self.tau, cap, mode="jacobi" if blocks == 1 else "gs-jacobi")
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether something fitted is asked for, in any layer; no strategy does."""
-        return FITTED in (*(() if self.strategy else _entries(self.initial)), self.correction)
 
     @property
     def _settings(self) -> GaussSeidelJacobi | Strategy:
@@ -156,3 +170,8 @@ def _entries(value: Any) -> tuple[Any, ...]:
 
 def _entry(value: Any, layer: CausalLayer) -> Any:
     return value[layer.number - 1] if isinstance(value, tuple) else value
+
+
+def _require_weights(flow: CausalFlow) -> None:
+    if not all(isinstance(layer, ShowsOutputWeights) for layer in untapped(flow).layers):
+        raise HarnessError("CRM needs the last linear map of a layer's network, which layers of this flow do not show")

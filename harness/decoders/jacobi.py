@@ -8,23 +8,24 @@ Prop. 3.2).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
-from harness.decoders.decoder import Decoder, LayerTrace, decoders
-from harness.decoders.fits import Calibration, LayerFit, calibration_of
+from harness.decoders.calibration import Calibration, LayerFit, calibration_of, find_calibration
+from harness.decoders.decoder import CALIBRATION, Count, Decoder, LayerTrace, Missing, decoders
 from harness.decoders.initial import INITIAL
 from harness.decoders.micro_batches import SEQUENTIAL, Footprint
-from harness.decoders.sequential import solve_sequential
-from harness.decoders.solver import footprint, solve_windows
-from harness.decoders.stopping import NORMS, SCOPES
-from harness.decoders.windows import Blocks, Schedule
-from harness.errors import HarnessError, unknown
-from harness.flows.precision import half_dtype, in_dtype
+from harness.decoders.solver import footprint, solve_sequential, solve_windows
+from harness.decoders.stopping import NormName, Scope
+from harness.decoders.windows import Blocks, Windows
+from harness.errors import HarnessError
+from harness.flows.precision import HALF, HalfName
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition
 
-FITTED = "fitted"
+FITTED: Literal["fitted"] = "fitted"
+Initial = Literal["zeros", "normal", "input", "fitted"]
 
 
 @dataclass(kw_only=True)
@@ -35,7 +36,7 @@ class JacobiDecoder(Decoder):
         initial: the first iterate: ``"zeros"``, ``"normal"``, ``"input"``, the layer's own input, or ``"fitted"``, a
             linear prediction from it and the class.
         correction: ``"fitted"`` adds to every update a prediction of the error that it leaves, see
-            `harness.decoders.fits`; None for the plain iteration.
+            `harness.decoders.calibration`; None for the plain iteration.
         calibration: the file of what was fitted; None for the one that ``harness calibrate`` stored for the checkpoint.
         norm: of the update, by a name in `stopping.NORMS`; ``"inf"`` is the papers'.
         scope: ``"batch"`` stops when every sample has converged; with ``"sample"`` each sample stops by itself, so that
@@ -46,61 +47,52 @@ class JacobiDecoder(Decoder):
             sample, and in layers decoded sequentially the networks stay as they are. None for the flow's own.
     """
 
-    initial: str = "zeros"
-    correction: str | None = None
-    calibration: Any = None
-    norm: str = "inf"
-    scope: str = "batch"
-    max_iterations: int | None = None
-    network_dtype: str | None = None
+    initial: Initial = "zeros"
+    correction: Literal["fitted"] | None = None
+    calibration: Calibration | Path | None = None
+    norm: NormName = "inf"
+    scope: Scope = "batch"
+    max_iterations: Count | None = None
+    network_dtype: HalfName | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.network_dtype is not None:
-            half_dtype(self.network_dtype)
-        if self.correction not in (None, FITTED):
-            raise unknown("correction", str(self.correction), [FITTED])
-        check_iteration(self.initial, self.norm, self.scope, self.max_iterations)
-
-    def schedule(self, layer: CausalLayer) -> Schedule | None:
+    def windows(self, layer: CausalLayer) -> Windows | None:
         """The windows that a layer is decoded by, all of its tokens at once if not overridden; None is sequential."""
         return Blocks(layer.num_tokens, self.tau, self.max_iterations)
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Evaluate the windows of the layer's schedule."""
-        schedule = self.schedule(layer)
-        if schedule is None:
+        """Evaluate the layer's windows."""
+        windows = self.windows(layer)
+        if windows is None:
             return solve_sequential(layer, inputs, condition)
-        return self.solve_schedule(layer, inputs, condition, schedule)
+        return self.solve_windows(layer, inputs, condition, windows)
 
     def footprint(self, layer: CausalLayer) -> Footprint:
-        """By the layer's schedule."""
-        schedule = self.schedule(layer)
-        return SEQUENTIAL if schedule is None else footprint(schedule, layer, self.scope)
+        """By the layer's windows."""
+        windows = self.windows(layer)
+        return SEQUENTIAL if windows is None else footprint(windows, layer, self.scope)
 
     def solve_jacobi(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Iterate over all tokens at once until the norm of the update falls below tau, or is 0, or at the cap."""
-        schedule = Blocks(layer.num_tokens, self.tau, self.max_iterations)
-        return self.solve_schedule(layer, inputs, condition, schedule)
+        return self.solve_windows(layer, inputs, condition, Blocks(layer.num_tokens, self.tau, self.max_iterations))
 
-    def solve_schedule(
+    def solve_windows(
         self,
         layer: CausalLayer,
         inputs: Tensor,
         condition: Condition,
-        schedule: Schedule,
+        windows: Windows,
         *,
         initial: str | None = None,
         clamp: float | None = None,
         max_calls: int | None = None,
     ) -> tuple[Tensor, LayerTrace]:
-        """Solve a layer by the windows of a schedule, with this decoder's start, corrections and stopping rule."""
+        """Solve a layer by some windows, with this decoder's start, corrections and stopping rule."""
         return solve_windows(
-            in_dtype(layer, half_dtype(self.network_dtype)) if self.network_dtype and self.tau else layer,
+            layer.in_dtype(HALF[self.network_dtype]) if self.network_dtype and self.tau else layer,
             inputs,
             condition,
             self.start(layer, inputs, condition, initial or self.initial),
-            schedule,
+            windows,
             norm=self.norm,
             scope=self.scope,
             clamp=clamp,
@@ -115,47 +107,26 @@ class JacobiDecoder(Decoder):
         return INITIAL[initial](layer, inputs)
 
     @property
-    def needs_calibration(self) -> bool:
-        """Whether something fitted is asked for."""
-        return FITTED in (self.initial, self.correction)
-
-    @property
     def reads_fits(self) -> bool:
         """When something fitted is asked for."""
-        return self.needs_calibration
+        return FITTED in (self.initial, self.correction)
 
-    def fits_digest(self, flow: CausalFlow, batch: int) -> str:
+    def missing(self, flow: CausalFlow, batch: int) -> list[Missing]:
+        return [CALIBRATION] if self.reads_fits and find_calibration(flow, self.calibration) is None else []
+
+    def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
         """Of the calibration."""
-        return calibration_of(flow, self.calibration).content
+        return calibration_of(flow, self.calibration).content if self.reads_fits else None
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
         """With the flow's calibration, when something fitted is asked for."""
-        if not self.needs_calibration:
-            return self
-        return replace(self, calibration=calibration_of(flow, self.calibration))
+        return replace(self, calibration=calibration_of(flow, self.calibration)) if self.reads_fits else self
 
     def fit(self, layer: CausalLayer) -> LayerFit:
         """What was fitted to a layer."""
         if not isinstance(self.calibration, Calibration):
             raise HarnessError("what was fitted is known only once the decoder is bound to a flow")
-        return self.calibration.layers[layer.number]
-
-
-def check_iteration(initial: str, norm: str, scope: str, max_iterations: int | None) -> None:
-    """Check what a Jacobi iteration is told.
-
-    Raises:
-        HarnessError: an unknown name, or a cap that is no number from 1.
-    """
-    for kind, name, known in (
-        ("initial guess", initial, [*INITIAL, FITTED]),
-        ("norm", norm, NORMS),
-        ("scope", scope, SCOPES),
-    ):
-        if name not in known:
-            raise unknown(kind, str(name), known)
-    if max_iterations is not None and (not isinstance(max_iterations, int) or max_iterations < 1):
-        raise HarnessError(f"max_iterations must be a number from 1, not {max_iterations!r}")
+        return self.calibration.fit(layer)
 
 
 @decoders.register("ujd")

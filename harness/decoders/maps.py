@@ -7,52 +7,81 @@ its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 DENSE = 256
 """Numbers in a sequence, L * D, up to which its maps are dense."""
 
 
-@dataclass(frozen=True)
-class LaggedMap:
+class LaggedMap(nn.Module):
     """``y[l] = sum_k A_k x[l - k]``, the same for every position and class; tokens before the first count as 0.
 
     Args:
         lags: k >= 0, ascending.
         weight: (lags * D, D), lag-major.
+
+    Raises:
+        ValueError: a weight of another shape, or lags that are not ascending.
     """
 
-    lags: tuple[int, ...]
     weight: Tensor
+
+    def __init__(self, lags: tuple[int, ...], weight: Tensor) -> None:
+        super().__init__()
+        if weight.ndim != 2 or weight.shape[0] != len(lags) * weight.shape[1]:
+            raise ValueError(f"a map of lags {lags} cannot have a weight of shape {tuple(weight.shape)}")
+        if not lags or min(lags) < 0 or lags != tuple(sorted(set(lags))):
+            raise ValueError(f"lags {lags} are not ascending from 0 or more")
+        self.lags: tuple[int, ...] | None = lags
+        self.register_buffer("weight", weight)
+
+    @property
+    def strictly_causal(self) -> bool:
+        """Whether no token looks at itself."""
+        return self.lags is not None and self.lags[0] >= 1
 
     def features(self, tokens: Tensor) -> Tensor:
         """(B, W, D) -> (B, W, lags * D), which maps of the same lags share."""
+        assert self.lags is not None
         return lagged(tokens, self.lags)
 
     def span(self, features: Tensor, labels: Tensor | None, start: int, first: int, end: int) -> Tensor:
         """(B, end - first, D): the map's values for the tokens first..end-1 of a window; see `DenseMap.span`."""
         return features[:, first:end] @ self.weight
 
-    def __call__(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         return self.features(tokens) @ self.weight
 
 
-@dataclass(frozen=True)
-class DenseMap:
+class DenseMap(nn.Module):
     """``y[l] = sum_m A_clm x[m]``, with a matrix for every class c and pair of positions.
 
     Args:
         weight: (C + 1, L, D, L, D), from token m and number to token l and number, 0 where m > l; the last class is
             none. C is 0 for an unconditional flow.
+
+    Raises:
+        ValueError: a weight of another shape.
     """
 
+    lags = None
     weight: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        if weight.ndim != 5 or weight.shape[1:3] != weight.shape[3:]:
+            raise ValueError(f"a dense map cannot have a weight of shape {tuple(weight.shape)}")
+        self.register_buffer("weight", weight)
+
+    @property
+    def strictly_causal(self) -> bool:
+        """Whether no token looks at itself, nor at later ones."""
+        return not torch.tril(self.weight.abs().amax(dim=(0, 2, 4))).any()
 
     def features(self, tokens: Tensor) -> Tensor:
         """(B, W, D) -> (B, W * D)."""
@@ -76,7 +105,7 @@ class DenseMap:
         values = features @ weight[row] if isinstance(row, int) else torch.bmm(features[:, None], weight[row])
         return values.view(batch, end - first, dim)
 
-    def __call__(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         return self.span(self.features(tokens), labels, 0, 0, tokens.shape[1])
 
@@ -84,19 +113,36 @@ class DenseMap:
 CausalMap = LaggedMap | DenseMap
 
 
-@dataclass(frozen=True)
-class Guess:
+def causal_map(lags: tuple[int, ...] | None, weight: Tensor) -> CausalMap:
+    """The map of some lags, or the dense one for None.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    return DenseMap(weight) if lags is None else LaggedMap(lags, weight)
+
+
+class Guess(nn.Module):
     """``x ~ bias[c] + A z_in`` for a sample of class c.
 
     Args:
-        map: A.
+        causal: A.
         bias: (C + 1, L, D), the last for samples without a class; C is 0 for an unconditional flow.
+
+    Raises:
+        ValueError: a bias of another shape.
     """
 
-    map: CausalMap
     bias: Tensor
 
-    def __call__(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+    def __init__(self, causal: CausalMap, bias: Tensor) -> None:
+        super().__init__()
+        if bias.ndim != 3 or bias.shape[2] != causal.weight.shape[-1]:
+            raise ValueError(f"a guess by tokens of {causal.weight.shape[-1]} cannot have bias {tuple(bias.shape)}")
+        self.map: CausalMap = causal
+        self.register_buffer("bias", bias)
+
+    def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, L, D) z_in and (B,) classes, negative for none -> (B, L, D)."""
         return self.map(inputs, labels) + self.bias[entry(labels, len(self.bias) - 1)]
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from harness.decoders.trace import LayerTrace
 from harness.errors import HarnessError
-from harness.flows.precision import in_dtype
+from harness.flows.modules import LayerWrapper
 from harness.flows.protocols import CausalLayer, Condition
 
 WALK, SOLVER, UPDATE = 3, 2, 8
@@ -83,7 +84,16 @@ def parse_bytes(text: Any) -> int:
     return size
 
 
-class Room:
+def _readable(text: Any) -> Any:
+    parse_bytes(text)
+    return text
+
+
+Bytes = Annotated[int | str, BeforeValidator(_readable)]
+"""An option that `parse_bytes` reads."""
+
+
+class MicroBatches:
     """How the layers of one batch are solved so that no more than so many bytes are alive at once, weights apart.
 
     Args:
@@ -158,7 +168,7 @@ def merged(traces: Sequence[LayerTrace], sizes: Sequence[int]) -> LayerTrace:
     )
 
 
-class PartedLayer:
+class PartedLayer(LayerWrapper):
     """A layer whose network sees a few samples at a time.
 
     Args:
@@ -168,39 +178,46 @@ class PartedLayer:
     """
 
     def __init__(self, layer: CausalLayer, size: int, device: torch.device) -> None:
-        self._layer, self._size, self._device = layer, size, device
-        self.number, self.block = layer.number, layer.block
-        self.num_tokens, self.token_dim = layer.num_tokens, layer.token_dim
-        self.arrange, self.restore = layer.arrange, layer.restore
+        super().__init__(layer)
+        self._size, self._device = size, device
 
     def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
-        """The same parts of the layer in another dtype."""
-        return PartedLayer(in_dtype(self._layer, dtype), self._size, self._device)
+        return PartedLayer(self.layer.in_dtype(dtype), self._size, self._device)
 
     def new_cache(self, batch: int, condition: Condition) -> _PartedCache:
-        """A cache for every part."""
         rows = torch.arange(batch, device=self._device).split(self._size)
         conditions = [condition.select(part) for part in rows] if len(rows) > 1 else [condition]
-        caches = [self._layer.new_cache(len(part), own) for part, own in zip(rows, conditions, strict=True)]
+        caches = [self.layer.new_cache(len(part), own) for part, own in zip(rows, conditions, strict=True)]
         return _PartedCache(caches, conditions)
 
     def affine(
         self, tokens: Tensor, cache: _PartedCache | None, start: int, condition: Condition
     ) -> tuple[Tensor, Tensor]:
-        """As the layer's, part by part."""
-        parts = tokens.split(self._size)
-        if cache is not None:
-            kept: list[tuple[Any, Condition]] = list(zip(cache.parts, cache.conditions, strict=True))
-        elif len(parts) == 1:
-            kept = [(None, condition)]
-        else:
-            rows = torch.arange(len(tokens), device=self._device).split(self._size)
-            kept = [(None, condition.select(part)) for part in rows]
         outputs = torch.empty((2, *tokens.shape), dtype=tokens.dtype, device=tokens.device)
-        for i, (part, (own, under)) in enumerate(zip(parts, kept, strict=True)):
-            here = slice(i * self._size, i * self._size + len(part))
-            outputs[0, here], outputs[1, here] = self._layer.affine(part, own, start, under)
+        for here, own, under in self._parts(len(tokens), cache, condition):
+            outputs[0, here], outputs[1, here] = self.layer.affine(tokens[here], own, start, under)
         return outputs[0], outputs[1]
+
+    def update(
+        self, inputs: Tensor, tokens: Tensor, cache: _PartedCache | None, start: int, condition: Condition
+    ) -> Tensor:
+        outputs = torch.empty_like(inputs[:, start + 1 : start + 1 + tokens.shape[1]])
+        for here, own, under in self._parts(len(tokens), cache, condition):
+            outputs[here] = self.layer.update(inputs[here], tokens[here], own, start, under)
+        return outputs
+
+    def _parts(
+        self, batch: int, cache: _PartedCache | None, condition: Condition
+    ) -> Iterator[tuple[slice, Any, Condition]]:
+        """The samples of each part, with their own cache and condition."""
+        for i, first in enumerate(range(0, batch, self._size)):
+            here = slice(first, min(first + self._size, batch))
+            if cache is not None:
+                yield here, cache.parts[i], cache.conditions[i]
+            elif batch <= self._size:
+                yield here, None, condition
+            else:
+                yield here, None, condition.select(torch.arange(first, here.stop, device=self._device))
 
 
 class _PartedCache:
@@ -243,6 +260,10 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        with self:  # in inference mode whole functions arrive here: what they are made of is what allocates
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         self._note((args, kwargs), made=False)  # weights, and whatever else was there before
         outputs = func(*args, **kwargs)
         self._note(outputs, made=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.decoders.decoder import decoders
+from harness.decoders.decoder import Count, decoders
 from harness.decoders.jacobi import JacobiDecoder
-from harness.decoders.windows import Schedule
-from harness.errors import HarnessError
+from harness.decoders.windows import Windows
 from harness.flows.protocols import CausalLayer
 
 
@@ -20,16 +19,8 @@ class SelectiveJacobi(JacobiDecoder):
         sequential_layers: places in decoding order of the layers decoded sequentially; the paper's is layer 1 alone.
     """
 
-    sequential_layers: tuple[int, ...] = (1,)
+    sequential_layers: tuple[Count, ...] = (1,)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.sequential_layers = tuple(self.sequential_layers)
-        if any(not isinstance(number, int) or number < 1 for number in self.sequential_layers):
-            raise HarnessError(
-                f"sequential_layers must be places in decoding order from 1, not {list(self.sequential_layers)}"
-            )
-
-    def schedule(self, layer: CausalLayer) -> Schedule | None:
+    def windows(self, layer: CausalLayer) -> Windows | None:
         """Sequential where the layer was chosen to be, Jacobi elsewhere."""
-        return None if layer.number in self.sequential_layers else super().schedule(layer)
+        return None if layer.number in self.sequential_layers else super().windows(layer)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from harness.decoders.decoder import Decoder, LayerTrace, decoders
 from harness.decoders.micro_batches import SEQUENTIAL, Footprint
+from harness.decoders.solver import solve_sequential
 from harness.flows.protocols import CausalLayer, Condition
 
 
@@ -26,37 +26,3 @@ class Sequential(Decoder):
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Invert one layer in L - 1 steps."""
         return solve_sequential(layer, inputs, condition)
-
-
-def solve_sequential(layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-    """Invert one layer exactly: L - 1 calls of one token each.
-
-    Args:
-        layer: the layer to invert.
-        inputs: (B, L, D) z_in in the layer's order.
-        condition: passed on to the layer.
-
-    Returns:
-        (B, L, D) outputs and their trace; ``converged`` is False only when they overflowed.
-    """
-    tokens = inputs.clone()
-    cache = layer.new_cache(len(inputs), condition)
-    steps = layer.num_tokens - 1
-    for position in range(steps):
-        window = tokens[:, position : position + 1]
-        log_scale, shift = layer.affine(window, cache, position, condition)
-        torch.addcmul(
-            shift, inputs[:, position + 1 : position + 2], log_scale.exp(), out=tokens[:, position + 1 : position + 2]
-        )
-    finite = bool(tokens.isfinite().all())
-    return tokens, LayerTrace(
-        layer=layer.number,
-        block=layer.block,
-        mode="sequential",
-        iterations=steps,
-        converged=finite,
-        residuals=[],
-        token_evaluations=steps * condition.passes,
-        depth=steps,
-        flags=() if finite else ("non-finite",),
-    )

@@ -1,7 +1,9 @@
-"""One loop for every parallel decoder: a layer is solved by network calls on windows of its tokens.
+"""How a layer is solved: token after token, and one loop for every parallel decoder.
+
+In the loop a layer is solved by network calls on windows of its tokens.
 
 A call evaluates the positions [start, end), given the cached prefix before them, and so updates the tokens
-start+1 .. end. Where the window goes next is for a `harness.decoders.windows.Schedule` to say. A token is frozen when
+start+1 .. end. Where the window goes next is for a `harness.decoders.windows.Windows` to say. A token is frozen when
 the window has moved past it: it is not evaluated again, and its keys and values stay in the cache.
 
 The map is strictly causal, so each call makes at least one more token exact, whatever the start (SeJD, arXiv
@@ -22,7 +24,7 @@ from torch import Tensor
 from harness.decoders.micro_batches import Footprint
 from harness.decoders.stopping import NORMS, Norm
 from harness.decoders.trace import LayerTrace
-from harness.decoders.windows import Blocks, Schedule, Visit, calm
+from harness.decoders.windows import Visit, Windows, calm
 from harness.flows.protocols import CausalLayer, Condition
 
 ROUNDING = 1e-6
@@ -40,12 +42,43 @@ class Correction(Protocol):
         ...
 
 
+def solve_sequential(layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
+    """Invert one layer exactly: L - 1 calls of one token each.
+
+    Args:
+        layer: the layer to invert.
+        inputs: (B, L, D) z_in in the layer's order.
+        condition: passed on to the layer.
+
+    Returns:
+        (B, L, D) outputs and their trace; ``converged`` is False only when they overflowed.
+    """
+    tokens = inputs.clone()
+    cache = layer.new_cache(len(inputs), condition)
+    steps = layer.num_tokens - 1
+    for position in range(steps):
+        window = tokens[:, position : position + 1]
+        tokens[:, position + 1 : position + 2] = layer.update(inputs, window, cache, position, condition)
+    finite = bool(tokens.isfinite().all())
+    return tokens, LayerTrace(
+        layer=layer.number,
+        block=layer.block,
+        mode="sequential",
+        iterations=steps,
+        converged=finite,
+        residuals=[],
+        token_evaluations=steps * condition.passes,
+        depth=steps,
+        flags=() if finite else ("non-finite",),
+    )
+
+
 def solve_windows(
     layer: CausalLayer,
     inputs: Tensor,
     condition: Condition,
     tokens: Tensor,
-    schedule: Schedule,
+    windows: Windows,
     *,
     norm: str = "inf",
     scope: str = "batch",
@@ -53,14 +86,14 @@ def solve_windows(
     max_calls: int | None = None,
     correction: Correction | None = None,
 ) -> tuple[Tensor, LayerTrace]:
-    """Invert one layer by evaluating the windows of a schedule.
+    """Invert one layer by evaluating the windows of a windows.
 
     Args:
         layer: the layer to invert.
         inputs: (B, L, D) z_in in the layer's order.
         condition: passed on to the layer.
         tokens: (B, L, D) the first iterate; overwritten, and returned.
-        schedule: which windows.
+        windows: which ones.
         norm: of the update, by its name in `NORMS`.
         scope: ``"batch"`` moves one window for all samples. With ``"sample"`` each sample has a window of its own and
             is updated in there only, so that it never depends on another; a call covers all of them.
@@ -73,11 +106,11 @@ def solve_windows(
     """
     last = layer.num_tokens - 1
     tokens[:, 0] = inputs[:, 0]
-    lanes = [_Lane(*schedule.first()) for _ in range(len(inputs) if scope == "sample" and schedule.adaptive else 1)]
-    whole = _whole(schedule, layer)
+    lanes = [_Lane(*windows.first()) for _ in range(len(inputs) if scope == "sample" and windows.adaptive else 1)]
+    whole = windows.whole(last)
     batch = _Batch(layer, inputs, condition, tokens, cached=not whole)
     residuals: list[float] = []
-    unread: list[Tensor] = []  # (2,) residual of a call of a fixed schedule, and the norm of what it froze
+    unread: list[Tensor] = []  # (2,) residual of a call on windows that are not adaptive, and the norm of what it froze
     converged = True
     while going := [lane for lane in lanes if lane.start < last]:
         if len(residuals) == max_calls:
@@ -92,32 +125,32 @@ def solve_windows(
         if clamp is not None:
             update = update.clamp(-clamp, clamp)
         change = update - old
-        norms = _norms(NORMS[norm], change, update, schedule, lanes, start, end)
+        norms = _norms(NORMS[norm], change, update, windows, lanes, start, end)
         if correction is not None:
-            visits = schedule.visits((start, lanes[0].end), end - start, lanes[0].calls)
+            visits = windows.visits((start, lanes[0].end), end - start, lanes[0].calls)
             update = update + correction(change, batch.condition.labels, start + 1, visits)
         batch.tokens[:, start + 1 : end + 1] = update if inside is None else torch.where(inside, update, old)
-        if schedule.adaptive:
+        if windows.adaptive:
             values = _read(norms)
             residuals.append(max((v for vs in values for v in vs), key=lambda v: math.inf if math.isnan(v) else v))
             if not math.isfinite(residuals[-1]):
                 converged = False
                 break
             for lane, window_norms in zip(lanes, values, strict=True):
-                converged &= lane.start >= last or lane.move(schedule, min(lane.end, last) - lane.start, window_norms)
+                converged &= lane.start >= last or lane.move(windows, min(lane.end, last) - lane.start, window_norms)
         else:
-            settled = lanes[0].move(schedule, end - start, [])
+            settled = lanes[0].move(windows, end - start, [])
             left = norms[0][: min(lanes[0].start, last) - start]
             zero = norms[0].new_zeros(())
             unread.append(torch.stack([norms[0].amax(), zero if settled or not len(left) else left.amax()]))
     batch.finish()
     if unread:
         residuals, frozen = (list(column) for column in zip(*torch.stack(unread).tolist(), strict=True))
-        converged = all(calm(norm, schedule.tau) for norm in frozen)
+        converged = all(calm(norm, windows.tau) for norm in frozen)
     return tokens, LayerTrace(
         layer=layer.number,
         block=layer.block,
-        mode=schedule.mode,
+        mode=windows.mode,
         iterations=len(residuals),
         converged=converged,
         residuals=residuals,
@@ -127,16 +160,13 @@ def solve_windows(
     )
 
 
-def footprint(schedule: Schedule, layer: CausalLayer, scope: str) -> Footprint:
+def footprint(windows: Windows, layer: CausalLayer, scope: str) -> Footprint:
     """What `solve_windows` takes in memory; with windows of the samples' own, a call covers all of them."""
-    own = scope == "sample" and schedule.adaptive
-    window = layer.num_tokens - 1 if own else min(schedule.width, layer.num_tokens - 1)
-    return Footprint(window, cached=not _whole(schedule, layer), shared=scope == "batch" and schedule.adaptive)
-
-
-def _whole(schedule: Schedule, layer: CausalLayer) -> bool:
-    """Whether every call evaluates the whole layer, so that nothing has to be kept."""
-    return isinstance(schedule, Blocks) and schedule.first()[1] >= layer.num_tokens - 1
+    own = scope == "sample" and windows.adaptive
+    window = layer.num_tokens - 1 if own else min(windows.width, layer.num_tokens - 1)
+    return Footprint(
+        window, cached=not windows.whole(layer.num_tokens - 1), shared=scope == "batch" and windows.adaptive
+    )
 
 
 @dataclass
@@ -147,11 +177,11 @@ class _Lane:
     end: int
     calls: int = 0
 
-    def move(self, schedule: Schedule, size: int, norms: list[float]) -> bool:
+    def move(self, windows: Windows, size: int, norms: list[float]) -> bool:
         """Go to the next window; whether the tokens left behind satisfy the stopping rule."""
         self.calls += 1
         window = (self.start, self.end)
-        (self.start, self.end), settled = schedule.next(window, size, norms, self.calls)
+        (self.start, self.end), settled = windows.next(window, size, norms, self.calls)
         if (self.start, self.end) != window:
             self.calls = 0
         return settled
@@ -178,10 +208,9 @@ class _Batch:
             if self._seen is None:
                 self._seen = self.tokens.clone()
             x = self._seen[:, start:end] = torch.where(inside, x, self._seen[:, start:end])
-        log_scale, shift = self.layer.affine(x, self.cache, start, self.condition)
+        update = self.layer.update(self.inputs, x, self.cache, start, self.condition)
         self.evaluations += (end - start) * self.condition.passes * len(x) / len(self._result)
-        target = slice(start + 1, end + 1)
-        return self.tokens[:, target], torch.addcmul(shift, self.inputs[:, target], log_scale.exp())
+        return self.tokens[:, start + 1 : end + 1], update
 
     def keep(self, places: list[int]) -> None:
         """Go on with some of the samples only."""
@@ -198,10 +227,10 @@ class _Batch:
 
 
 def _norms(
-    norm: Norm, change: Tensor, update: Tensor, schedule: Schedule, lanes: list[_Lane], start: int, end: int
+    norm: Norm, change: Tensor, update: Tensor, windows: Windows, lanes: list[_Lane], start: int, end: int
 ) -> list[Tensor]:
     """The norms of an update that each lane goes by: (size,) one per token of its window, or (1,)."""
-    if schedule.per_token:
+    if windows.per_token:
         batch, window, _ = change.shape
         norms = norm.sample(change.reshape(batch * window, 1, -1), update.reshape(batch * window, 1, -1))
         norms = norms.view(batch, window)
@@ -210,14 +239,14 @@ def _norms(
         return [row[lane.start - start : lane.end - start] for row, lane in zip(norms, lanes, strict=True)]
     if len(lanes) == 1:
         return list(norm.pool(norm.sample(change, update)[:, None]))
-    windows = [slice(lane.start - start, lane.end - start) for lane in lanes]
-    if len(set(map(str, windows))) == 1:
+    own = [slice(lane.start - start, lane.end - start) for lane in lanes]
+    if len(set(map(str, own))) == 1:
         return list(norm.sample(change, update)[:, None])
     return [
         norm.sample(change[i : i + 1, window], update[i : i + 1, window])
         if lane.start < end
         else change.new_zeros(0)  # done
-        for i, (lane, window) in enumerate(zip(lanes, windows, strict=True))
+        for i, (lane, window) in enumerate(zip(lanes, own, strict=True))
     ]
 
 

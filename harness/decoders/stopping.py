@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-SCOPES = ("batch", "sample")
+NormName = Literal["inf", "rms", "relative-mse", "frobenius"]
+Scope = Literal["batch", "sample"]
 
 
 @dataclass(frozen=True)

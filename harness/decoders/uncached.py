@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from harness.decoders.decoder import Decoder, LayerTrace, decoders
@@ -28,11 +27,7 @@ class Uncached(Decoder):
         tokens = inputs.clone()
         steps = layer.num_tokens - 1
         for position in range(1, steps + 1):
-            log_scale, shift = layer.affine(tokens[:, :-1], None, 0, condition)
-            here = slice(position - 1, position)
-            tokens[:, position : position + 1] = torch.addcmul(
-                shift[:, here], inputs[:, position : position + 1], log_scale[:, here].exp()
-            )
+            tokens[:, position] = layer.update(inputs, tokens[:, :-1], None, 0, condition)[:, position - 1]
         finite = bool(tokens.isfinite().all())
         return tokens, LayerTrace(
             layer=layer.number,

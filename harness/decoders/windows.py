@@ -16,7 +16,7 @@ Visit = tuple[int, int, int]
 """(first, last + 1, updates before this one) of tokens of a window, counted from its first token."""
 
 
-class Schedule(Protocol):
+class Windows(Protocol):
     """Which windows are evaluated, one after the other, until the start reaches the end of the sequence."""
 
     @property
@@ -44,6 +44,10 @@ class Schedule(Protocol):
         """Whether every token has a norm of its own, rather than the window as a whole."""
         ...
 
+    def whole(self, last: int) -> bool:
+        """Whether every call evaluates all `last` tokens of a layer, so that no prefix has to be kept."""
+        ...
+
     def first(self) -> Window:
         """The first window."""
         ...
@@ -51,7 +55,7 @@ class Schedule(Protocol):
     def next(self, window: Window, size: int, norms: list[float], calls: int) -> tuple[Window, bool]:
         """The window after this one, and whether the tokens that the move freezes are known to be good.
 
-        They are when they are exact or satisfy the stopping rule. A schedule that is not adaptive does not see the
+        They are when they are exact or satisfy the stopping rule. What is not adaptive does not see the
         norms; what it does not know to be good is looked at when the layer is done.
 
         Args:
@@ -87,8 +91,10 @@ class Blocks:
 
     @property
     def width(self) -> int:
-        """The most tokens of a window."""
         return self.size
+
+    def whole(self, last: int) -> bool:
+        return self.first()[1] >= last
 
     def first(self) -> Window:
         """Tokens 1 .. size - 1."""
@@ -122,8 +128,10 @@ class Frontier:
 
     @property
     def width(self) -> int:
-        """The most tokens of a window."""
         return self.window
+
+    def whole(self, last: int) -> bool:
+        return False
 
     def first(self) -> Window:
         """The first tokens."""
@@ -161,8 +169,10 @@ class Slide:
 
     @property
     def width(self) -> int:
-        """The most tokens of a window."""
         return self.window
+
+    def whole(self, last: int) -> bool:
+        return False
 
     def first(self) -> Window:
         """One stride."""

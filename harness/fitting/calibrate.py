@@ -2,23 +2,23 @@
 
 A few hundred latents are decoded exactly. For every layer, ridge regression then fits the guess to its outputs, and,
 iteration by iteration from that guess, a correction to the error that each Jacobi update leaves. The strength of every
-ridge is chosen on samples held out from its fit. See `harness.decoders.fits` for what is fitted.
+ridge is chosen on samples held out from its fit. See `harness.decoders.calibration` for what is fitted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from harness.decoders.fits import Calibration, LayerFit, checkpoint_digest, stored_beside
+from harness.decoders.calibration import SUFFIX, Calibration, LayerFit
+from harness.decoders.exact import ExactBatch, LayerProblem
 from harness.decoders.maps import DENSE, CausalMap
-from harness.decoders.sequential import solve_sequential
+from harness.decoders.stored import checkpoint_digest, storage
+from harness.fitting.crm import metrics_of
 from harness.fitting.regression import Samples, fit_correction, fit_guess
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition
+from harness.flows.protocols import CausalFlow, ShowsOutputWeights
 
 SAMPLES, DENSE_SAMPLES = 512, 4096
 """Latents that are decoded exactly."""
@@ -28,16 +28,25 @@ BATCH = 64
 """Samples per network call."""
 
 
-def calibrate_checkpoint(flow: CausalFlow, source: Path, samples: int | None = None, seed: int = 0) -> Path:
-    """Fit to a flow and store the result for its checkpoint; the path it was written to."""
-    path = stored_beside(source, ".safetensors")
-    calibrate(flow, samples=samples, seed=seed, digest=checkpoint_digest(source)).save(path)
+def store_calibration(flow: CausalFlow, samples: int | None = None, seed: int = 0) -> Path | None:
+    """Fit to a flow and store the result for its checkpoint, or with the flow where there is none.
+
+    Returns:
+        The path it was written to, if it was.
+    """
+    digest = "" if flow.source is None else checkpoint_digest(flow.source)
+    made = calibrate(flow, samples, seed, digest)
+    if flow.source is None:
+        flow.fits[Calibration] = made.to(flow.device, flow.dtype)
+        return None
+    path = storage(flow.source, SUFFIX)
+    made.save(path)
     return path
 
 
 @torch.no_grad()
 def calibrate(flow: CausalFlow, samples: int | None = None, seed: int = 0, digest: str = "") -> Calibration:
-    """Fit guesses and corrections to every layer.
+    """Fit guesses and corrections to every layer, and measure how tough it is where it shows its output weights.
 
     Args:
         flow: what is decoded; a conditional one with classes drawn uniformly.
@@ -48,19 +57,11 @@ def calibrate(flow: CausalFlow, samples: int | None = None, seed: int = 0, diges
     """
     lags = neighbours(flow)
     samples = samples or (DENSE_SAMPLES if lags is None else SAMPLES)
-    generator = torch.Generator().manual_seed(seed)
-    latents = flow.sample_latents(samples, generator)
-    labels = torch.randint(flow.num_classes, (samples,), generator=generator) if flow.num_classes else None
-    labels = labels if labels is None else labels.to(latents.device)
-    drawn = Samples(labels, flow.num_classes, lags)
-    tokens, layers = flow.scale_latents(latents), {}
-    for layer in flow.layers:
-        inputs = layer.arrange(tokens)
-        outputs = _in_batches(flow, labels, lambda z, c: solve_sequential(layer, z, c)[0])(inputs)  # noqa: B023
-        jacobi = _in_batches(flow, labels, lambda x, z, c: _jacobi(layer, x, z, c))  # noqa: B023
-        layers[layer.number] = _fit_layer(inputs, outputs, drawn, jacobi)
-        tokens = layer.restore(outputs)
-    return Calibration(digest, layers, samples)
+    batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(seed), BATCH)
+    known = Samples(batch.labels, flow.num_classes, lags)
+    layers = [_fit_layer(problem, known) for problem in batch.layers()]
+    shown = all(isinstance(layer, ShowsOutputWeights) for layer in flow.layers)
+    return Calibration(digest, layers, samples, metrics_of(flow) if shown else None)
 
 
 def neighbours(flow: CausalFlow) -> tuple[int, ...] | None:
@@ -76,38 +77,15 @@ def neighbours(flow: CausalFlow) -> tuple[int, ...] | None:
     return tuple(sorted(lag for lag in {1, 2, row - 1, row, row + 1} if 0 < lag < flow.num_tokens))
 
 
-Step = Callable[..., Tensor]
-
-
-def _in_batches(flow: CausalFlow, labels: Tensor | None, step: Step) -> Step:
-    """(tensors of N samples) -> (N, L, D), where `step` takes a batch of them and its condition."""
-
-    def apply(*tensors: Tensor) -> Tensor:
-        parts = []
-        for start in range(0, len(tensors[0]), BATCH):
-            rows = slice(start, start + BATCH)
-            batch = [tensor[rows] for tensor in tensors]
-            condition = flow.condition(len(batch[0]), None if labels is None else labels[rows])
-            parts.append(step(*batch, condition))
-        return torch.cat(parts)
-
-    return apply
-
-
-def _jacobi(layer: CausalLayer, tokens: Tensor, inputs: Tensor, condition: Condition) -> Tensor:
-    log_scale, shift = layer.affine(tokens[:, :-1], None, 0, condition)
-    return torch.cat([inputs[:, :1], torch.addcmul(shift, inputs[:, 1:], log_scale.exp())], dim=1)
-
-
-def _fit_layer(inputs: Tensor, outputs: Tensor, samples: Samples, jacobi: Step) -> LayerFit:
+def _fit_layer(problem: LayerProblem, samples: Samples) -> LayerFit:
     """The guess, and corrections of the iterations from it, one after the other."""
-    guess = fit_guess(inputs, outputs, samples)
+    guess = fit_guess(problem.inputs, problem.exact, samples)
     fitted: list[CausalMap] = []
-    tokens = guess(inputs, samples.labels)
+    tokens = guess(problem.inputs, samples.labels)
     for _ in range(CORRECTIONS):
-        tokens[:, 0] = inputs[:, 0]
-        update = jacobi(tokens, inputs)
+        tokens[:, 0] = problem.inputs[:, 0]
+        update = problem.update(tokens)
         change = update - tokens
-        fitted.append(fit_correction(change, outputs - update, samples))
+        fitted.append(fit_correction(change, problem.exact - update, samples))
         tokens = update + fitted[-1](change, samples.labels)
-    return LayerFit(guess, tuple(fitted))
+    return LayerFit(guess, fitted)

@@ -17,22 +17,24 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.statistics import RootMean, root_mean
 from harness.decoders import Decoder, build_decoder
-from harness.decoders.auto import Auto, LayerChoice, LayerSchedule, bind_choices, schedule_path
-from harness.decoders.fits import checkpoint_digest
+from harness.decoders.auto import Auto, bind_choices
+from harness.decoders.exact import ExactBatch, LayerProblem, parts_of
+from harness.decoders.schedule import LayerChoice, LayerSchedule, schedule_suffix
+from harness.decoders.sequential import Sequential
+from harness.decoders.stored import checkpoint_digest, storage
 from harness.flows.precision import multiplies_bfloat16
-from harness.flows.protocols import CausalFlow, CausalLayer
+from harness.flows.protocols import CausalFlow
+from harness.metrics.lock import device_lock
+from harness.metrics.timing import timed
 
 ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 40.0
 """Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
@@ -65,7 +67,7 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
         *(("fitted", options) for options in fitted),
         *(("frontier", options) for options in slides),
     ]
-    dtypes = (None, HALF) if multiplies_bfloat16(flow.sample_latents(1).device) else (None,)
+    dtypes = (None, HALF) if multiplies_bfloat16(flow.device) else (None,)
     return [SEQUENTIAL, *(LayerChoice(*choice).with_networks(dtype) for dtype in dtypes for choice in choices)]
 
 
@@ -74,17 +76,16 @@ def _all_in(dtype: str | None, layers: Layers) -> Layers:
     return tuple(choice.with_networks(dtype) for choice in layers)
 
 
-def tune_checkpoint(
-    flow: CausalFlow, source: Path, batches: Sequence[int], budgets: Sequence[float | None], samples: int | None = None
-) -> list[Path]:
-    """Tune and store a schedule for every batch size and budget; the paths they were written to."""
-    tuner, paths = Tuner(flow, samples or SAMPLES), []
-    for batch in batches:
-        for budget in budgets:
-            schedule = tuner.schedule(batch, budget, digest=checkpoint_digest(source))
-            paths.append(schedule_path(source, schedule.device, batch, budget))
-            schedule.save(paths[-1])
-    return paths
+def store_schedule(flow: CausalFlow, schedule: LayerSchedule) -> Path | None:
+    """Store a schedule for the flow's checkpoint, or with the flow where there is none; the path it was written to."""
+    for key in [key for key in flow.fits if isinstance(key, tuple) and key[0] is Auto]:
+        del flow.fits[key]  # bound to the schedules there were
+    if flow.source is None:
+        flow.fits.setdefault((LayerSchedule, schedule.budget), {})[schedule.batch] = schedule
+        return None
+    path = storage(flow.source, schedule_suffix(schedule.device, schedule.batch, schedule.budget))
+    schedule.save(path)
+    return path
 
 
 class Tuner:
@@ -100,22 +101,21 @@ class Tuner:
     def __init__(self, flow: CausalFlow, samples: int = SAMPLES, seed: int = 1) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.flow, self.seed = flow, seed
-        self.tuned_on, self.held_out = (_Sample.draw(flow, samples, generator) for _ in range(2))
+        self.tuned_on, self.held_out = (ExactBatch.draw(flow, samples, generator, BATCH) for _ in range(2))
         self.choices = candidates(flow)
         self.solvers = [choice.build().bind(flow, samples) for choice in self.choices]
-        self.errors = _errors(flow, self.tuned_on, self.solvers)
+        self.errors = _errors(self.tuned_on, self.solvers)
         self._seconds: dict[int, list[float]] = {}
         self._sejd: dict[int, float] = {}
         self._deviations: dict[str, RootMean] = {}
 
     @torch.no_grad()
-    def schedule(self, batch: int, budget: float | None = None, digest: str = "") -> LayerSchedule:
+    def schedule(self, batch: int, budget: float | None = None) -> LayerSchedule:
         """The fastest schedule within a budget.
 
         Args:
             batch: samples decoded together.
             budget: the deviation allowed, RMSE of tokens to the exact sample; None for that of SeJD at tau 0.5.
-            digest: of the checkpoint.
         """
         seconds, allowed = self.seconds(batch), self.allowed(batch, budget)
         chosen = self._within(allowed, seconds)
@@ -123,7 +123,8 @@ class Tuner:
         others = [other for dtype in dtypes if (other := _all_in(dtype, chosen)) != chosen]
         layers = self._fastest(batch, [chosen, *(other for other in others if self._held(other).upper <= allowed)])
         predicted_s = sum(seconds[self.choices.index(choice)] for choice in layers)
-        device, deviation = self.tuned_on.latents.device.type, self._held(layers).value
+        device, deviation = self.flow.device.type, self._held(layers).value
+        digest = "" if self.flow.source is None else checkpoint_digest(self.flow.source)
         return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted_s, digest)
 
     def _within(self, allowed: float, seconds: Sequence[float]) -> Layers:
@@ -146,16 +147,15 @@ class Tuner:
         """Deviation of a schedule on the latents held out, where each sample is by itself."""
         key = str(layers)
         if key not in self._deviations:
-            self._deviations[key] = root_mean(self.held_out.squared(_Fixed(layers), BATCH))
+            self._deviations[key] = root_mean(self.held_out.squared(_Fixed(layers), BATCH).cpu().numpy())
         return self._deviations[key]
 
     def _fastest(self, batch: int, schedules: Sequence[Layers]) -> Layers:
         """The schedule whose whole decodes take least time."""
         if len(schedules) == 1:
             return schedules[0]
-        latents, labels = _drawn(self.flow, batch, torch.Generator().manual_seed(0))
-        decodes = [partial(_Fixed(layers).decode, self.flow, latents, labels) for layers in schedules]
-        seconds = _medians(decodes, latents)
+        drawn = ExactBatch.draw(self.flow, batch, torch.Generator().manual_seed(0))
+        seconds = _medians([partial(drawn.result, _Fixed(layers)) for layers in schedules], self.flow.device)
         return schedules[seconds.index(min(seconds))]
 
     def seconds(self, batch: int) -> list[float]:
@@ -172,11 +172,11 @@ class Tuner:
         if budget is not None:
             return budget
         if batch not in self._sejd:
-            count = batch * max(4, len(self.held_out.latents) // 16)
+            count = batch * max(4, len(self.held_out) // 16)
             drawn = self.held_out
-            if count > len(drawn.latents):
-                drawn = _Sample.draw(self.flow, count, torch.Generator().manual_seed(self.seed + 1))
-            self._sejd[batch] = root_mean(drawn.squared(build_decoder("sejd"), batch), batch).lower
+            if count > len(drawn):
+                drawn = ExactBatch.draw(self.flow, count, torch.Generator().manual_seed(self.seed + 1), BATCH)
+            self._sejd[batch] = root_mean(drawn.squared(build_decoder("sejd"), batch).cpu().numpy(), batch).lower
         return self._sejd[batch]
 
 
@@ -193,100 +193,54 @@ class _Fixed(Auto):
         return self
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Latents with their classes and exact samples."""
-
-    flow: CausalFlow
-    latents: Tensor
-    labels: Tensor | None
-    exact: Tensor
-
-    @classmethod
-    def draw(cls, flow: CausalFlow, count: int, generator: torch.Generator) -> _Sample:
-        latents, labels = _drawn(flow, count, generator)
-        drawn = cls(flow, latents, labels, latents)
-        return replace(drawn, exact=drawn.decode(build_decoder("sequential"), BATCH))
-
-    def decode(self, decoder: Decoder, batch: int) -> Tensor:
-        """(samples, L, D) tokens, decoded a batch at a time."""
-        return torch.cat([decoder.decode(self.flow, z, y).tokens for z, y in self._batches(self.latents, batch)])
-
-    def squared(self, decoder: Decoder, batch: int) -> NDArray[np.float64]:
-        """(samples,) mean squared deviation of each sample from the exact one, decoded a batch at a time."""
-        return (self.decode(decoder, batch) - self.exact).double().square().mean(dim=(1, 2)).cpu().numpy()
-
-    def through(self, layers: Sequence[CausalLayer], tokens: Tensor, solver: Decoder) -> Tensor:
-        """(samples, L, D) what some layers make of tokens of these samples, each of them solved by a decoder."""
-        parts = []
-        for part, labels in self._batches(tokens, BATCH):
-            condition = self.flow.condition(len(part), labels)
-            for layer in layers:
-                part = layer.restore(solver.solve(layer, layer.arrange(part), condition)[0])
-            parts.append(part)
-        return torch.cat(parts)
-
-    def _batches(self, tokens: Tensor, size: int) -> list[tuple[Tensor, Tensor | None]]:
-        labels = [None] * len(tokens) if self.labels is None else self.labels.split(size)
-        return list(zip(tokens.split(size), labels, strict=False))
-
-
-def _drawn(flow: CausalFlow, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """(count, L, D) latents, and (count,) classes drawn uniformly where the flow has any."""
-    latents = flow.sample_latents(count, generator)
-    if not flow.num_classes:
-        return latents, None
-    return latents, torch.randint(flow.num_classes, (count,), generator=generator).to(latents.device)
-
-
 def _time(flow: CausalFlow, batch: int, solvers: Sequence[Decoder]) -> list[float]:
     """Median seconds that each candidate takes for the first layer."""
-    latents, labels = _drawn(flow, batch, torch.Generator().manual_seed(0))
-    layer, condition = flow.layers[0], flow.condition(batch, labels)
-    inputs = layer.arrange(flow.scale_latents(latents))
-    return _medians([partial(solver.solve, layer, inputs, condition) for solver in solvers], inputs)
+    drawn = ExactBatch.draw(flow, batch, torch.Generator().manual_seed(0))
+    layer = flow.layers[0]
+    inputs = layer.arrange(flow.scale_latents(drawn.latents))
+    return _medians([partial(solver.solve, layer, inputs, drawn.condition) for solver in solvers], flow.device)
 
 
-def _medians(calls: Sequence[Callable[[], object]], like: Tensor) -> list[float]:
-    """Median seconds of each call, all of them made in every round, in shuffled order, on the device of a tensor."""
+def _medians(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """Median seconds of each call, all of them made in every round, in shuffled order, alone on the device."""
     rounds: list[list[float]] = [[] for _ in calls]
     order = list(range(len(calls)))
     shuffle = random.Random(0).shuffle
-    began = time.perf_counter()
-    for attempt in range(MOST_ROUNDS + 1):
-        if attempt > ROUNDS and time.perf_counter() - began > ENOUGH_S:
-            break
-        shuffle(order)
-        for place in order:
-            _wait(like)
-            start = time.perf_counter()
-            calls[place]()
-            _wait(like)
-            if attempt:  # the first is a warm-up
-                rounds[place].append(time.perf_counter() - start)
+    with device_lock(device.type):
+        began = time.perf_counter()
+        for attempt in range(MOST_ROUNDS + 1):
+            if attempt > ROUNDS and time.perf_counter() - began > ENOUGH_S:
+                break
+            shuffle(order)
+            for place in order:
+                wall_s, _ = timed(calls[place], device.type)
+                if attempt:  # the first is a warm-up
+                    rounds[place].append(wall_s)
     return [statistics.median(times) for times in rounds]
 
 
-def _wait(tensor: Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize(tensor.device)
-
-
-def _errors(flow: CausalFlow, sample: _Sample, solvers: Sequence[Decoder]) -> list[list[float]]:
+def _errors(batch: ExactBatch, solvers: Sequence[Decoder]) -> list[list[float]]:
     """For every layer and candidate, the mean squared deviation of the sample that it causes alone."""
-    tokens, errors, sequential = flow.scale_latents(sample.latents), [], SEQUENTIAL.build()
-    for place, layer in enumerate(flow.layers):
-        exact = sample.through([layer], tokens, sequential)
-        outputs = [sample.through([layer], tokens, solver) for solver in solvers]
-        squared = [_rmse(output, exact) ** 2 for output in outputs]
+    errors, flow = [], batch.flow
+    for place, problem in enumerate(batch.layers()):
+        outputs = [_solved(problem, solver) for solver in solvers]
+        squared = [_rmse(output, problem.exact) ** 2 for output in outputs]
         typical = min(range(len(solvers)), key=lambda i: abs(squared[i] - _middle(squared)))
         gain = 1.0
         if squared[typical] > 0:
-            sampled = sample.through(flow.layers[place + 1 :], outputs[typical], sequential)
-            gain = _rmse(sampled, sample.exact) ** 2 / squared[typical]
+            sampled = problem.layer.restore(outputs[typical])
+            for later in flow.layers[place + 1 :]:
+                rest = LayerProblem(later, later.arrange(sampled), sampled, batch.condition, BATCH)
+                sampled = later.restore(_solved(rest, Sequential()))
+            gain = _rmse(sampled, batch.exact) ** 2 / squared[typical]
         errors.append([gain * error for error in squared])
-        tokens = exact
     return errors
+
+
+def _solved(problem: LayerProblem, solver: Decoder) -> Tensor:
+    """(samples, L, D) outputs of a layer, in its own order, so many samples at a time."""
+    parts = parts_of(problem.condition, len(problem.inputs), problem.size)
+    return torch.cat([solver.solve(problem.layer, problem.inputs[rows], condition)[0] for rows, condition in parts])
 
 
 def _middle(squared: Sequence[float]) -> float:

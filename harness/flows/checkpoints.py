@@ -94,7 +94,7 @@ def load_flow(
                 flow = to_dtype(family.from_state(state, metadata), device, dtype)
             except CheckpointError as error:
                 raise CheckpointError(f"'{path}' is not a checkpoint this harness can read: {error}") from error
-            flow.source = path  # whatever is fitted or tuned for a checkpoint is found through it
+            flow.source = path
             return flow
     raise CheckpointError(
         f"'{path}' is no flow of a known family ({', '.join(flows.names())}): its tensors have other names"

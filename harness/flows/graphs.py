@@ -15,17 +15,15 @@ ran. It is therefore used only where it is asked for.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.flows.precision import in_dtype
+from harness.flows.modules import LayerWrapper
 from harness.flows.protocols import CausalLayer, Condition
 
 Outputs = tuple[Tensor, Tensor]
@@ -48,7 +46,7 @@ def cuda_capture(call: Callable[[], Outputs]) -> tuple[Callable[[], Any], Output
 
 
 @dataclass
-class _Kept:
+class _Buffers:
     """What the graphs of one batch size and condition read and write."""
 
     condition: Condition
@@ -57,7 +55,7 @@ class _Kept:
     graphs: dict[tuple[Any, ...], tuple[Callable[[], Any], Outputs]] = field(default_factory=dict)
 
 
-class GraphedLayer:
+class GraphedLayer(LayerWrapper):
     """A layer whose calls are replayed; see the module's docstring.
 
     Args:
@@ -69,44 +67,28 @@ class GraphedLayer:
     """
 
     def __init__(self, layer: CausalLayer, capture: Capture = cuda_capture) -> None:
-        if not getattr(layer, "capturable", False):
+        if not layer.capturable:
             raise HarnessError(f"calls of {type(layer).__name__} cannot be captured as CUDA graphs")
-        self._ref, self._capture = weakref.ref(layer), capture  # what is kept for a layer must not keep it alive
-        self.number, self.block = layer.number, layer.block
-        self.num_tokens, self.token_dim = layer.num_tokens, layer.token_dim
-        self._kept: dict[tuple[Any, ...], _Kept] = {}
-
-    @property
-    def _layer(self) -> CausalLayer:
-        layer = self._ref()
-        assert layer is not None  # its flow is being decoded
-        return layer
-
-    def arrange(self, tokens: Tensor) -> Tensor:
-        """As the layer's."""
-        return self._layer.arrange(tokens)
-
-    def restore(self, tokens: Tensor) -> Tensor:
-        """As the layer's."""
-        return self._layer.restore(tokens)
+        super().__init__(layer)
+        self._capture = capture
+        self._buffers: dict[tuple[Any, ...], _Buffers] = {}
 
     def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
-        """Replayed calls of the layer in another dtype."""
-        return graphed(in_dtype(self._layer, dtype))
+        return graphed(self.layer.in_dtype(dtype))
 
     def new_cache(self, batch: int, condition: Condition) -> Any:
         """The cache that is kept for this batch size, to be filled anew."""
-        kept = self._keep(batch, condition)
+        kept = self._of(batch, condition)
         if kept.cache is None:
-            kept.cache = self._layer.new_cache(batch, replace(condition))  # equal to no condition that is passed later
+            kept.cache = self.layer.new_cache(batch, replace(condition))  # equal to no condition that is passed later
         return kept.cache
 
     def affine(self, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Outputs:
-        """As the layer's, by replaying what was captured for this start and window."""
+        """By replaying what was captured for this start and window."""
         batch, window, _ = tokens.shape
-        kept = self._keep(batch, condition)
+        kept = self._of(batch, condition)
         if (start and window > 1) or (cache is not None and cache is not kept.cache):
-            return self._layer.affine(tokens, cache, start, condition)
+            return self.layer.affine(tokens, cache, start, condition)
         shape = (window, tokens.dtype)
         if shape not in kept.tokens:
             kept.tokens[shape] = torch.empty_like(tokens, memory_format=torch.contiguous_format)
@@ -114,34 +96,30 @@ class GraphedLayer:
         given.copy_(tokens)
         key = (start, *shape, cache is not None)
         if key not in kept.graphs:
-            kept.graphs[key] = self._capture(lambda: self._layer.affine(given, cache, start, kept.condition))
+            kept.graphs[key] = self._capture(lambda: self.layer.affine(given, cache, start, kept.condition))
         replay, outputs = kept.graphs[key]
         replay()
         return outputs
 
-    def _keep(self, batch: int, condition: Condition) -> _Kept:
+    def _of(self, batch: int, condition: Condition) -> _Buffers:
         """What is kept for a batch of such a condition, its labels brought up to date."""
         labels = condition.labels
         key = (batch, condition.guidance, condition.masked_lags, labels is None)
-        if key not in self._kept:
+        if key not in self._buffers:
             own = None if labels is None else labels.clone()
-            self._kept[key] = _Kept(replace(condition, labels=own))
-        kept = self._kept[key]
+            self._buffers[key] = _Buffers(replace(condition, labels=own))
+        kept = self._buffers[key]
         if labels is not None and kept.condition.labels is not None:
             kept.condition.labels.copy_(labels)
         return kept
 
 
 def graphed(layer: CausalLayer) -> CausalLayer:
-    """The layer with its calls captured, the same one each time for as long as the layer lives.
+    """The layer with its calls captured, the same one each time.
 
     Raises:
         HarnessError: its calls cannot be captured.
     """
-    if layer not in _graphed:
-        _graphed[layer] = GraphedLayer(layer)
-    return _graphed[layer]
-
-
-_graphed: WeakKeyDictionary[Any, GraphedLayer] = WeakKeyDictionary()
-"""Of the layers that are alive."""
+    if GraphedLayer not in layer.kept:
+        layer.kept[GraphedLayer] = GraphedLayer(layer)
+    return layer.kept[GraphedLayer]

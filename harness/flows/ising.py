@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -171,3 +172,10 @@ class Ising:
         """
         even = self.sites - self.sites % 2
         return {"energy": 0.0, "abs_magnetisation": math.comb(even, even // 2) / 2**even}
+
+
+@runtime_checkable
+class HasTarget(Protocol):
+    """A flow that may have been trained on a model's Boltzmann distribution."""
+
+    target: Ising | None

@@ -27,7 +27,7 @@ def indexed_latents(flow: CausalFlow, seed: int, indices: Sequence[int]) -> Tens
     for row, index in enumerate(indices):
         bits = np.random.Philox(key=[seed, 0], counter=[0, 0, index, 0])
         draws[row] = np.random.Generator(bits).standard_normal(shape)
-    return torch.from_numpy(draws).to(flow.sample_latents(1))
+    return torch.from_numpy(draws).to(flow.device, flow.dtype)
 
 
 def cycling_labels(flow: CausalFlow, indices: Sequence[int]) -> Tensor | None:

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from harness.errors import HarnessError, unknown
-from harness.flows.protocols import CausalLayer
-
-HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+HalfName = Literal["bfloat16", "float16"]
+HALF: dict[HalfName, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Half-precision dtypes by name."""
-
-
-def half_dtype(name: str) -> torch.dtype:
-    """The dtype of that name.
-
-    Raises:
-        HarnessError: there is none.
-    """
-    if name not in HALF:
-        raise unknown("network_dtype", str(name), HALF)
-    return HALF[name]
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -43,26 +27,3 @@ def to_dtype(flow: Any, device: str | torch.device, dtype: torch.dtype) -> Any:
     for layer in flow.layers:
         layer.to(dtype=dtype)
     return flow
-
-
-def in_dtype(layer: CausalLayer, dtype: torch.dtype) -> CausalLayer:
-    """A copy of a layer with its network in another dtype; made once for as long as the layer lives.
-
-    Wrappers of layers answer for what they wrap, by a method of this name.
-
-    Raises:
-        HarnessError: a layer that is no torch module.
-    """
-    if hasattr(type(layer), "in_dtype"):
-        return layer.in_dtype(dtype)  # type: ignore[attr-defined]
-    if not isinstance(layer, nn.Module):
-        raise HarnessError(f"network_dtype needs layers that are torch modules, not {type(layer).__name__}")
-    copies = _copies.setdefault(layer, {})
-    if dtype not in copies:
-        with torch.inference_mode(False):
-            copies[dtype] = copy.deepcopy(layer).to(dtype=dtype)
-    return copies[dtype]
-
-
-_copies: WeakKeyDictionary[Any, dict[torch.dtype, Any]] = WeakKeyDictionary()
-"""Copies of the layers that are alive."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -52,11 +53,13 @@ class Condition:
         guidance: None when switched off.
         masked_lags: keys that attention may not see, by their distance from the query, 0 being its own; None for all
             to be seen. Only from a flow's own `mask_attention`, where it has one: other flows do not heed it.
+        rows: (b,) which samples of the batch these are, where only some are left; None for all of them.
     """
 
     labels: Tensor | None = None
     guidance: Guidance | None = None
     masked_lags: range | None = None
+    rows: Tensor | None = None
 
     @property
     def passes(self) -> int:
@@ -65,7 +68,15 @@ class Condition:
 
     def select(self, rows: Tensor) -> Condition:
         """The condition of some of the samples; `rows` indexes the batch."""
-        return self if self.labels is None else replace(self, labels=self.labels[rows])
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, labels=labels, rows=rows if self.rows is None else self.rows[rows])
+
+
+class Kept(dict[Any, Any]):
+    """What was made of a flow or a layer and is kept for as long as that lives; a copy of it begins with nothing."""
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()
 
 
 class Cache(Protocol):
@@ -81,14 +92,19 @@ class Cache(Protocol):
 class CausalLayer(Protocol):
     """One invertible autoregressive transform: ``x[l] = z_in[l] * exp(log_scale(x[<l])) + shift(x[<l])``.
 
-    Token 0 passes through unchanged. `number` is the layer's place in decoding order (1..K), `block` its index in the
-    checkpoint.
+    Token 0 passes through unchanged. A family whose ``x[l] = step(z_in[l], x[<l])`` is not affine defines `update`
+    itself: decoders ask for nothing else, so they decode any such triangular system.
     """
 
     number: int
+    """Place in decoding order, 1..K."""
     block: int
+    """Index in the checkpoint."""
     num_tokens: int
     token_dim: int
+    capturable: bool = False
+    """Whether calls of `affine` may be captured as CUDA graphs, see `harness.flows.graphs`; `update` is then affine."""
+    kept: Kept
 
     def arrange(self, tokens: Tensor) -> Tensor:
         """Bring (B, L, D) tokens into this layer's autoregressive order."""
@@ -117,6 +133,30 @@ class CausalLayer(Protocol):
         """
         ...
 
+    def update(self, inputs: Tensor, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Tensor:
+        """The next tokens that one network call makes of a window of this layer's outputs.
+
+        Args:
+            inputs: (B, L, D) z_in of the whole layer, in its own order.
+            tokens: (B, W, D), as those of `affine`, and so are the rest.
+            cache: the prefix [0, start), or None at start 0.
+            start: position of the window's first token.
+            condition: what the batch is sampled under.
+
+        Returns:
+            (B, V, D) the tokens start+1..start+V, V being W, or one less where the sequence ends.
+        """
+        log_scale, shift = self.affine(tokens, cache, start, condition)
+        return affine_update(inputs, log_scale, shift, start)
+
+    def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
+        """The layer with its network in another dtype, the same one each time.
+
+        Raises:
+            HarnessError: it has no such copy.
+        """
+        raise HarnessError(f"layers of type {type(self).__name__} have no copy in another dtype")
+
 
 @runtime_checkable
 class CausalFlow(Protocol):
@@ -125,17 +165,28 @@ class CausalFlow(Protocol):
     num_layers: int
     num_tokens: int
     token_dim: int
+    image_shape: tuple[int, int, int] | None
+    """(C, H, W), or None when the data are no images."""
     num_classes: int
     """0 for an unconditional flow."""
+    source: Path | None = None
+    """The checkpoint's file, or None for a flow that was not loaded: what is fitted to it is found through it."""
+    fits: Kept
+    """What was fitted to this flow, and read for it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the flow runs."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of latents and tokens."""
+        ...
 
     @property
     def layers(self) -> Sequence[CausalLayer]:
         """The layers in decoding order."""
-        ...
-
-    @property
-    def image_shape(self) -> tuple[int, int, int] | None:
-        """(C, H, W), or None when the data are no images."""
         ...
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -157,6 +208,46 @@ class CausalFlow(Protocol):
     def condition(self, batch: int, labels: Tensor | None = None, guidance: Guidance | None = None) -> Condition:
         """Check labels and guidance against this flow and bind them for `batch` samples."""
         ...
+
+
+@runtime_checkable
+class Denoises(Protocol):
+    """A flow that was trained on noisy data and can take the noise out of its samples."""
+
+    def denoise(self, images: Tensor, sigma: float, labels: Tensor | None = None, multiplier: float = 1.0) -> Tensor:
+        """(B, C, H, W) images less noise of standard deviation `sigma`, by one gradient step on the likelihood."""
+        ...
+
+
+@runtime_checkable
+class MasksAttention(Protocol):
+    """A flow whose attention can be kept from seeing keys."""
+
+    def mask_attention(self, condition: Condition, lags: range) -> Condition:
+        """A condition under which no query sees the keys at these distances before it, 0 being its own."""
+        ...
+
+
+@runtime_checkable
+class ShowsOutputWeights(Protocol):
+    """A layer that shows the last linear map of its network."""
+
+    @property
+    def output_weights(self) -> tuple[Tensor, Tensor]:
+        """(D, C) each: to log_scale and to shift."""
+        ...
+
+
+def affine_update(inputs: Tensor, log_scale: Tensor, shift: Tensor, start: int) -> Tensor:
+    """``z_in[l] * exp(log_scale[l]) + shift[l]``: (B, L, D) z_in and (B, W, D) parameters from start+1 -> (B, V, D)."""
+    target = inputs[:, start + 1 : start + 1 + log_scale.shape[1]]
+    count = target.shape[1]
+    return torch.addcmul(shift[:, :count], target, log_scale[:, :count].exp())
+
+
+def jacobi_update(layer: CausalLayer, inputs: Tensor, tokens: Tensor, condition: Condition) -> Tensor:
+    """One Jacobi iteration of a whole layer: (B, L, D) z_in and tokens -> (B, L, D) tokens."""
+    return torch.cat([inputs[:, :1], layer.update(inputs, tokens[:, :-1], None, 0, condition)], dim=1)
 
 
 def encode_tokens(layers: Sequence[CausalLayer], tokens: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:

@@ -7,35 +7,50 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.flows.precision import in_dtype
-from harness.flows.protocols import Cache, CausalFlow, CausalLayer, Condition, Guidance
+from harness.flows.modules import LayerWrapper
+from harness.flows.protocols import (
+    Cache,
+    CausalFlow,
+    CausalLayer,
+    Condition,
+    Denoises,
+    Guidance,
+    MasksAttention,
+    affine_update,
+)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of `CausalLayer.affine` and its answer. The tensors are the decoder's own: read them, keep no reference.
+    """One call of a layer's network and its answer. The tensors are the decoder's own: read them, keep no reference.
 
     Args:
         tokens: (b, W, D) the window.
         start: position of its first token.
-        log_scale: (b, W, D) for positions start+1..start+W.
-        shift: (b, W, D), likewise.
         condition: what the rows were sampled under.
-        rows: (b,) which samples of the batch these are; None for all of them.
+        answer: what `CausalLayer.update` gave, (b, V, D) tokens, or `CausalLayer.affine`, log_scale and shift.
     """
 
     tokens: Tensor
     start: int
-    log_scale: Tensor
-    shift: Tensor
     condition: Condition
-    rows: Tensor | None
+    answer: Tensor | tuple[Tensor, Tensor]
+
+    def update(self, inputs: Tensor) -> Tensor:
+        """(b, V, D) the tokens start+1..start+V that the call gives, from (b, L, D) z_in of its rows."""
+        return self.answer if isinstance(self.answer, Tensor) else affine_update(inputs, *self.answer, self.start)
+
+    @property
+    def rows(self) -> Tensor | None:
+        """(b,) which samples of the batch these are; None for all of them."""
+        return self.condition.rows
 
     @property
     def window(self) -> int:
@@ -49,7 +64,7 @@ class Call:
 
 
 class Observer:
-    """What a tap tells, as methods to override. `layer` is the layer behind the tap: using it is not observed."""
+    """What a tap reports, as methods to override. `layer` is the layer behind the tap: using it is not observed."""
 
     def layer_begins(self, layer: CausalLayer, inputs: Tensor) -> None:
         """`layer.arrange` was called and returned (B, L, D) `inputs`: z_in in the layer's own order."""
@@ -58,7 +73,7 @@ class Observer:
         """`layer.new_cache` was called and returned `cache`."""
 
     def evaluated(self, layer: CausalLayer, call: Call) -> None:
-        """`layer.affine` was called; told before the decoder gets its answer."""
+        """`layer.update` or `layer.affine` was called; the decoder gets its answer afterwards."""
 
     def layer_ends(self, layer: CausalLayer, outputs: Tensor) -> None:
         """`layer.restore` was called on (B, L, D) `outputs`, in the layer's own order."""
@@ -136,76 +151,75 @@ class Tally(Observer):
         return max((tally.peak_cache_bytes for tally in self.layers.values()), default=0)
 
 
-@dataclass(frozen=True)
-class _TracedCondition(Condition):
-    """A condition that remembers which rows of the batch it was narrowed to."""
-
-    rows: Tensor | None = None
-
-    @classmethod
-    def of(cls, condition: Condition) -> _TracedCondition:
-        return cls(**{entry.name: getattr(condition, entry.name) for entry in fields(Condition)})
-
-    def select(self, rows: Tensor) -> Condition:
-        """As `Condition.select`, keeping count of the rows."""
-        labels = None if self.labels is None else self.labels[rows]
-        return replace(self, labels=labels, rows=rows if self.rows is None else self.rows[rows])
-
-
-class _TappedLayer:
+class _TappedLayer(LayerWrapper):
     def __init__(self, layer: CausalLayer, observer: Observer) -> None:
-        self._layer, self._observer = layer, observer
-        self.number, self.block = layer.number, layer.block
-        self.num_tokens, self.token_dim = layer.num_tokens, layer.token_dim
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
+        super().__init__(layer)
+        self._observer = observer
 
     def arrange(self, tokens: Tensor) -> Tensor:
-        inputs = self._layer.arrange(tokens)
-        self._observer.layer_begins(self._layer, inputs)
+        inputs = self.layer.arrange(tokens)
+        self._observer.layer_begins(self.layer, inputs)
         return inputs
 
     def restore(self, tokens: Tensor) -> Tensor:
-        self._observer.layer_ends(self._layer, tokens)
-        return self._layer.restore(tokens)
+        self._observer.layer_ends(self.layer, tokens)
+        return self.layer.restore(tokens)
 
     def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
-        return _TappedLayer(in_dtype(self._layer, dtype), self._observer)
+        return _TappedLayer(self.layer.in_dtype(dtype), self._observer)
 
     def new_cache(self, batch: int, condition: Condition) -> Cache:
-        cache = self._layer.new_cache(batch, condition)
-        self._observer.cache_allocated(self._layer, cache)
+        cache = self.layer.new_cache(batch, condition)
+        self._observer.cache_allocated(self.layer, cache)
         return cache
 
     def affine(self, tokens: Tensor, cache: Any, start: int, condition: Condition) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self._layer.affine(tokens, cache, start, condition)
-        rows = getattr(condition, "rows", None)
-        self._observer.evaluated(self._layer, Call(tokens, start, log_scale, shift, condition, rows))
-        return log_scale, shift
+        answer = self.layer.affine(tokens, cache, start, condition)
+        self._observer.evaluated(self.layer, Call(tokens, start, condition, answer))
+        return answer
+
+    def update(self, inputs: Tensor, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Tensor:
+        answer = self.layer.update(inputs, tokens, cache, start, condition)
+        self._observer.evaluated(self.layer, Call(tokens, start, condition, answer))
+        return answer
 
 
-class _TappedFlow:
+class _TappedFlow(CausalFlow):
     def __init__(self, flow: CausalFlow, observer: Observer) -> None:
-        self._flow = self.behind = flow
-        self.layers: Sequence[CausalLayer] = [_TappedLayer(layer, observer) for layer in flow.layers]
+        self.behind = flow
+        self._layers = [_TappedLayer(layer, observer) for layer in flow.layers]
         self.num_layers, self.num_tokens, self.token_dim = flow.num_layers, flow.num_tokens, flow.token_dim
         self.image_shape, self.num_classes = flow.image_shape, flow.num_classes
+        self.source: Path | None = flow.source
+        self.fits = flow.fits
+        if isinstance(flow, Denoises):
+            self.denoise = flow.denoise
+        if isinstance(flow, MasksAttention):
+            self.mask_attention = flow.mask_attention
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._flow, name)
+    @property
+    def device(self) -> torch.device:
+        return self.behind.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.behind.dtype
+
+    @property
+    def layers(self) -> Sequence[CausalLayer]:
+        return self._layers
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._flow.encode(images, labels)
+        return self.behind.encode(images, labels)
 
-    def sample_latents(self, n: int, generator: Any = None) -> Tensor:
-        return self._flow.sample_latents(n, generator)
+    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        return self.behind.sample_latents(n, generator)
 
     def scale_latents(self, latents: Tensor) -> Tensor:
-        return self._flow.scale_latents(latents)
+        return self.behind.scale_latents(latents)
 
     def to_images(self, tokens: Tensor) -> Tensor | None:
-        return self._flow.to_images(tokens)
+        return self.behind.to_images(tokens)
 
     def condition(self, batch: int, labels: Tensor | None = None, guidance: Guidance | None = None) -> Condition:
-        return _TracedCondition.of(self._flow.condition(batch, labels, guidance))
+        return self.behind.condition(batch, labels, guidance)

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
+from harness.flows.modules import FlowModule, LayerModule
 from harness.flows.protocols import Condition, Guidance, encode_tokens, flows
 from harness.flows.tarflow_shape import TarFlowConfig, dimensions, infer_config
 from harness.flows.transformer import Context, KeyValueCache, TransformerLayer
 
 
-class TarFlowLayer(nn.Module):
+class TarFlowLayer(LayerModule):
     """One block of a TarFlow, as a `CausalLayer`."""
 
-    capturable = True  # see `harness.flows.graphs`
+    capturable = True
 
     def __init__(self, config: TarFlowConfig, block: int) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class TarFlowLayer(nn.Module):
 
     @property
     def output_weights(self) -> tuple[Tensor, Tensor]:
-        """(D, C) each: the last linear map, to log_scale and to shift; the first is 0 where volume is preserved."""
+        """As `ShowsOutputWeights`; the first is 0 where volume is preserved."""
         weight = self.proj_out.weight
         if self.volume_preserving:
             return torch.zeros_like(weight), weight
@@ -132,7 +133,7 @@ def _guide(both: Tensor, weight: float | Tensor | None) -> Tensor:
 
 
 @flows.register("tarflow")
-class TarFlow(nn.Module):
+class TarFlow(FlowModule):
     """Transformer autoregressive flow on image patches (arXiv 2412.06329).
 
     Example:
@@ -154,11 +155,6 @@ class TarFlow(nn.Module):
         self.register_buffer("var", torch.ones(self.num_tokens, self.token_dim))
         self.blocks = nn.ModuleList(TarFlowLayer(config, block) for block in range(config.blocks))
 
-    @property
-    def layers(self) -> list[TarFlowLayer]:
-        """The layers in decoding order: from the prior to the data."""
-        return list(reversed(self.blocks))  # type: ignore[arg-type]
-
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to noise.
 
@@ -175,15 +171,6 @@ class TarFlow(nn.Module):
         """
         condition = self.condition(len(images), labels)
         return encode_tokens(self.layers, self.to_tokens(images), condition)
-
-    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """(n, L, D) standard normal numbers in the dtype and on the device of `var`.
-
-        They are drawn on the generator's own device, so that one seed means one sample whatever the flow runs on.
-        """
-        device = generator.device if generator is not None else torch.device("cpu")
-        shape = (n, self.num_tokens, self.token_dim)
-        return torch.randn(shape, generator=generator, device=device).to(self.var)
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """(B, L, D) standard normal latents times the learned standard deviation of the prior."""

@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from harness.errors import CheckpointError, HarnessError
 from harness.flows.ising import Ising
 from harness.flows.masked import ACTIVATIONS, ActivationCache, MaskedNetwork
+from harness.flows.modules import FlowModule, LayerModule
 from harness.flows.protocols import Condition, Guidance, encode_tokens, flows
 
 METADATA_KEY = "zuko"
 _TRANSFORM = re.compile(r"transform\.transforms\.(\d+)\.hyper\.(\d+)\.weight")
 
 
-class ZukoLayer(nn.Module):
+class ZukoLayer(LayerModule):
     """One masked autoregressive transform of zuko, as a `CausalLayer`.
 
     Args:
@@ -101,7 +102,7 @@ def fold(log_scale: Tensor, shift: Tensor, outer: Tensor) -> tuple[Tensor, Tenso
 
 
 @flows.register("zuko")
-class ZukoFlow(nn.Module):
+class ZukoFlow(FlowModule):
     """Masked autoregressive flow built with zuko; features are tokens (arXiv 1705.07057).
 
     Args:
@@ -150,11 +151,6 @@ class ZukoFlow(nn.Module):
         self.register_buffer("prior", torch.stack(fold(base.stddev.log(), base.mean, outer)))
         self.requires_grad_(False).eval()
 
-    @property
-    def layers(self) -> list[ZukoLayer]:
-        """The layers in decoding order: from the prior to the data."""
-        return list(reversed(self.blocks))  # type: ignore[arg-type]
-
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to noise.
 
@@ -170,11 +166,6 @@ class ZukoFlow(nn.Module):
         if tokens.shape[1] != self.num_tokens:
             raise HarnessError(f"expected {self.num_tokens} features, got {tokens.shape[1]}")
         return encode_tokens(self.layers, tokens, self.condition(len(tokens), labels))
-
-    def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """(n, L, 1) standard normal numbers in the dtype and on the device of the prior."""
-        device = generator.device if generator is not None else torch.device("cpu")
-        return torch.randn((n, self.num_tokens, 1), generator=generator, device=device).to(self.prior)
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """(B, L, 1) standard normal latents on the prior's scale, the first layer's folded constants included."""

@@ -162,7 +162,8 @@ class _Fits:
         if self._flow is None or self._flow[0] != place:
             self._flow = None
             self._flow = (place, cell.load())
-        return decoder.fits_digest(self._flow[1], cell.batch_size)
+        flow = self._flow[1]
+        return None if decoder.missing(flow, cell.batch_size) else decoder.fits_digest(flow, cell.batch_size)
 
 
 def _wanted(cell: Cell, matrix: Matrix) -> bool:

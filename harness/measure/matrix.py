@@ -6,7 +6,6 @@ Every mistake in a file becomes one sentence that names the key and what would b
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness.errors import HarnessError, unknown
 from harness.files import file_name, parse_toml, read_toml
+from harness.options import sentence
 
 SHIPPED = Path(str(files("harness.measure"))) / "matrices"
 GROUP = "harness.matrices"
@@ -300,24 +300,3 @@ def merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both_tables = isinstance(value, Mapping) and isinstance(result.get(key), dict)
         result[key] = merged(result[key], value) if both_tables else value
     return result
-
-
-def sentence(error: ValidationError, whole: str = "the matrix") -> str:
-    """The first mistake, as the path of the key and what is wrong there; `whole` is what has no path."""
-    first = error.errors()[0]
-    where = ""
-    for step in first["loc"]:
-        if isinstance(step, int):
-            where += f"[{step}]"
-        elif not step.endswith("]") and step not in ("str", "int", "float"):  # pydantic's names of union members
-            where += f".{step}" if where else step
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"'{where}' is missing"
-    if first["type"] == "value_error":
-        return f"{f'[{where}]' if where else whole} {message}"
-    value = first["input"]
-    got = (
-        "" if isinstance(value, dict | list) or (isinstance(value, float) and math.isnan(value)) else f", not {value!r}"
-    )
-    return f"'{where}' {message.removeprefix('Input ')[0].lower()}{message.removeprefix('Input ')[1:]}{got}"

@@ -15,7 +15,9 @@ import torch
 
 from harness import __version__
 from harness.errors import HarnessError, StoreError
+from harness.fitting import prepare
 from harness.flows import CausalFlow
+from harness.flows.protocols import Denoises
 from harness.flows.published import published_as
 from harness.measure.cells import Cell
 from harness.measure.engine import Phases, RunSink, run
@@ -32,7 +34,7 @@ from harness.measure.workers.executor import Executor
 from harness.measure.workers.local import Local
 from harness.progress import Reporter
 from harness.runs.environment import environment
-from harness.runs.store import MANIFEST, Run, RunStore, read_run
+from harness.runs.store import MANIFEST, Run, RunStore, read_run, require_new
 
 
 def run_matrix(
@@ -76,7 +78,12 @@ def run_matrix(
     there = read_run(out).manifest if resume and (out / MANIFEST).is_file() else {}
     seen = latest(out, there.get("references_seen", {}), now)
     started = {**now, **there.get("references", {})}  # that cells have their names from
-    everything = expand(matrix, data_root, {name: reference_digest(one) for name, one in started.items()})
+    if not resume:
+        require_new(out)
+    identity = {name: reference_digest(one) for name, one in started.items()}
+    everything = expand(matrix, data_root, identity)
+    if _fit(everything, reporter):
+        everything = expand(matrix, data_root, identity)
     cells = [cell for cell in everything if cell.absent is None]
     executor = executor or Local()
     executor.prepare(everything[0].device)
@@ -113,6 +120,16 @@ def run_matrix(
         shutil.rmtree(store.path / SHARDS, ignore_errors=True)
         store.compact()
         return store.run
+
+
+def _fit(cells: Sequence[Cell], reporter: Reporter) -> bool:
+    """Make what decoders read and is missing, each thing told before it is made; whether anything was."""
+    made = False
+    for cell in cells:
+        if cell.fitted is None and cell.absent is None and (decoder := cell.build()).reads_fits:
+            prepare(decoder, cell.load(), cell.batch_size, reporter.note)
+            made = True
+    return made
 
 
 def _phases(matrix: Matrix, quality: QualityTask, cells: Sequence[Cell], store: RunStore) -> Phases:
@@ -182,7 +199,7 @@ def _require_settings(cell: Cell, flow: CausalFlow) -> None:
         flow.condition(1, guidance=cell.build_guidance())
     except HarnessError as error:
         raise HarnessError(f"checkpoint '{cell.checkpoint}' with guidance {cell.guidance}: {error}") from error
-    if cell.denoise is not None and not hasattr(flow, "denoise"):
+    if cell.denoise is not None and not isinstance(flow, Denoises):
         raise HarnessError(f"checkpoint '{cell.checkpoint}' has no denoising step; remove 'denoise' from the matrix")
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness import __version__
+from harness.fitting import prepare
 from harness.flows import CausalFlow
 from harness.flows.checkpoints import checkpoint_path, read_metadata
-from harness.measure.cells import Subject, resolve_device
+from harness.measure.cells import Subject, content_hash, resolve_device
 from harness.measure.engine import RunSink, run
 from harness.measure.probes.probe import Probe, probes
 from harness.measure.units import Bench, Rows, Unit, Work, missing, rows_or_failure
@@ -105,6 +106,7 @@ def run_probe(
         torch.set_num_threads(threads)
     name, subject = _name_of(probe), subject_of(probe, checkpoint, dataset, resolve_device(device), data_root)
     flow = subject.load()
+    subject = replace(subject, cell_id=content_hash([subject.cell_id, *_fits(probe, subject, reporter)]))
     units, description = probe.units(flow, subject), _description(probe, name, subject, flow)
     del flow  # it is loaded again where it is measured
     executor = executor or Local()
@@ -121,6 +123,16 @@ def run_probe(
         )  # fmt: skip
         store.compact()
         return store.run
+
+
+def _fits(probe: Probe, subject: Subject, reporter: Reporter) -> list[str | None]:
+    """Digests of what the decoders of a probe read; what is missing is made first, and told."""
+    found = []
+    for decoder, batch in probe.reads():
+        flow = replace(subject, dtype="float32").load()
+        prepare(decoder, flow, batch, reporter.note)
+        found.append(decoder.fits_digest(flow, batch))
+    return found
 
 
 def subject_of(

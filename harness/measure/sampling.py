@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from torch import Tensor
 from harness.datasets.images import save_grid
 from harness.decoders import Decoder, DecodeResult, Guidance, build_decoder
 from harness.errors import HarnessError
+from harness.fitting import prepare
 from harness.flows import CausalFlow
 from harness.flows.checkpoints import checkpoint_path, training_noise
 from harness.flows.latents import cycling_labels, indexed_latents
+from harness.flows.protocols import Denoises
 from harness.measure.cells import Subject, resolve_device
 from harness.measure.matrix import parse_decoder
 
@@ -73,7 +75,7 @@ def draw_samples(
     """
     if flow.image_shape is None:
         raise HarnessError("this flow's data are no images, so there is nothing to draw")
-    if denoise is not None and not hasattr(flow, "denoise"):
+    if denoise is not None and not isinstance(flow, Denoises):
         raise HarnessError("this flow has no denoising step")
     images, batches, began = [], [], time.perf_counter()
     for start in range(first, first + count, batch_size):
@@ -82,8 +84,8 @@ def draw_samples(
         result = decoder.decode(flow, indexed_latents(flow, seed, indices), turns, guidance)
         batch = result.images
         assert batch is not None  # the flow has an image shape
-        if denoise is not None:
-            batch = flow.denoise(batch, denoise, turns)  # type: ignore[attr-defined]
+        if denoise is not None and isinstance(flow, Denoises):
+            batch = flow.denoise(batch, denoise, turns)
         images.append(batch.float().cpu())
         batches.append(result)
     return Sampled(torch.cat(images), batches, time.perf_counter() - began)
@@ -110,6 +112,10 @@ class Request:
     def build(self) -> Decoder:
         """The decoder."""
         return build_decoder(**self.decoder)
+
+    def prepare(self, report: Callable[[str], None]) -> None:
+        """Make what the decoder reads and is missing, before anything is drawn."""
+        prepare(self.build(), self.subject.load(), self.batch_size, report)
 
     def draw(self, flow: CausalFlow, indices: range) -> Sampled:
         """The samples with these global indices, whose start is a multiple of the batch size."""

@@ -11,10 +11,12 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from harness.decoders import Decoder, DecodeResult, Guidance
+from harness.decoders import Decoder, DecodeResult
+from harness.decoders.exact import ExactBatch
 from harness.errors import HarnessError
 from harness.flows import CausalFlow
 from harness.flows.latents import cycling_labels, indexed_latents
+from harness.flows.protocols import Denoises
 from harness.measure.cells import Cell, Subject
 from harness.runs.store import RunStore
 from harness.runs.table import Rows
@@ -124,15 +126,6 @@ class Attempt(Generic[T]):
         return {"status": self.status, "error": self.error}
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What a decode starts from: (B, L, D) latents, (B,) labels or None, guidance or None."""
-
-    latents: Tensor
-    labels: Tensor | None
-    guidance: Guidance | None
-
-
 def failed_cells(store: RunStore) -> dict[str, Attempt[Any]]:
     """What came of the cells that failed while they were timed; nothing tries them again."""
     timings = store.read("timings")
@@ -173,7 +166,7 @@ class Bench:
             built[cell.cell_id] = cell.build()
         return built[cell.cell_id]
 
-    def batch(self, subject: Subject, indices: Sequence[int]) -> Batch:
+    def batch(self, subject: Subject, indices: Sequence[int]) -> ExactBatch:
         """The samples with these global indices."""
         return batch_of(subject, self.flow(subject), indices)
 
@@ -212,19 +205,14 @@ def rows_or_failure(task: str, unit: Unit, bench: Bench, measure: Callable[[], M
     return dict(attempt.value)
 
 
-def batch_of(subject: Subject, flow: CausalFlow, indices: Sequence[int]) -> Batch:
+def batch_of(subject: Subject, flow: CausalFlow, indices: Sequence[int]) -> ExactBatch:
     """The samples of a subject with these global indices: the same ones whatever is measured of them."""
     latents, labels = indexed_latents(flow, subject.seed, indices), cycling_labels(flow, indices)
-    return Batch(latents, None if labels is None else labels.to(latents.device), subject.build_guidance())
+    return ExactBatch(flow, latents, None if labels is None else labels.to(flow.device), subject.build_guidance())
 
 
 class NonFiniteError(HarnessError):
     """A decode gave infinities or NaN."""
-
-
-def decode(decoder: Decoder, flow: CausalFlow, batch: Batch) -> DecodeResult:
-    """Decode a batch."""
-    return decoder.decode(flow, batch.latents, batch.labels, batch.guidance)
 
 
 def require_finite(result: DecodeResult) -> None:
@@ -243,10 +231,10 @@ def nonfinite_retries(result: DecodeResult) -> int:
     return sum("non-finite" in trace.flags and "redecoded" in trace.flags for trace in result.layers)
 
 
-def denoise(flow: CausalFlow, result: DecodeResult, batch: Batch, sigma: float) -> Tensor:
+def denoise(result: DecodeResult, batch: ExactBatch, sigma: float) -> Tensor:
     """(B, C, H, W) samples after a denoising step that takes out noise of standard deviation `sigma`."""
-    assert result.images is not None  # a flow that denoises has images
-    return flow.denoise(result.images, sigma, batch.labels)  # type: ignore[attr-defined]
+    assert result.images is not None and isinstance(batch.flow, Denoises)  # what is planned was made sure of
+    return batch.flow.denoise(result.images, sigma, batch.labels)
 
 
 def release_memory() -> None:

@@ -31,10 +31,10 @@ class _Watched:
 class ErrorRecorder(Observer):
     """Records, after every network call, the error of the iterate.
 
-    The iterate starts as z_in; each call's log_scale and shift give the tokens start+1..start+W of the samples it was
-    made for. With whole windows that is the Jacobi iterate; with windows of one token it is the sequential method with
-    the tokens not yet decoded taken as z_in (the curves of arXiv 2505.24791, Fig. 4). It is read from the calls alone,
-    so a correction that a decoder applies to its tokens shows from the next call on.
+    The iterate starts as z_in; each call gives the tokens start+1..start+W of the samples it was made for. With whole
+    windows that is the Jacobi iterate; with windows of one token it is the sequential method with the tokens not yet
+    decoded taken as z_in (the curves of arXiv 2505.24791, Fig. 4). It is read from the calls alone, so a correction
+    that a decoder applies to its tokens shows from the next call on.
 
     The exact output comes from sequential decoding of the layer for the very inputs that it was given.
 
@@ -53,10 +53,9 @@ class ErrorRecorder(Observer):
     def evaluated(self, layer: CausalLayer, call: Call) -> None:
         """Write the tokens that this call implies into the iterate, and measure it."""
         watched = self.layers[layer.number]
-        first, last = call.start + 1, min(call.start + 1 + call.window, layer.num_tokens)  # the last token's are unused
         rows = slice(None) if call.rows is None else call.rows
-        log_scale, shift = call.log_scale[:, : last - first], call.shift[:, : last - first]
-        watched.iterate[rows, first:last] = watched.inputs[rows, first:last] * log_scale.exp() + shift
+        update = call.update(watched.inputs[rows])
+        watched.iterate[rows, call.start + 1 : call.start + 1 + update.shape[1]] = update
         difference = (watched.iterate - watched.exact).float()
         watched.largest.append(difference.abs().amax(dim=(1, 2)))
         watched.rms.append(difference.square().mean(dim=(1, 2)).sqrt())

@@ -32,12 +32,12 @@ def reconstruction(
     """
     if flow.image_shape is None:
         raise HarnessError("reconstruction compares images, and this flow's data are none")
-    like = flow.sample_latents(1)
-    prior_scale = flow.scale_latents(torch.ones_like(like))
+    ones = torch.ones(1, flow.num_tokens, flow.token_dim, device=flow.device, dtype=flow.dtype)
+    prior_scale = flow.scale_latents(ones)
     deviation = Deviation()
     for rows in torch.arange(len(images)).split(batch_size):
-        batch = images[rows].to(like)
-        batch_labels = None if labels is None else labels[rows].to(like.device)
+        batch = images[rows].to(flow.device, flow.dtype)
+        batch_labels = None if labels is None else labels[rows].to(flow.device)
         latents, _ = flow.encode(batch, batch_labels)
         decoded = decoder.decode(flow, latents / prior_scale, batch_labels).images
         assert decoded is not None  # the flow has an image shape

@@ -118,13 +118,13 @@ class RunStore:
         """
         path = Path(path)
         try:
-            _require_new(path)
+            require_new(path)
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(path, error) from error
         store = cls(Run(path, {"format": FORMAT, **manifest}))
         try:
-            _require_new(path)  # another process may have started and ended a run before the lock was ours
+            require_new(path)  # another process may have started and ended a run before the lock was ours
             store.write_manifest(store.manifest)
         except BaseException:
             store.close()
@@ -210,7 +210,7 @@ class RunStore:
         self.close()
 
 
-def _require_new(path: Path) -> None:
+def require_new(path: Path) -> None:
     """Refuse a folder that holds anything.
 
     Raises:

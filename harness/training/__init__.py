@@ -1,6 +1,6 @@
-"""Maximum-likelihood training of TarFlows.
+"""Training of flows: one loop over targets, one release.
 
-`config` says what is trained, `data` draws its batches, `likelihood` measures bits per dimension, `loop` trains, and
-`release` writes what is kept: the weights, the model card, the samples. The loop's devices, precision and
-distribution are those of accelerate.
+`config` says what is trained and for how long, a target of `targets` what is minimised and how it is judged, `loop`
+trains, and `release` writes what is kept: the weights, the model card, the samples. The loop's devices, precision and
+distribution are those of accelerate. `features` trains the small networks that FID compares by.
 """

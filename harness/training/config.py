@@ -4,31 +4,101 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import HarnessError, unknown
 from harness.files import file_name, read_toml
 from harness.flows.checkpoints import ASSETS
-from harness.training.course import MAY_CHANGE, Count, Course
-from harness.training.maf_config import MafConfig
 
+Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
+MAY_CHANGE = {"remark", "threads", "workers", "evaluate_every", "checkpoint_every", "held_out"}
+"""Keys that a resumed run may have otherwise than the run it continues: they do not change what is learned."""
 
-class TrainingConfig(Course):
-    """A training run; the defaults are those of TarFlow (arXiv 2412.06329) where it states one.
+
+class TrainingConfig(BaseModel):
+    """How any flow is trained: how long, how fast, and how it is run.
 
     Raises:
         ValidationError: an unknown key, or a value out of range.
     """
 
-    may_change: ClassVar[tuple[str, ...]] = (*MAY_CHANGE, "workers")
-    family: ClassVar[str] = "tarflow"
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # What is learned.
+    steps: Count
+    batch_size: Count
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    warmup: Count = 100
+    """Steps in which the learning rate rises to `learning_rate`."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the other steps, the last ones, in which it falls to 0 along a cosine. With less than 1, `steps` can
+    still be changed by a resume while the rate is constant."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    ema: Rate = 0.999
+    """Decay of the averaged weights, which are those that are kept; smaller in the first steps."""
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    noise: Literal["gaussian", "uniform"] = "gaussian"
+    """What is added to data, of its own draw in every step."""
+    sigma: Annotated[float, Field(gt=0)] = 0.05
+    """Standard deviation of the Gaussian noise, or half the width of the uniform one, in image units ([-1, 1])."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network's products: auto is bfloat16 on a CUDA device that has it, float32 elsewhere."""
+    threads: Count | None = None
+    """Threads on the CPU. The weights depend on it in the last bits, so shipped configurations fix it."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that prepare batches beside the loop."""
+    evaluate_every: Count = 500
+    checkpoint_every: Count = 250
+    held_out: Count | None = None
+    """Images of the test split that bits per dimension are measured on; None for all of them."""
+    snapshots: tuple[Fraction, ...] = ()
+    """Fractions of the training after which the averaged weights are kept."""
+    storage: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the released weights; `load_flow` casts them to the dtype asked for."""
+    remark: str = ""
+    """What a person saw in the samples of this very run; goes into the model card."""
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.warmup > self.steps:
+            raise ValueError(f"warmup ({self.warmup}) is longer than the training ({self.steps} steps)")
+        return self
+
+    def learning_rate_at(self, step: int) -> float:
+        """Of a step counted from 0: linear warm-up, a constant stretch if any, then a cosine that ends at 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        falling = max(1.0, self.decay * (self.steps - self.warmup))
+        progress = max(0.0, 1 - (self.steps - step) / falling)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+    @property
+    def snapshot_steps(self) -> tuple[int, ...]:
+        """The steps after which the snapshots are taken."""
+        return tuple(math.ceil(fraction * self.steps) for fraction in self.snapshots)
+
+    def difference(self, other: TrainingConfig, done: int) -> str | None:
+        """The first key by which the first `done` steps of another training differ from those of this one, if any."""
+        plans = [
+            [config.learning_rate_at(step) for step in range(done)]
+            + [step for step in config.snapshot_steps if step <= done]
+            for config in (self, other)
+        ]
+        free = MAY_CHANGE | ({"steps"} if plans[0] == plans[1] else set())
+        mine, theirs = self.model_dump(exclude=free), other.model_dump(exclude=free)
+        return next((key for key in mine if mine[key] != theirs.get(key)), None)
+
+
+class TarFlowTraining(TrainingConfig):
+    """A TarFlow of images; the defaults are those of arXiv 2412.06329 where it states one."""
+
     dataset: str
     size: Count | None = None
     """Side of the square images; None for the dataset's own."""
@@ -38,9 +108,7 @@ class TrainingConfig(Course):
     """Mirror every other training image: only where a mirrored image is as likely."""
     jitter: Annotated[float, Field(ge=0)] = 0.0
     """Random affine distortions of the training images, see `data.distort`; 0 for none."""
-    noise: Literal["gaussian", "uniform"] = "gaussian"
-    sigma: Annotated[float, Field(gt=0)] = 0.05
-    """Standard deviation of the Gaussian noise, or half the width of the uniform one, in image units ([-1, 1])."""
+    label_drop: Rate = 0.1
 
     # The flow; published names read patch-channels-blocks-layers.
     patch: Count
@@ -49,27 +117,45 @@ class TrainingConfig(Course):
     layers: Count
     volume_preserving: bool = False
 
-    # How it is learned and run, beside what every training has.
-    label_drop: Rate = 0.1
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the network's products: auto is bfloat16 on a CUDA device that has it, float32 elsewhere."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that prepare batches beside the loop."""
-    snapshots: tuple[Fraction, ...] = ()
-    """Fractions of the training after which the averaged weights are kept."""
 
-    @property
-    def snapshot_steps(self) -> tuple[int, ...]:
-        """The steps after which the snapshots are taken."""
-        return tuple(math.ceil(fraction * self.steps) for fraction in self.snapshots)
+class IsingTable(BaseModel):
+    """The model whose Boltzmann distribution is learned by reverse KL, see `harness.flows.ising`."""
 
-    @property
-    def shape(self) -> str:
-        """As in the names of published checkpoints."""
-        return f"{self.patch}-{self.channels}-{self.blocks}-{self.layers}"
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    side: Annotated[int, Field(ge=3, le=10)]
+    """Of the periodic square lattice."""
+    temperature: Annotated[float, Field(gt=0)]
+    """In units of the coupling."""
 
 
-FAMILIES: dict[str, type[TrainingConfig] | type[MafConfig]] = {"tarflow": TrainingConfig, "maf": MafConfig}
+class MafTraining(TrainingConfig):
+    """zuko's `MAF`: of images or a table by maximum likelihood, or of the Ising model by reverse KL.
+
+    Raises:
+        ValidationError: an unknown key, a value out of range, or not exactly one of `dataset` and `ising`.
+    """
+
+    family: Literal["maf"] = "maf"
+    dataset: str | None = None
+    """Images, each pixel a feature; or a table that scikit-learn bundles, each column a feature."""
+    ising: IsingTable | None = None
+    sigma: Annotated[float, Field(gt=0)] = 0.4
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+
+    transforms: Count = 8
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = (128, 128)
+    """Units of the hidden layers of each transform's network; at least as many as there are features."""
+    activation: Literal["ReLU", "ELU", "GELU", "SiLU", "Tanh"] = "ReLU"
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.dataset is None) == (self.ising is None):
+            raise ValueError("give either dataset, for maximum likelihood, or ising, for reverse KL")
+        return self
+
+
+FAMILIES: dict[str, type[TarFlowTraining] | type[MafTraining]] = {"tarflow": TarFlowTraining, "maf": MafTraining}
 """Configurations by the key `family`; without one it is a TarFlow."""
 
 
@@ -78,7 +164,7 @@ def shipped_configs() -> list[str]:
     return sorted(path.stem for path in ASSETS.glob("*.toml"))
 
 
-def read_config(name_or_path: str, **overrides: object) -> tuple[str, TrainingConfig | MafConfig]:
+def read_config(name_or_path: str, **overrides: object) -> tuple[str, TarFlowTraining | MafTraining]:
     """The name and the configuration of a shipped training, or of a TOML file.
 
     Args:
@@ -96,7 +182,7 @@ def read_config(name_or_path: str, **overrides: object) -> tuple[str, TrainingCo
             f"{unknown('training configuration', name_or_path, shipped_configs())}; or give the path of a TOML file"
         )
     values = read_toml(path) | {key: value for key, value in overrides.items() if value is not None}
-    family = values.pop("family", TrainingConfig.family)
+    family = values.pop("family", "tarflow")
     if not isinstance(family, str) or family not in FAMILIES:
         raise HarnessError(f"'{path}': {unknown('family', str(family), FAMILIES)}")
     config = FAMILIES[family]

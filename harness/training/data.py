@@ -6,6 +6,7 @@ however many processes share it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -14,54 +15,61 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from harness.datasets import Images
 from harness.training.config import TrainingConfig
-from harness.training.likelihood import draw_noise
 
 ORDER, DISTURB, SAMPLES = 0, 1, 2
 """What random numbers are for, so that no two uses share any."""
 
+Batch = tuple[Tensor, ...]
 
-class Batches(Dataset[tuple[Tensor, Tensor]]):
-    """Batch of step t at index t: noisy images (b, C, H, W) and labels (b,), -1 where a label is dropped or none is.
+
+class Batches(Dataset[Batch]):
+    """Batch of step t at index t, as far as it falls to this process.
 
     Args:
-        images: the training split.
-        config: batch size, noise, flips, distortions, label drop and seed.
+        draw: the whole batch of a step counted from 0.
         rank: this process among `world`; each gets its share of every batch.
         world: number of processes.
     """
 
-    def __init__(self, images: Images, config: TrainingConfig, rank: int = 0, world: int = 1) -> None:
-        self.images, self.config, self.share = images, config, slice(rank, None, world)
-        self._epoch = lru_cache(maxsize=2)(self._permutation)
+    def __init__(self, draw: Callable[[int], Batch], rank: int = 0, world: int = 1) -> None:
+        self.draw, self.share = draw, slice(rank, None, world)
 
-    def __len__(self) -> int:
-        return self.config.steps
+    def __getitem__(self, step: int) -> Batch:
+        return tuple(tensor[self.share] for tensor in self.draw(step))
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        config, size = self.config, len(self.images)
-        generator = seeded(config.seed, DISTURB, step)
-        places = range(step * config.batch_size, (step + 1) * config.batch_size)
-        rows = torch.stack([self._epoch(place // size)[place % size] for place in places])
-        batch = self.images.scaled(rows)
-        if config.flip:
-            mirrored = torch.rand(len(rows), generator=generator) < 0.5
-            batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
-        if config.jitter:
-            batch = distort(batch, config.jitter, generator)
-        batch = batch + draw_noise(batch.shape, config, generator)
-        labels = torch.full((len(rows),), -1) if self.images.labels is None else self.images.labels[rows]
-        labels = labels.where(torch.rand(len(rows), generator=generator) >= config.label_drop, -1)
-        return batch[self.share], labels[self.share]
+
+class Epochs:
+    """Which rows of the data a step learns from: all of them, in an order of their own each time round.
+
+    Args:
+        size: rows of the data.
+        config: batch size and seed.
+    """
+
+    def __init__(self, size: int, config: TrainingConfig) -> None:
+        self.size, self.config = size, config
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def rows(self, step: int) -> Tensor:
+        """(B,) indices of a step counted from 0."""
+        places = range(step * self.config.batch_size, (step + 1) * self.config.batch_size)
+        return torch.stack([self._order(place // self.size)[place % self.size] for place in places])
 
     def _permutation(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self.images), generator=seeded(self.config.seed, ORDER, epoch))
+        return torch.randperm(self.size, generator=seeded(self.config.seed, ORDER, epoch))
 
 
 def seeded(*key: int) -> torch.Generator:
     """A generator on the CPU whose numbers are unrelated to those of any other key."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def draw_noise(shape: torch.Size, config: TrainingConfig, generator: torch.Generator) -> Tensor:
+    """Noise in the data's units, on the CPU: the same whatever the device that trains."""
+    if config.noise == "gaussian":
+        return torch.randn(shape, generator=generator) * config.sigma
+    return (torch.rand(shape, generator=generator) * 2 - 1) * config.sigma
 
 
 def distort(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:

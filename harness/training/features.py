@@ -122,12 +122,7 @@ def _task(recipe: Recipe, images: Images, rows: Tensor, generator: torch.Generat
     if recipe.task == "labels":
         return batch, images.labels[rows]  # type: ignore[index]
     turns = torch.randint(4, (len(rows),), generator=generator)
-    return _turned(batch, turns), turns
-
-
-def _turned(images: Tensor, turns: Tensor) -> Tensor:
-    """Every image turned by so many quarters."""
-    return torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(images, turns, strict=True)])
+    return torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(batch, turns, strict=True)]), turns
 
 
 @torch.no_grad()

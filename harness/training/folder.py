@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
-from harness.errors import CheckpointError, HarnessError
-from harness.training.course import Course
-
-COLUMNS = ("step", "loss", "learning_rate", "grad_norm", "wall_s")
-BITS = "held_out_bits_per_dim"
+from harness.errors import CheckpointError, HarnessError, StoreError
+from harness.files import make_folder, replacing, unwritable
+from harness.training.config import TrainingConfig
 
 Row = dict[str, Any]
 
@@ -25,18 +24,46 @@ class TrainingFolder:
 
     Args:
         path: created when the run starts.
-        measures: columns of the curve beside `COLUMNS`.
+        measure: column of the curve with what the target is judged by.
     """
 
-    def __init__(self, path: Path, measures: tuple[str, ...] = (BITS,)) -> None:
-        self.path, self.columns = path, (*COLUMNS, *measures)
+    def __init__(self, path: Path, measure: str) -> None:
+        self.path = path
+        self.columns = ("step", "loss", "learning_rate", "grad_norm", "wall_s", measure, "cpu_s")
         self.checkpoint, self.curve = path / "checkpoint.pt", path / "curve.csv"
 
-    def state(self, config: Course, resume: bool, device: torch.device) -> dict[str, Any] | None:
-        """The state to continue from, or None when the run starts from the beginning.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other process trains in the folder within the block.
 
         Raises:
-            HarnessError: the folder holds a run and `resume` is false, or another run than that of `config`.
+            StoreError: one does, or the folder cannot be written.
+        """
+        make_folder(self.path)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise StoreError(f"another process trains in '{self.path}'; wait for it or give another --out") from error
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def state(self, config: TrainingConfig, data: str, resume: bool, device: torch.device) -> dict[str, Any] | None:
+        """The state to continue from, or None when the run starts from the beginning.
+
+        Args:
+            config: what is to be trained.
+            data: digest of what it is trained on.
+            resume: whether a run may be continued.
+            device: where the tensors are put.
+
+        Raises:
+            HarnessError: the folder holds a run and `resume` is false, or another run than that of `config`, or one
+                that was trained on other data.
             CheckpointError: the state cannot be read.
         """
         if not resume and (self.checkpoint.exists() or self.curve.exists()):
@@ -46,20 +73,28 @@ class TrainingFolder:
         try:
             state = torch.load(self.checkpoint, map_location=device, weights_only=True)
             before = type(config).model_validate_json(state["config"])
+            done, seen = int(state["step"]), str(state.get("data", data))
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"'{self.checkpoint}' cannot be read as the state of a training: {reason}") from error
-        if (key := before.difference(config, int(state["step"]))) is not None:
-            then, now = getattr(before, key), getattr(config, key)
+        if (key := before.difference(config, done)) is not None:
+            then, now = before.model_dump()[key], config.model_dump()[key]
             raise HarnessError(
                 f"the run in '{self.path}' has {key} = {then!r}, not {now!r}; --out names another folder"
+            )
+        if seen != data:
+            raise HarnessError(
+                f"the run in '{self.path}' was trained on other data: SHA-256 {seen[:16]}, not {data[:16]}; give the "
+                "--data-root that it was started with, or another folder with --out"
             )
         return state
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the state to continue from."""
+        buffer = io.BytesIO()  # torch's own writer reports a full disk as an error of its own
+        torch.save(state, buffer)
         with replacing(self.checkpoint) as partial:
-            torch.save(state, partial)
+            partial.write_bytes(buffer.getbuffer())
 
     def rows(self) -> list[dict[str, str]]:
         """The curve so far, a row per step, as text; empty before the first."""
@@ -69,27 +104,20 @@ class TrainingFolder:
             return list(csv.DictReader(file))
 
     @contextmanager
-    def writer(self, start: int) -> Iterator[Callable[[Row], Any]]:
+    def writer(self, start: int) -> Iterator[Callable[[Row], None]]:
         """A function that appends a row to the curve. Rows behind step `start`, where the run goes on, are dropped."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            kept = self.rows()[:start]
-            with replacing(self.curve) as partial, partial.open("w", newline="") as file:
-                table = csv.DictWriter(file, self.columns)
-                table.writeheader()
-                table.writerows(kept)
-            with self.curve.open("a", newline="", buffering=1) as file:
-                yield csv.DictWriter(file, self.columns).writerow
-        except OSError as error:
-            raise HarnessError(f"the folder '{self.path}' cannot be written: {error}") from error
+        kept = self.rows()[:start]
+        with replacing(self.curve) as partial, partial.open("w", newline="") as file:
+            table = csv.DictWriter(file, self.columns)
+            table.writeheader()
+            table.writerows(kept)
+        with self.curve.open("a", newline="", buffering=1) as file:
+            table = csv.DictWriter(file, self.columns)
 
+            def append(row: Row) -> None:
+                try:
+                    table.writerow(row)
+                except OSError as error:
+                    raise unwritable(self.curve, error) from error
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to; it takes the place of `path` at once and only when all went well."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            yield append

@@ -16,26 +16,27 @@ which grows with the width of the noise: figures of flows trained with different
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from harness.datasets import Images, to_unit
+from harness.datasets import Images, load_dataset, to_unit
+from harness.datasets.base import SPLITS
 from harness.flows.protocols import CausalFlow
 from harness.training.config import TrainingConfig
-from harness.training.maf_config import MafConfig
+from harness.training.data import draw_noise
 
-Dequantised = TrainingConfig | MafConfig
-"""Trainings on images that noise is added to."""
+logger = logging.getLogger(__name__)
 
-
-def draw_noise(shape: torch.Size, config: Dequantised, generator: torch.Generator) -> Tensor:
-    """Noise in image units, on the CPU: the same whatever the device that trains."""
-    if config.noise == "gaussian":
-        return torch.randn(shape, generator=generator) * config.sigma
-    return (torch.rand(shape, generator=generator) * 2 - 1) * config.sigma
+NOTE = (
+    "Bits per dimension are an upper bound on the code length of the discrete pixels, with the noise above as "
+    "dequantisation (`harness/training/likelihood.py` derives it); they are those of the averaged weights as stored, "
+    "given the labels where there are classes, and no ranking against flows of other noise."
+)
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,35 @@ class Splits:
         held_out: the images of the test split, or the first of them, that bits per dimension are measured on.
         levels: (levels,) the values in [-1, 1] that pixels take: 17 in the digits, 256 in photographs.
         config: names the noise and the seed.
+        skipped: corrupt images that were left out.
     """
 
     train: Images
     held_out: Images
     levels: Tensor
-    config: Dequantised
+    config: TrainingConfig
+    skipped: int = 0
 
     @classmethod
-    def of(cls, train: Images, test: Images, config: Dequantised) -> Splits:
-        """The splits of a dataset as `config` uses them."""
+    def load(
+        cls, config: TrainingConfig, dataset: str, size: int | None, root: Path | None, skip_corrupt: bool
+    ) -> Splits:
+        """The splits of a dataset by name.
+
+        Raises:
+            HarnessError: they cannot be read.
+        """
+        train, test = (load_dataset(dataset, split, root, size, skip_corrupt) for split in SPLITS)
+        splits = cls.of(train, test, config)
+        if splits.skipped:
+            logger.warning("%d corrupt images of '%s' are left out", splits.skipped, dataset)
+        return splits
+
+    @classmethod
+    def of(cls, train: Images, test: Images, config: TrainingConfig) -> Splits:
+        """The splits as `config` uses them."""
         levels = to_unit(torch.cat([train.pixels.unique(), test.pixels.unique()]).unique())
-        rows = slice(config.held_out)
-        held_out = Images(test.pixels[rows], None if test.labels is None else test.labels[rows])
-        return cls(train, held_out, levels, config)
+        return cls(train, _first(test, config.held_out), levels, config, train.skipped + test.skipped)
 
     @property
     def num_classes(self) -> int:
@@ -82,12 +98,27 @@ class Splits:
 
     def train_bits_per_dim(self, flow: CausalFlow) -> float:
         """Of as many training images, undistorted, so that the gap between the two is overfitting."""
-        rows = slice(len(self.held_out))
-        images = Images(self.train.pixels[rows], None if self.train.labels is None else self.train.labels[rows])
-        return bits_per_dim(flow, images, self.levels, self.config)
+        return bits_per_dim(flow, _first(self.train, len(self.held_out)), self.levels, self.config)
+
+    def card_rows(self, flow: CausalFlow, dataset: str, held_out: float) -> list[tuple[str, str]]:
+        """What a model card states of the images and of the bits per dimension, `held_out` of them known already."""
+        train, noise = self.train, self.config.noise
+        return [
+            ("training images", f"{dataset}, {len(train):,}, SHA-256 {train.digest[:16]}"),
+            *([("corrupt images left out", f"{self.skipped:,}")] if self.skipped else []),
+            ("held-out bits/dim", f"{held_out:.4f} on {len(self.held_out):,} images of the test split"),
+            ("of these, the noise's own", f"{self.noise_bits_per_dim():.4f}, the least that any flow can reach"),
+            ("training bits/dim", f"{self.train_bits_per_dim(flow):.4f} on as many training images"),
+            ("noise", f"{noise}, sigma {self.config.sigma} in image units ([-1, 1])"),
+        ]
 
 
-def log_noise_mass(noisy: Tensor, levels: Tensor, config: Dequantised) -> Tensor:
+def _first(images: Images, count: int | None) -> Images:
+    rows = slice(count)
+    return Images(images.pixels[rows], None if images.labels is None else images.labels[rows])
+
+
+def log_noise_mass(noisy: Tensor, levels: Tensor, config: TrainingConfig) -> Tensor:
     """``log sum over levels k of q(v | k)``, the mean over the dimensions of each image: (B, C, H, W) -> (B,)."""
     total = torch.zeros_like(noisy, dtype=torch.float64)
     for level in levels:  # one at a time: 256 copies of a batch would not fit
@@ -110,7 +141,9 @@ def log_density(flow: CausalFlow, images: Tensor, labels: Tensor | None = None) 
 
 
 @torch.no_grad()
-def bits_per_dim(flow: CausalFlow, images: Images, levels: Tensor, config: Dequantised, batch_size: int = 100) -> float:
+def bits_per_dim(
+    flow: CausalFlow, images: Images, levels: Tensor, config: TrainingConfig, batch_size: int = 100
+) -> float:
     """The bound above, in bits per dimension, averaged over images, each with one draw of noise by the config's seed.
 
     Args:
@@ -121,12 +154,12 @@ def bits_per_dim(flow: CausalFlow, images: Images, levels: Tensor, config: Dequa
         batch_size: changes the memory taken, not the noise.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    device, total = flow.scale_latents(flow.sample_latents(1)).device, 0.0
+    total = 0.0
     for start in range(0, len(images), batch_size):
         clean = images.scaled(slice(start, start + batch_size))
         noisy = clean + draw_noise(clean.shape, config, generator)
         labels = images.labels[start : start + batch_size] if flow.num_classes and images.labels is not None else None
-        density = log_density(flow, noisy.to(device), labels)
+        density = log_density(flow, noisy.to(flow.device), labels)
         nats = log_noise_mass(noisy, levels, config) - density
         total += float(nats.sum())
     return total / len(images) / math.log(2)

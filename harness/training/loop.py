@@ -1,52 +1,51 @@
-"""The training loop: maximum likelihood, averaged weights, and a resume that continues the same curve."""
+"""The training loop: averaged weights, a curve that a resume continues, and whatever target is given."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from harness.datasets import load_dataset
-from harness.datasets.base import SPLITS
 from harness.errors import HarnessError
-from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
-from harness.training.config import TrainingConfig
+from harness.files import make_folder
+from harness.training.config import MafTraining, TarFlowTraining
 from harness.training.data import Batches
-from harness.training.folder import BITS, Row, TrainingFolder
-from harness.training.likelihood import Splits
-from harness.training.release import Decode, Release
-from harness.training.running import average, decay_at, limited_threads, progress
-
-VAR_RATE = 0.1
-"""Of the running mean of z**2, the learned prior of a volume-preserving flow, as in the published training."""
-
-logger = logging.getLogger(__name__)
+from harness.training.folder import Row, TrainingFolder
+from harness.training.release import Release
+from harness.training.targets import Decode, Target, target_of
 
 
 class Objective(nn.Module):
-    """What is minimised, as one call, so that a launcher can wrap it: noisy images to nats per dimension."""
+    """What is minimised, as one call, so that a launcher can wrap it: a batch to a loss.
 
-    def __init__(self, flow: TarFlow) -> None:
+    Args:
+        target: what is trained.
+        network: of the target's kind.
+        reduced: whether its products are computed in bfloat16.
+    """
+
+    def __init__(self, target: Target, network: nn.Module, reduced: bool) -> None:
         super().__init__()
-        self.flow = flow
+        self.target, self.network, self.reduced = target, network, reduced
 
-    def forward(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) images and (B,) labels -> the loss, and the mean of z**2 over the batch, (L, D)."""
-        latents, logdet = self.flow.encode(images, labels)
-        return negative_log_likelihood(latents, logdet), latents.detach().square().mean(dim=0)
+    def forward(self, *batch: Tensor) -> Tensor:
+        """A scalar, in nats."""
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.reduced):
+            return self.target.loss(self.network, *batch).float()
 
 
 def train(
     name: str,
-    config: TrainingConfig,
+    config: TarFlowTraining | MafTraining,
     folder: Path,
     decode: Decode,
     command: str,
@@ -63,7 +62,7 @@ def train(
         config: what to train.
         folder: the run folder: the state to continue from, the curve, sample grids, and `release/` with the weights,
             the model card and the snapshots.
-        decode: how sample grids are drawn: ``build_decoder("sequential").decode``.
+        decode: how samples are drawn: ``build_decoder("sequential").decode``.
         command: what the model card names as the command that made the flow.
         root: where the dataset lies, see `load_dataset`.
         resume: continue the run in `folder`; its curve is that of a run that was never interrupted.
@@ -73,64 +72,68 @@ def train(
         The folder with the released files.
 
     Raises:
-        HarnessError: the dataset cannot be read, the folder holds another run, or the loss is not finite.
+        HarnessError: the data cannot be read, the folder holds another run or cannot be written, or the loss is not
+            finite.
     """
-    from accelerate import Accelerator
-
-    bfloat16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    precision = {"auto": "bf16" if bfloat16 else "no", "float32": "no", "bfloat16": "bf16"}[config.precision]
+    accelerator = Accelerator(mixed_precision="no")  # which precision is the objective's business
     with limited_threads(config.threads):
-        train_split, test_split = (
-            load_dataset(config.dataset, split, root=root, size=config.size, skip_corrupt=skip_corrupt)
-            for split in SPLITS
-        )
-        skipped = train_split.skipped + test_split.skipped
-        if skipped:
-            logger.warning("%d corrupt images of '%s' are left out", skipped, config.dataset)
-        splits = Splits.of(train_split, test_split, config)
-        release = Release(name, config, splits, folder / "release", decode, command, skipped)
-        run = _Run(config, splits, TrainingFolder(folder), release, Accelerator(mixed_precision=precision))
-        run.train(resume)
-        if run.main:
-            release.write(run.ema, run.folder.rows())
-        run.accelerator.wait_for_everyone()
+        target = target_of(config, root, skip_corrupt)
+        files = TrainingFolder(folder, target.measure)
+        release = Release(name, target, folder / "release", decode, command)
+        run = _Run(target, files, release, accelerator)
+        with files.locked() if run.main else nullcontext():
+            if run.main:
+                make_folder(release.folder)
+            run.train(resume)
+            if run.main:
+                release.write(run.averaged, files.rows())
+        accelerator.wait_for_everyone()
     return release.folder
 
 
 class _Run:
     """The state of one training; `train` brings it to the end."""
 
-    def __init__(
-        self, config: TrainingConfig, splits: Splits, folder: TrainingFolder, release: Release, accelerator: Any
-    ) -> None:
-        self.config, self.splits, self.folder, self.release = config, splits, folder, release
+    def __init__(self, target: Target, files: TrainingFolder, release: Release, accelerator: Accelerator) -> None:
+        self.target, self.config, self.files, self.release = target, target.config, files, release
         self.accelerator, self.main = accelerator, bool(accelerator.is_main_process)
+        if self.config.batch_size < accelerator.num_processes:
+            raise HarnessError(
+                f"batch_size = {self.config.batch_size} cannot be shared by {accelerator.num_processes} processes"
+            )
         with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            self.flow = TarFlow(flow_config(config, splits)).to(accelerator.device)
-        self.ema = copy.deepcopy(self.flow).requires_grad_(False).eval()
+            torch.manual_seed(self.config.seed)
+            self.network = target.network().to(accelerator.device)
+        self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
         optimizer = torch.optim.AdamW(
-            self.flow.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+            self.network.parameters(),
+            lr=0.0,
+            betas=(0.9, 0.95),
+            weight_decay=self.config.weight_decay,
+            fused=target.fused,
         )
-        self.objective, self.optimizer = accelerator.prepare(Objective(self.flow), optimizer)
+        auto = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        reduced = {"auto": auto, "float32": False, "bfloat16": True}[self.config.precision]
+        self.objective, self.optimizer = accelerator.prepare(Objective(target, self.network, reduced), optimizer)
+        self._stateful = {"flow": self.network, "ema": self.averaged, "optimizer": self.optimizer}
 
     def train(self, resume: bool) -> None:
         config, accelerator = self.config, self.accelerator
         start = self._continue(resume)
         loader = DataLoader(
-            Batches(self.splits.train, config, accelerator.process_index, accelerator.num_processes),
+            Batches(self.target.batch, accelerator.process_index, accelerator.num_processes),
             batch_size=None,
             sampler=range(start, config.steps),
             num_workers=config.workers,
             pin_memory=accelerator.device.type == "cuda",
         )
         # Only the first process writes; the others never call this.
-        writer: Any = self.folder.writer(start) if self.main else nullcontext()
-        with writer as write, progress(start, config.steps, self.main, BITS, "bits/dim held out") as show:
-            for step, (images, labels) in enumerate(loader, start=start + 1):
-                row = self._step(step, images, labels)
+        writer: Any = self.files.writer(start) if self.main else nullcontext()
+        with writer as write, progress(start, config.steps, self.main, self.target) as show:
+            for step, batch in enumerate(loader, start=start + 1):
+                row = self._step(step, batch)
                 if self.main:
-                    row[BITS] = self._keep(step)
+                    row[self.target.measure] = self._keep(step)
                     write(row)
                     if step % config.checkpoint_every == 0 or step == config.steps:
                         self._save(step)
@@ -138,71 +141,95 @@ class _Run:
 
     def _continue(self, resume: bool) -> int:
         """Take up the stored state, if there is one; the number of steps done."""
-        state = self.folder.state(self.config, resume, self.accelerator.device)
+        state = self.files.state(self.config, self.target.digest, resume, self.accelerator.device)
         if state is None:
             return 0
-        self.flow.load_state_dict(state["flow"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for key, module in self._stateful.items():
+            module.load_state_dict(state[key])
         return int(state["step"])
 
     def _save(self, step: int) -> None:
-        modules = {"flow": self.flow, "ema": self.ema, "optimizer": self.optimizer}
-        state = {key: module.state_dict() for key, module in modules.items()}
-        self.folder.save({"step": step, "config": self.config.model_dump_json(), **state})
+        facts = {"step": step, "config": self.config.model_dump_json(), "data": self.target.digest}
+        self.files.save(facts | {key: module.state_dict() for key, module in self._stateful.items()})
 
-    def _step(self, step: int, images: Tensor, labels: Tensor) -> Row:
+    def _step(self, step: int, batch: list[Tensor]) -> Row:
         """One update; `step` counts from 1."""
-        began, config, accelerator = time.perf_counter(), self.config, self.accelerator
+        began, began_cpu = time.perf_counter(), time.process_time()
+        config, accelerator = self.config, self.accelerator
         rate = config.learning_rate_at(step - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        images, labels = (tensor.to(accelerator.device, non_blocking=True) for tensor in (images, labels))
-        loss, squares = self.objective(images, labels if self.flow.num_classes else None)
+        loss = self.objective(*(tensor.to(accelerator.device, non_blocking=True) for tensor in batch))
         self.optimizer.zero_grad()
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(self.objective.parameters(), config.grad_clip)
         value = float(accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
             raise HarnessError(
-                f"the loss of step {step} is {value}; '{self.folder.checkpoint}' holds the last state that was saved. "
+                f"the loss of step {step} is {value}; '{self.files.checkpoint}' holds the last state that was saved. "
                 "A lower learning_rate or a longer warmup may help"
             )
         self.optimizer.step()
-        if config.volume_preserving:
-            self.flow.var.lerp_(accelerator.reduce(squares, "mean"), VAR_RATE)
-        average(self.ema, self.flow, decay_at(step, config.ema))
-        wall_s = time.perf_counter() - began
-        return {"step": step, "loss": value, "learning_rate": rate, "grad_norm": float(norm), "wall_s": wall_s}
+        average(self.averaged, self.network, decay_at(step, config.ema))
+        return {
+            "step": step,
+            "loss": value,
+            "learning_rate": rate,
+            "grad_norm": float(norm),
+            "wall_s": time.perf_counter() - began,
+            "cpu_s": time.process_time() - began_cpu,
+        }
 
     def _keep(self, step: int) -> float | None:
-        """Store what is due after `step`: snapshots, samples, and the held-out bits per dimension, which it returns."""
+        """Store what is due after `step`, snapshots and samples; the measure, where it is evaluated."""
         config = self.config
         for fraction, due in zip(config.snapshots, config.snapshot_steps, strict=True):
             if step == due:
-                self.release.snapshot(self.ema, fraction, step)
+                self.release.snapshot(self.averaged, fraction, step)
         if step % config.evaluate_every and step != config.steps:
             return None
-        self.release.samples(self.ema, self.folder.path / f"samples-{step:07d}.png")
-        return self.splits.held_out_bits_per_dim(self.ema)
+        self.release.samples(self.averaged, self.files.path / f"samples-{step:07d}.png")
+        return self.target.evaluate(self.averaged)
 
 
-def flow_config(config: TrainingConfig, splits: Splits) -> TarFlowConfig:
-    """The shape of the flow that is trained on some images.
+@torch.no_grad()
+def average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """Exponential moving average of parameters and buffers; masks and orders stay as they are."""
+    for mean, current in zip(averaged.state_dict().values(), network.state_dict().values(), strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(current, 1 - decay)
 
-    Raises:
-        HarnessError: images that are not square, or no multiple of the patch.
-    """
-    _, channels, height, width = splits.train.pixels.shape
-    if height != width:
-        raise HarnessError(f"'{config.dataset}' holds images of {width}x{height}; TarFlow needs squares: give a size")
-    return TarFlowConfig(
-        image_channels=channels,
-        image_size=height,
-        patch=config.patch,
-        channels=config.channels,
-        blocks=config.blocks,
-        layers_per_block=config.layers,
-        num_classes=splits.num_classes if config.conditional else 0,
-        volume_preserving=config.volume_preserving,
-    )
+
+def decay_at(step: int, ema: float) -> float:
+    """The average's decay at a step counted from 1: early averages are short, so that the random start is forgotten."""
+    return min(ema, step / (step + 9))
+
+
+@contextmanager
+def limited_threads(count: int | None) -> Iterator[None]:
+    """CPU threads within the block; None leaves them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def progress(start: int, steps: int, shown: bool, target: Target) -> Iterator[Any]:
+    """A function that shows a row: a bar with the time left, and a line for each in which the target is judged."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = bar.add_task("training", total=steps, completed=start, loss="")
+
+        def show(row: Row) -> None:
+            loss = f"loss {row['loss']:.4f}"
+            bar.update(task, completed=row["step"], loss=loss)
+            if (value := row[target.measure]) is not None:
+                bar.console.print(f"step {row['step']}: {loss}, {value:.4f} {target.unit}")
+
+        yield show

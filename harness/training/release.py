@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import nn
 
 from harness.datasets.images import save_grid
-from harness.flows.tarflow import TarFlow
+from harness.files import replacing, write_text
 from harness.training.config import TrainingConfig
-from harness.training.data import SAMPLES, seeded
-from harness.training.folder import BITS, replacing
-from harness.training.likelihood import Splits
+from harness.training.targets import Decode, Samples, Target
+from harness.training.targets.base import device_of
 
-Decode = Callable[..., Any]
-"""``Decoder.decode``: flow, latents (B, L, D), labels -> a result with `images` (B, C, H, W)."""
-
-COLUMNS, ROWS, GRID_SIDE = 8, 8, 1100
+GRID_SIDE = 1024
+"""Pixels of a grid's side, about."""
 
 
 @dataclass(frozen=True)
@@ -32,148 +29,121 @@ class Release:
     """The released files of a training.
 
     Args:
-        name: of the files: NAME.safetensors, NAME.md, NAME.png.
-        config: what was trained.
-        splits: what bits per dimension are measured on.
-        folder: where the files are written.
+        name: of the files: NAME.safetensors, NAME.md, and NAME.png of a flow of images.
+        target: what was trained.
+        folder: where the files are written; it exists.
         decode: how samples are drawn, exactly: ``build_decoder("sequential").decode``.
         command: the command that made the flow.
-        skipped: corrupt images that were left out.
     """
 
     name: str
-    config: TrainingConfig
-    splits: Splits
+    target: Target
     folder: Path
     decode: Decode
     command: str
-    skipped: int = 0
 
-    def write(self, ema: TarFlow, curve: list[dict[str, str]]) -> None:
+    @property
+    def config(self) -> TrainingConfig:
+        """How it was trained."""
+        return self.target.config
+
+    def write(self, averaged: nn.Module, curve: list[dict[str, str]]) -> None:
         """Weights, samples and card at the end of training; the figures are those of the weights as stored."""
-        flow = self._stored(ema)
-        held_out, train = self.splits.held_out_bits_per_dim(flow), self.splits.train_bits_per_dim(flow)
-        self._save(flow, self.name, self.config.steps, held_out)
-        self.samples(flow, self.folder / f"{self.name}.png")
-        text = self._card(flow, ema.var.device.type, curve, held_out, train)
-        (self.folder / f"{self.name}.md").write_text(text, encoding="utf-8")
+        stored, score = self._save(self.name, averaged, self.config.steps)
+        samples = self.samples(stored, self.folder / f"{self.name}.png")
+        write_text(self.folder / f"{self.name}.md", self._card(stored, score, samples, curve))
 
-    def snapshot(self, ema: TarFlow, fraction: float, step: int) -> None:
-        """The averaged weights after a fraction of the training, as NAME-PERCENTpct, and their samples."""
-        flow, name = self._stored(ema), self.snapshot_name(fraction)
-        self._save(flow, name, step, self.splits.held_out_bits_per_dim(flow))
-        self.samples(flow, self.folder / f"{name}.png")
+    def snapshot(self, averaged: nn.Module, fraction: float, step: int) -> None:
+        """The averaged weights after a fraction of the training, and their samples."""
+        name = self._snapshot_name(fraction)
+        stored, _ = self._save(name, averaged, step)
+        self.samples(stored, self.folder / f"{name}.png")
 
-    def snapshot_name(self, fraction: float) -> str:
+    def samples(self, network: nn.Module, path: Path) -> Samples | None:
+        """Write a grid of samples, where the data are images."""
+        with torch.no_grad():
+            samples = self.target.samples(network, self.decode)
+        if samples is not None:
+            side = samples.columns * samples.images.shape[-1]
+            save_grid(samples.images, path, samples.columns, scale=max(1, GRID_SIDE // side))
+        return samples
+
+    def _snapshot_name(self, fraction: float) -> str:
         """Such as ``"cifar10-jpeg-5pct"``."""
         return f"{self.name}-{100 * fraction:g}pct"
 
-    @torch.no_grad()
-    def samples(self, flow: TarFlow, path: Path) -> None:
-        """A grid of samples, a class to a row; to its right the same after one denoising step, if that is defined."""
-        rows = min(flow.num_classes, 10) or ROWS
-        labels = torch.arange(rows).repeat_interleave(COLUMNS).to(flow.var.device) if flow.num_classes else None
-        latents = flow.sample_latents(rows * COLUMNS, seeded(self.config.seed, SAMPLES))
-        images = self.decode(flow, latents, labels).images
-        columns = COLUMNS
-        if self.config.noise == "gaussian":
-            denoised = flow.denoise(images, self.config.sigma, labels)
-            pairs = torch.stack([images.unflatten(0, (rows, COLUMNS)), denoised.unflatten(0, (rows, COLUMNS))], dim=1)
-            images, columns = pairs.flatten(0, 2), 2 * COLUMNS
-        save_grid(images, path, columns, scale=max(1, GRID_SIDE // (columns * images.shape[-1])))
-
-    def _stored(self, ema: TarFlow) -> TarFlow:
-        """A copy of the flow with its weights rounded to the dtype that they are stored in."""
+    def _save(self, name: str, averaged: nn.Module, step: int) -> tuple[nn.Module, float]:
+        """Write the weights; a network of them, rounded to the dtype that they are stored in, and its score."""
         dtype = getattr(torch, self.config.storage)
-        state = {name: tensor.detach().to(dtype).float() for name, tensor in ema.state_dict().items()}
-        return TarFlow.from_state(state, {})
-
-    def _save(self, flow: TarFlow, name: str, step: int, held_out: float) -> None:
-        dtype = getattr(torch, self.config.storage)
-        state = {key: tensor.to("cpu", dtype).contiguous() for key, tensor in flow.state_dict().items()}
-        metadata = {
-            "dataset": self.config.dataset,
-            "dataset_digest": self.splits.train.digest,
-            "seed": str(self.config.seed),
-            "sigma": str(self.config.sigma),
-            "noise": self.config.noise,
+        state = {
+            key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+            for key, tensor in averaged.state_dict().items()
+        }
+        stored = copy.deepcopy(averaged)
+        stored.load_state_dict(state)
+        score = self.target.evaluate(stored)
+        facts = {
             "command": self.command,
-            "step": str(step),
-            "held_out_bits_per_dim": f"{held_out:.4f}",
-            "config": self.config.model_dump_json(exclude={"remark"}),
-        } | ({"skipped_images": str(self.skipped)} if self.skipped else {})
-        self.folder.mkdir(parents=True, exist_ok=True)
+            "step": step,
+            self.target.measure: round(score, 4),
+            "config": self.config.model_dump(mode="json", exclude={"remark"}),
+        }
+        flat = {"step": str(step), self.target.measure: f"{score:.4f}"}
         with replacing(self.folder / f"{name}.safetensors") as partial:
-            partial.write_bytes(in_order(save(state, metadata)))
+            partial.write_bytes(in_order(save(state, flat | self.target.metadata(facts))))
+        return stored, score
 
-    def _card(self, flow: TarFlow, device: str, curve: list[dict[str, str]], held_out: float, train: float) -> str:
-        config, splits = self.config, self.splits
+    def _card(self, stored: nn.Module, score: float, samples: Samples | None, curve: list[dict[str, str]]) -> str:
+        config, target, flow = self.config, self.target, self.target.flow(stored)
+        minutes, cpu_minutes = (sum(float(row[key] or 0) for row in curve) / 60 for key in ("wall_s", "cpu_s"))
         threads = f"{config.threads or 'all'} thread{'' if config.threads == 1 else 's'}"
-        where = f"a processor ({threads})" if device == "cpu" else device
-        parameters = sum(parameter.numel() for parameter in flow.parameters())
-        bytes_ = (self.folder / f"{self.name}.safetensors").stat().st_size
-        hours = sum(float(row["wall_s"]) for row in curve) / 3600
-        images = " x ".join(map(str, flow.image_shape))
-        classes = f"{flow.num_classes} classes" if flow.num_classes else "unconditional"
-        lines = [
-            f"# {self.name}",
-            "",
-            f"A TarFlow ({config.shape}: patch, channels, blocks, layers per block) of {images} images, {classes}: "
-            f"L = {flow.num_tokens} tokens of D = {flow.token_dim} numbers, K = {flow.num_layers} flow layers, "
-            f"{parameters:,} parameters, stored as {config.storage} ({bytes_ / 1e6:.1f} MB). "
-            "Written by the command that trained it:",
-            "",
-            f"    {self.command}",
-            "",
-            "| | |",
-            "|---|---|",
-            f"| training images | {config.dataset}, {len(splits.train):,}, SHA-256 {splits.train.digest[:16]} |",
-            *([f"| corrupt images left out | {self.skipped:,} |"] if self.skipped else []),
-            f"| held-out bits/dim | {held_out:.4f} on {len(splits.held_out):,} images of the test split |",
-            f"| of these, the noise's own | {splits.noise_bits_per_dim():.4f}, the least that any flow can reach |",
-            f"| training bits/dim | {train:.4f} on as many training images |",
-            f"| noise | {config.noise}, sigma {config.sigma} in image units ([-1, 1]) |",
-            f"| steps, batch | {config.steps:,}, {config.batch_size} |",
-            f"| seed | {config.seed} |",
-            f"| trained in | {hours:.2f} hours of wall clock, the sum of its steps, on {where} |",
-            f"| with | torch {torch.__version__}, {platform.machine()} |",
-            "",
-            "Bits per dimension are an upper bound on the code length of the discrete pixels, with the noise above as "
-            "dequantisation (`harness/flows/training/likelihood.py` derives it); they are those of the averaged "
-            "weights as stored, given the labels where there are classes, and no ranking against flows of other noise.",
-            "",
-            "| step | training loss, mean since the row above | held-out bits/dim |",
-            "|---|---|---|",
-            *curve_lines(curve, BITS),
-            "",
-            *self._snapshot_lines(),
-            f"![samples]({self.name}.png)",
-            "",
-            f"Exact (sequential) samples, "
-            f"{'a class to a row' if flow.num_classes else 'unconditional'}"
-            f"{'; right half: the same after one denoising step' if config.noise == 'gaussian' else ''}. "
-            f"{config.remark}".strip(),
-            "",
-            "Configuration:",
-            "",
-            "```json",
-            json.dumps(config.model_dump(exclude={"remark"}), indent=1),
-            "```",
+        device = device_of(stored).type
+        parameters = sum(parameter.numel() for parameter in stored.parameters())
+        megabytes = (self.folder / f"{self.name}.safetensors").stat().st_size / 1e6
+        rows = [
+            *target.card_rows(stored, score, self.decode),
+            ("steps, batch", f"{config.steps:,}, {config.batch_size}"),
+            ("seed", str(config.seed)),
+            (
+                "trained in",
+                f"{minutes:.1f} minutes of wall clock, the sum of its steps, on "
+                f"{f'a processor ({threads}, {cpu_minutes:.1f} minutes of its time)' if device == 'cpu' else device}",
+            ),
+            ("with", f"torch {torch.__version__}, {platform.machine()}"),
         ]
-        return "\n".join(lines) + "\n"
+        caption = f"Exact (sequential) samples, {samples.caption}. " if samples else ""
+        paragraphs = [
+            f"# {self.name}",
+            f"{target.description}: L = {flow.num_tokens} tokens of D = {flow.token_dim} numbers, K = "
+            f"{flow.num_layers} flow layers, {parameters:,} parameters, stored as {config.storage} "
+            f"({megabytes:.1f} MB). Written by the command that trained it:",
+            f"    {self.command}",
+            "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]),
+            target.note,
+            "\n".join(
+                [
+                    f"| step | training loss, mean since the row above | {target.unit} |",
+                    "|---|---|---|",
+                    *curve_lines(curve, target.measure),
+                ]
+            ),
+            self._snapshots(),
+            f"![samples]({self.name}.png)" if samples else "",
+            f"{caption}{config.remark}".strip(),
+            "Configuration:",
+            f"```json\n{json.dumps(config.model_dump(mode='json', exclude={'remark'}), indent=1)}\n```",
+        ]
+        return "\n\n".join(filter(None, paragraphs)) + "\n"
 
-    def _snapshot_lines(self) -> list[str]:
-        """A line of the card for every snapshot, with the figures that its file states."""
+    def _snapshots(self) -> str:
+        """A line for every snapshot, with the figures that its file states."""
         lines = []
-        for fraction in self.config.snapshots:
-            name = self.snapshot_name(fraction)
+        for name in map(self._snapshot_name, self.config.snapshots):
             with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
-                stated = file.metadata()
-            lines.append(
-                f"- `{name}`: the averaged weights after {stated['step']} steps, "
-                f"{stated['held_out_bits_per_dim']} bits/dim held out"
-            )
-        return ["Snapshots of the training, beside the weights:", "", *lines, ""] if lines else []
+                facts = file.metadata()
+            score = f"{facts[self.target.measure]} {self.target.unit}"
+            lines.append(f"- `{name}`: the averaged weights after {facts['step']} steps, {score}")
+        return "\n".join(["Snapshots of the training, beside the weights:", "", *lines]) if lines else ""
 
 
 def curve_lines(curve: list[dict[str, str]], measure: str) -> list[str]:

@@ -8,17 +8,25 @@ import torch
 from safetensors.torch import save_file
 
 from harness.decoders import build_decoder
-from harness.decoders.auto import LayerChoice, LayerSchedule, stored_schedule
-from harness.decoders.fits import checkpoint_digest
+from harness.decoders.decoder import ScheduleRequest
+from harness.decoders.schedule import LayerChoice, LayerSchedule, find_schedule, schedule_suffix
+from harness.decoders.stored import checkpoint_digest, storage
 from harness.errors import HarnessError
-from harness.fitting.tune import HALF, SEQUENTIAL, Tuner, _all_in, _pareto, candidates, tune_checkpoint
+from harness.fitting import prepare
+from harness.fitting.calibrate import store_calibration
+from harness.fitting.tune import HALF, SEQUENTIAL, Tuner, _all_in, _pareto, candidates, store_schedule
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
 
 
 @pytest.fixture(scope="module")
 def flow():
-    return coupled_tarflow(seed=4)
+    return calibrated(coupled_tarflow(seed=4))
+
+
+def calibrated(flow):
+    store_calibration(flow, samples=128)
+    return flow
 
 
 @pytest.fixture
@@ -96,34 +104,38 @@ def test_the_default_budget_is_the_deviation_of_sejd(flow):
     assert schedule.deviation < schedule.allowed
 
 
-def test_a_stored_schedule_is_used_for_the_nearest_batch(checkpoint, caplog):
-    flow = load_flow(checkpoint)
-    path, strict = tune_checkpoint(flow, checkpoint, batches=[4], budgets=[None, 0.2], samples=16)
-    assert LayerSchedule.load(strict) == stored_schedule(checkpoint, "cpu", 9, 0.2)
+def test_a_stored_schedule_is_used_for_the_nearest_batch(checkpoint):
+    flow = calibrated(load_flow(checkpoint))
+    tuner = Tuner(flow, samples=16)
+    path, strict = (store_schedule(flow, tuner.schedule(4, budget)) for budget in (None, 0.2))
+    assert LayerSchedule.load(strict) == find_schedule(flow, 9, 0.2)
     stored = LayerSchedule.load(path)
-    assert stored == stored_schedule(checkpoint, "cpu", 3, None)
-    assert stored_schedule(checkpoint, "cpu", 4, 0.01) is None
-    assert stored_schedule(checkpoint, "cuda", 4, None) is None
+    assert stored == find_schedule(flow, 3, None)
+    assert find_schedule(flow, 4, 0.01) is None
+    assert all(stored.serves(batch) for batch in (2, 4, 8)) and not any(stored.serves(batch) for batch in (1, 9))
     other = LayerSchedule((LayerChoice("sequential"),) * 3, "cpu", 64, None, 1.0, 0.0, 1.0, stored.digest)
     other.save(path.with_name(path.name.replace("batch4", "batch64")))
-    caplog.clear()
     modes = [trace.mode for trace in build_decoder("auto").decode(load_flow(checkpoint), latents(flow, 40)).layers]
     assert modes == ["sequential"] * 3
-    assert "tuning now" not in caplog.text
 
 
 def latents(flow, count):
     return flow.sample_latents(count, torch.Generator().manual_seed(1))
 
 
-def test_what_was_never_tuned_is_tuned_on_first_use_and_says_so(caplog):
-    flow = coupled_tarflow(seed=5)
-    first = build_decoder("auto").decode(flow, latents(flow, 2))
-    assert "tuning now" in caplog.text
-    caplog.clear()
-    again = build_decoder("auto").decode(flow, latents(flow, 2))
-    assert "tuning now" not in caplog.text
-    assert torch.equal(first.tokens, again.tokens)
+def test_what_was_never_tuned_is_asked_for_and_made_by_prepare(monkeypatch):
+    monkeypatch.setattr("harness.fitting.calibrate.DENSE_SAMPLES", 128)
+    flow, told, auto = coupled_tarflow(seed=5), [], build_decoder("auto", budget=0.2)
+    with pytest.raises(HarnessError, match="`harness tune FLOW --batch 2`"):
+        auto.decode(flow, latents(flow, 2))
+    assert auto.missing(flow, 2) == ["calibration", ScheduleRequest(2, 0.2)]
+    for batch in (2, 2, 3, 4, 1):
+        prepare(auto, flow, batch, report=told.append)
+    assert ["fitting now" in told[0], "tuning now" in told[1], len(told)] == [True, True, 2]
+    first = auto.decode(flow, latents(flow, 2))
+    assert torch.equal(first.tokens, auto.decode(flow, latents(flow, 2)).tokens)
+    auto.decode(flow, latents(flow, 64))  # the last batch of many may be of any size
+    assert auto.missing(flow, 64) == [ScheduleRequest(64, 0.2)]
 
 
 @pytest.mark.parametrize("options", [{"budget": 0}, {"tau": 0.0}, {"budget": 0.5, "tau": 0.0}])
@@ -155,9 +167,9 @@ def test_a_schedule_for_another_flow_or_damaged_is_refused(flow, checkpoint, tmp
 
 @pytest.mark.parametrize(("multiplies", "dtype"), [(True, "bfloat16"), (False, None)])
 def test_networks_are_in_bfloat16_only_where_the_device_multiplies_it(checkpoint, monkeypatch, multiplies, dtype):
-    flow = load_flow(checkpoint)
+    flow = calibrated(load_flow(checkpoint))
     half = (LayerChoice("sequential"), *[LayerChoice("fitted", {"iterations": [2], "network_dtype": HALF})] * 2)
-    path = tune_checkpoint(flow, checkpoint, batches=[4], budgets=[0.2], samples=16)[0]
+    path = storage(checkpoint, schedule_suffix("cpu", 4, 0.2))
     LayerSchedule(half, "cpu", 4, 0.2, 0.2, 0.1, 1.0, checkpoint_digest(checkpoint)).save(path)
     monkeypatch.setattr("harness.decoders.auto.multiplies_bfloat16", lambda device: multiplies)
     expected = [choice.with_networks(dtype).build().bind(flow, 4) for choice in half]

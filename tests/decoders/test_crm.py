@@ -6,9 +6,11 @@ import torch
 from scipy.stats import spearmanr
 
 from harness.decoders import build_decoder
-from harness.decoders.crm import DOMINANT, LayerMetrics, layer_metrics, metrics_of
+from harness.decoders.calibration import LayerMetrics, calibration_of
 from harness.decoders.gs_jacobi import STRATEGIES, automatic
 from harness.errors import HarnessError
+from harness.fitting import prepare
+from harness.fitting.crm import DOMINANT, layer_metrics, metrics_of
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
 from harness.flows.tap import Observer, tap
@@ -48,7 +50,8 @@ def test_the_metrics_predict_iterations_where_they_do(name):
     """IGM ranks the layers of every shipped flow as their iterations do. CRM finds the slowest of the digits' and the
     second slowest of the others', where layer 1, whose mean over samples is nearly nothing, escapes it."""
     flow = load_flow(name)
-    metrics = metrics_of(flow)
+    metrics = calibration_of(flow).metrics
+    assert [of.share for of in metrics] == pytest.approx([of.share for of in metrics_of(flow)], rel=1e-3)
     latents = flow.sample_latents(4, torch.Generator().manual_seed(5))
     labels = torch.arange(4) if flow.num_classes else None
     traces = build_decoder("ujd", tau=0.01, initial="input").decode(flow, latents, labels).layers
@@ -83,11 +86,14 @@ class Watch(Observer):
         self.seen += 1
 
 
-def test_auto_is_exact_at_tau_zero_and_measures_out_of_sight():
+def test_auto_is_exact_at_tau_zero_and_measures_nothing(monkeypatch):
+    monkeypatch.setattr("harness.fitting.calibrate.DENSE_SAMPLES", 128)
     flow = coupled_tarflow(num_classes=10)
     latents, labels, watch = flow.sample_latents(3, torch.Generator().manual_seed(0)), torch.arange(3), Watch()
     exact = build_decoder("sequential").decode(flow, latents, labels).tokens
-    result = build_decoder("gs-jacobi", strategy="auto", tau=0.0).decode(tap(flow, watch), latents, labels)
+    auto = build_decoder("gs-jacobi", strategy="auto", tau=0.0)
+    prepare(auto, flow, 3)
+    result = auto.decode(tap(flow, watch), latents, labels)
     torch.testing.assert_close(result.tokens, exact, rtol=1e-4, atol=1e-4)
     assert watch.seen == result.depth
 

@@ -1,16 +1,21 @@
 """Fitted guesses and corrections: what they gain, what they must not touch, and how they are stored."""
 
+import copy
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from harness.decoders import build_decoder
-from harness.decoders.fits import FORMAT, Calibration, LayerFit, calibration_of, checkpoint_digest, stored_beside
+from harness.decoders.calibration import FORMAT, SUFFIX, Calibration, LayerFit, calibration_of
 from harness.decoders.maps import DENSE, DenseMap, Guess, LaggedMap
 from harness.decoders.sequential import solve_sequential
+from harness.decoders.stored import checkpoint_digest, storage, stored
 from harness.decoders.windows import Slide
 from harness.errors import HarnessError
-from harness.fitting.calibrate import calibrate, calibrate_checkpoint, neighbours
+from harness.fitting import prepare
+from harness.fitting.calibrate import calibrate, neighbours, store_calibration
 from harness.fitting.regression import Samples, fit_correction, fit_guess, group_means
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
@@ -169,34 +174,61 @@ def test_a_budget_is_spent_per_layer_and_honestly(flow, fits):
 
 def test_calibration_is_stored_beside_the_checkpoint_and_found_again(checkpoint):
     flow = load_flow(checkpoint)
-    path = calibrate_checkpoint(flow, checkpoint, samples=32)
+    path = store_calibration(flow, samples=32)
     assert path.parent == checkpoint.parent / "calibration"
     assert path.name.startswith(checkpoint_digest(checkpoint)[:16])
     stored = calibration_of(flow)
     again = calibrate(flow, samples=32, digest=checkpoint_digest(checkpoint))
-    for number, fit in again.layers.items():
-        assert torch.equal(fit.guess.map.weight, stored.layers[number].guess.map.weight)
-        assert all(map(torch.equal, weights(fit), weights(stored.layers[number])))
+    assert again.content == stored.content and again.metrics == stored.metrics
+    for fit, kept in zip(again.layers, stored.layers, strict=True):
+        assert torch.equal(fit.guess.map.weight, kept.guess.map.weight)
+        assert all(map(torch.equal, weights(fit), weights(kept)))
     build_decoder("fitted").decode(flow, latents_of(flow))
 
 
-def test_what_was_never_fitted_is_fitted_on_first_use(checkpoint, caplog):
+def test_what_was_never_fitted_is_asked_for_and_made_once_by_prepare(checkpoint, monkeypatch):
+    monkeypatch.setattr("harness.fitting.calibrate.DENSE_SAMPLES", 128)
     loaded, bare = load_flow(checkpoint), coupled_tarflow(seed=2)
-    for flow in (loaded, bare):
-        watched = Tally()
-        build_decoder("fitted").decode(tap(flow, watched), latents_of(flow))
+    for flow, name in ((loaded, str(checkpoint)), (bare, "FLOW")):
+        watched, told, decoder = Tally(), [], build_decoder("fitted")
+        with pytest.raises(HarnessError, match=f"`harness calibrate {re.escape(name)}`"):
+            decoder.decode(flow, latents_of(flow))
+        assert decoder.missing(flow, 6) == ["calibration"]
+        for _ in range(2):
+            prepare(decoder, tap(flow, watched), 6, report=told.append)
+        assert len(told) == 1 and "fitting now" in told[0] and not watched.layers
+        decoder.decode(tap(flow, watched), latents_of(flow))
         assert [tally.calls for tally in watched.layers.values()] == [3, 1, 1]
-        assert caplog.text.count("fitting now") == 1
-        build_decoder("fitted").decode(flow, latents_of(flow))
-        assert caplog.text.count("fitting now") == 1
-        caplog.clear()
-    assert stored_beside(checkpoint, ".safetensors").is_file()
+    assert stored(checkpoint, SUFFIX).is_file()
 
 
 def test_an_unwritable_folder_is_left_alone(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("os.access", lambda *_: False)
-    assert stored_beside(checkpoint, ".safetensors").is_relative_to(tmp_path / "cache")
+    assert storage(checkpoint, SUFFIX).is_relative_to(tmp_path / "cache")
+
+
+def test_what_is_shipped_is_never_written_and_what_is_made_again_is_read_first(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flow = load_flow(checkpoint)
+    shipped, before = store_calibration(flow, samples=32), calibration_of(flow).content
+    monkeypatch.setattr("harness.decoders.stored.ASSETS", checkpoint.parent)
+    path = store_calibration(flow, samples=40)
+    assert path.is_relative_to(tmp_path / "cache") and path == stored(checkpoint, SUFFIX) != shipped
+    assert calibration_of(flow).content == calibration_of(load_flow(checkpoint)).content != before
+    assert Calibration.load(shipped).content == before
+
+
+def test_calibrations_and_copies_of_a_flow_are_kept_apart(flow):
+    flow = copy.deepcopy(flow)
+    flow.fits[Calibration] = calibrate(flow, samples=32)
+    assert not copy.deepcopy(flow).fits and calibration_of(tap(flow, Tally())) is flow.fits[Calibration]
+
+
+def test_a_calibration_is_moved_by_torch(fits):
+    moved = copy.deepcopy(fits).to(torch.float64)
+    assert {tensor.dtype for tensor in moved.state_dict().values()} == {torch.float64}
+    assert moved.content == fits.content
 
 
 def test_a_missing_or_foreign_or_damaged_calibration_is_refused(checkpoint, flow, fits, tmp_path):

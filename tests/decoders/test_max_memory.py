@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.decoders import build_decoder
-from harness.decoders.micro_batches import LiveBytes, Room, bytes_of_one, merged, parse_bytes
+from harness.decoders.micro_batches import LiveBytes, MicroBatches, bytes_of_one, merged, parse_bytes
 from harness.decoders.trace import LayerTrace
 from harness.errors import HarnessError
 from harness.flows.coupled import coupled_tarflow
@@ -122,7 +122,7 @@ def test_too_little_for_one_sample_is_refused_before_anything_is_decoded(flow, n
 def test_the_refusal_names_what_would_do(flow):
     decoder, latents = build_decoder("frontier"), latents_of(flow)
     with pytest.raises(HarnessError, match="stop together") as caught:
-        Room(5000, latents, flow.condition(BATCH)).plan(flow.layers[0], decoder.footprint(flow.layers[0]))
+        MicroBatches(5000, latents, flow.condition(BATCH)).plan(flow.layers[0], decoder.footprint(flow.layers[0]))
     needed = int(str(caught.value).partition(" takes ")[2].partition(" ")[0].replace(",", ""))
     build_decoder("frontier", max_memory=needed).decode(flow, latents)
     with pytest.raises(HarnessError, match="too little"):

@@ -155,7 +155,7 @@ def test_a_clamp_bounds_the_iterates(flow, latents):
         ("gs-jacobi", {"blocks": -1}, "blocks"),
         ("gs-jacobi", {"blocks": [1, 2.5]}, "blocks"),
         ("gs-jacobi", {"max_iterations": [3, 0]}, "max_iterations"),
-        ("gs-jacobi", {"initial": ["zeros", "input", "nothing"]}, "initial guess"),
+        ("gs-jacobi", {"initial": ["zeros", "input", "nothing"]}, "unknown initial 'nothing'"),
         ("gs-jacobi", {"clamp": 0}, "clamp"),
         ("frontier", {"window": 0}, "window"),
         ("frontier", {"advance": "sometimes"}, "advance"),

@@ -7,7 +7,7 @@ from harness.decoders import build_decoder
 from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
-from harness.flows.precision import in_dtype, multiplies_bfloat16
+from harness.flows.precision import multiplies_bfloat16
 from harness.flows.tap import Observer, Tally, tap
 
 
@@ -58,7 +58,7 @@ class Dtypes(Observer):
         self.seen = set()
 
     def evaluated(self, layer, call):
-        self.seen.add((layer.number, layer.proj_in.weight.dtype, call.log_scale.dtype))
+        self.seen.add((layer.number, layer.proj_in.weight.dtype, call.answer.dtype))
 
 
 def test_it_is_seen_from_outside_and_leaves_sequential_layers_alone():
@@ -77,9 +77,9 @@ def test_it_is_seen_from_outside_and_leaves_sequential_layers_alone():
 
 def test_a_copy_is_made_once_and_goes_with_its_layer():
     flow = coupled_tarflow()
-    copied = in_dtype(flow.layers[0], torch.bfloat16)
-    assert in_dtype(flow.layers[0], torch.bfloat16) is copied
-    assert in_dtype(flow.layers[1], torch.bfloat16) is not copied
+    copied = flow.layers[0].in_dtype(torch.bfloat16)
+    assert flow.layers[0].in_dtype(torch.bfloat16) is copied
+    assert flow.layers[1].in_dtype(torch.bfloat16) is not copied
 
 
 @pytest.mark.parametrize("name", ["ujd", "gs-jacobi"])

@@ -2,9 +2,11 @@ import pytest
 import torch
 
 from harness.decoders import build_decoder
-from harness.flows.protocols import CausalFlow, CausalLayer
+from harness.flows.modules import LayerModule
+from harness.flows.protocols import CausalFlow, CausalLayer, Denoises, MasksAttention
 from harness.flows.tap import Observer, Tally, tap
 from harness.flows.tarflow import TarFlow, TarFlowConfig
+from harness.metrics.iterate_errors import ErrorRecorder
 
 
 @pytest.fixture
@@ -65,3 +67,41 @@ def test_caches_are_counted_while_they_live(flow):
     without = Tally()
     build_decoder("ujd", tau=10.0).decode(tap(flow, without), latents)
     assert without.peak_cache_bytes == 0
+
+
+def test_what_a_flow_can_do_besides_is_found_through_the_tap(flow):
+    tapped = tap(flow, Observer())
+    assert isinstance(tapped, Denoises) and isinstance(tapped, MasksAttention)
+    assert tapped.fits is flow.fits and (tapped.device, tapped.dtype) == (flow.device, flow.dtype)
+
+
+class Steepened(LayerModule):
+    """A triangular system that is not affine: tokens go through one more monotone map."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.behind, self.number, self.block = layer, layer.number, layer.block
+        self.num_tokens, self.token_dim = layer.num_tokens, layer.token_dim
+        self.arrange, self.restore, self.new_cache, self.affine = (
+            layer.arrange, layer.restore, layer.new_cache, layer.affine
+        )  # fmt: skip
+
+    def update(self, inputs, tokens, cache, start, condition):
+        affine = super().update(inputs, tokens, cache, start, condition)
+        return affine + 0.3 * affine.tanh()
+
+
+@pytest.mark.parametrize("name", ["uncached", "ujd", "sejd", "gs-jacobi", "frontier"])
+def test_a_layer_with_an_update_of_its_own_is_decoded_and_watched(flow, name):
+    layers = [Steepened(layer) for layer in flow.layers]
+    flow.blocks = torch.nn.ModuleList(reversed(layers))
+    latents, tally = flow.sample_latents(3), Tally()
+    exact = build_decoder("sequential").decode(flow, latents).tokens
+    result = build_decoder(name, tau=0.0).decode(tap(flow, tally), latents)
+    assert torch.allclose(result.tokens, exact, atol=1e-4)
+    assert [tally.layers[trace.layer].calls for trace in result.layers] == [trace.depth for trace in result.layers]
+    recorder = ErrorRecorder(flow.condition(3))
+    rows = recorder.rows(build_decoder("ujd", tau=0.0).decode(tap(flow, recorder), latents))
+    assert all(row["error_inf"] < 1e-4 for row in rows if row["iteration"] == flow.num_tokens - 1)
+    bounded = build_decoder("ujd", tau=0.0, max_memory=200_000).decode(flow, latents)
+    assert torch.allclose(bounded.tokens, exact, atol=1e-4)

@@ -27,8 +27,8 @@ from analysis.report.provenance import environment, summary
 from analysis.summary import summarise
 from harness.cli import main
 from harness.datasets import load_dataset
-from harness.decoders.auto import LayerChoice, LayerSchedule
-from harness.decoders.fits import Calibration
+from harness.decoders.calibration import Calibration
+from harness.decoders.schedule import LayerChoice, LayerSchedule
 from harness.errors import HarnessError
 from harness.fitting.calibrate import calibrate
 from harness.flows import load_flow

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness.datasets import load_dataset
-from harness.decoders.auto import LayerSchedule
+from harness.decoders.schedule import LayerSchedule
 from harness.errors import CheckpointError, DatasetError, HarnessError
 from harness.files import file_name
 from harness.flows import load_flow

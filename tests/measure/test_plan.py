@@ -163,8 +163,8 @@ def test_a_moved_checkpoint_is_the_same_cell_and_a_changed_one_is_not(make, tiny
     [
         ([{"name": "sejdd"}], "unknown decoder 'sejdd'; did you mean 'sejd'"),
         ([{"name": "sejd", "initail": "zeros"}], "did you mean 'initial'"),
-        ([{"name": "sejd", "initial": "nought"}], "unknown initial guess 'nought'"),
-        ([{"name": "sejd", "initial": {"grid": ["zeros", "nought"]}}], "unknown initial guess 'nought'"),
+        ([{"name": "sejd", "initial": "nought"}], "unknown initial 'nought'"),
+        ([{"name": "sejd", "initial": {"grid": ["zeros", "nought"]}}], "unknown initial 'nought'"),
         ([{"name": "sejd", "initial": {"gird": ["zeros"]}}], "{ grid = [...] }"),
         ([{"name": "sequential", "tau": [0.5]}], "takes no tau"),
         ([{"name": "absent_module:Thing"}], "cannot import decoder"),
@@ -196,7 +196,7 @@ def test_a_cell_builds_what_it_names(make):
 
 
 def test_what_a_decoder_reads_is_part_of_its_identity_but_not_of_its_key(make, tiny_checkpoint):
-    from harness.fitting.calibrate import calibrate_checkpoint
+    from harness.fitting.calibrate import store_calibration
     from harness.flows import load_flow
 
     def cells():
@@ -205,7 +205,7 @@ def test_what_a_decoder_reads_is_part_of_its_identity_but_not_of_its_key(make, t
     before = cells()  # nothing was fitted yet: it is now
     again = cells()
     assert before["fitted"].fitted and before == again
-    calibrate_checkpoint(load_flow(tiny_checkpoint), tiny_checkpoint, samples=40, seed=9)
+    store_calibration(load_flow(tiny_checkpoint), samples=40, seed=9)
     after = cells()
     assert after["fitted"].cell_id != before["fitted"].cell_id
     assert after["fitted"].cell_key == before["fitted"].cell_key

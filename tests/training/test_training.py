@@ -1,12 +1,14 @@
 """Training: the likelihood it reports, the batches it draws, the curve it resumes, and what it releases."""
 
 import csv
+import errno
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +17,16 @@ from safetensors import safe_open
 
 from harness.datasets import Images, load_dataset, to_unit
 from harness.decoders import build_decoder
-from harness.errors import CheckpointError, HarnessError
+from harness.errors import CheckpointError, HarnessError, StoreError
 from harness.flows import load_flow
 from harness.flows.checkpoints import ASSETS
 from harness.flows.tarflow import TarFlow, TarFlowConfig
-from harness.training.config import TrainingConfig, read_config, shipped_configs
+from harness.training.config import TarFlowTraining, read_config, shipped_configs
 from harness.training.data import Batches, distort
+from harness.training.folder import TrainingFolder
 from harness.training.likelihood import Splits, bits_per_dim, log_density, log_noise_mass
 from harness.training.loop import train
+from harness.training.targets.tarflow import TarFlowTarget
 
 TINY = {
     "dataset": "digits",
@@ -44,8 +48,13 @@ TINY = {
 
 
 def run(folder: Path, name: str = "tiny", resume: bool = False, **changes: object) -> Path:
-    config = TrainingConfig.model_validate(TINY | changes)
+    config = TarFlowTraining.model_validate(TINY | changes)
     return train(name, config, folder, build_decoder("sequential").decode, "harness train tiny.toml", resume=resume)
+
+
+def target(images: Images, **changes: object) -> TarFlowTarget:
+    config = TarFlowTraining.model_validate(TINY | changes)
+    return TarFlowTarget(config, Splits.of(images, images, config))
 
 
 def curve(folder: Path) -> list[dict[str, str]]:
@@ -87,7 +96,7 @@ def test_log_density_is_the_change_of_variables() -> None:
 @pytest.mark.parametrize("noise", ["gaussian", "uniform"])
 def test_bits_per_dim_bound_the_discrete_likelihood(noise: str) -> None:
     """One-pixel images of three levels under N(0, 1): the model's probabilities by quadrature."""
-    config = TrainingConfig.model_validate(TINY | {"noise": noise, "sigma": 0.6})
+    config = TarFlowTraining.model_validate(TINY | {"noise": noise, "sigma": 0.6})
     levels = torch.tensor([-1.0, 0.0, 1.0])
     v = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
     if noise == "gaussian":
@@ -110,7 +119,7 @@ def test_bits_per_dim_bound_the_discrete_likelihood(noise: str) -> None:
 
 
 def test_uniform_noise_as_wide_as_the_spacing_is_plain_dequantisation() -> None:
-    config = TrainingConfig.model_validate(TINY | {"noise": "uniform", "sigma": 1 / 255})
+    config = TarFlowTraining.model_validate(TINY | {"noise": "uniform", "sigma": 1 / 255})
     levels = to_unit(torch.arange(256, dtype=torch.uint8))
     noisy = levels[torch.randint(256, (5, 1, 4, 4))] + (torch.rand(5, 1, 4, 4) - 0.5) * 1.98 / 255
     assert log_noise_mass(noisy, levels, config) == pytest.approx(torch.full((5,), math.log(255 / 2)).numpy())
@@ -119,7 +128,7 @@ def test_uniform_noise_as_wide_as_the_spacing_is_plain_dequantisation() -> None:
 @pytest.mark.parametrize(("noise", "sigma", "expected"), [("uniform", 1 / 255, 0.0), ("gaussian", 0.05, 4.69)])
 def test_noise_has_a_cost_of_its_own(noise: str, sigma: float, expected: float) -> None:
     """Gaussian: log2 of (sigma * sqrt(2 pi e)) over the spacing 2 / 255, as all levels here are far from the ends."""
-    config = TrainingConfig.model_validate(TINY | {"noise": noise, "sigma": sigma})
+    config = TarFlowTraining.model_validate(TINY | {"noise": noise, "sigma": sigma})
     images = Images(torch.randint(80, 176, (20, 1, 8, 8), dtype=torch.uint8))
     splits = Splits(images, images, to_unit(torch.arange(256, dtype=torch.uint8)), config)
     if noise == "gaussian":
@@ -128,7 +137,7 @@ def test_noise_has_a_cost_of_its_own(noise: str, sigma: float, expected: float) 
 
 
 def test_bits_per_dim_do_not_depend_on_the_batch_size() -> None:
-    config = TrainingConfig.model_validate(TINY)
+    config = TarFlowTraining.model_validate(TINY)
     images = Images(torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8))
     levels = to_unit(torch.arange(256, dtype=torch.uint8))
     flow = small_flow()
@@ -142,18 +151,16 @@ def test_bits_per_dim_do_not_depend_on_the_batch_size() -> None:
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_another_order() -> None:
     pixels = torch.arange(10, dtype=torch.uint8)[:, None, None, None].expand(10, 1, 8, 8) * 20
-    config = TrainingConfig.model_validate(TINY | {"batch_size": 4, "label_drop": 0.0, "jitter": 0.0})
-    batches = Batches(Images(pixels, torch.arange(10)), config)
-    shown = torch.cat([batches[step][1] for step in range(5)])
+    learned = target(Images(pixels, torch.arange(10)), batch_size=4, label_drop=0.0, jitter=0.0)
+    shown = torch.cat([learned.batch(step)[1] for step in range(5)])
     assert sorted(shown[:10].tolist()) == list(range(10)) == sorted(shown[10:].tolist())
     assert shown[:10].tolist() != shown[10:].tolist()
 
 
 def test_processes_share_a_batch_between_them() -> None:
-    images = load_dataset("digits", "train")
-    config = TrainingConfig.model_validate(TINY | {"flip": True})
-    whole, labels = Batches(images, config)[3]
-    parts = [Batches(images, config, rank, 2)[3] for rank in range(2)]
+    draw = target(load_dataset("digits", "train"), flip=True).batch
+    whole, labels = draw(3)
+    parts = [Batches(draw, rank, 2)[3] for rank in range(2)]
     assert torch.equal(torch.stack([part[0] for part in parts], dim=1).flatten(0, 1), whole)
     assert torch.equal(torch.stack([part[1] for part in parts], dim=1).flatten(), labels)
 
@@ -161,10 +168,8 @@ def test_processes_share_a_batch_between_them() -> None:
 def test_labels_are_dropped_at_the_stated_rate_and_images_mirrored_half_the_time() -> None:
     pixels = torch.zeros(2000, 1, 8, 8, dtype=torch.uint8)
     pixels[..., 0] = 255
-    config = TrainingConfig.model_validate(
-        TINY | {"batch_size": 2000, "jitter": 0.0, "flip": True, "label_drop": 0.25, "sigma": 1e-3}
-    )
-    batch, labels = Batches(Images(pixels, torch.ones(2000, dtype=torch.int64)), config)[0]
+    images = Images(pixels, torch.ones(2000, dtype=torch.int64))
+    batch, labels = target(images, batch_size=2000, jitter=0.0, flip=True, label_drop=0.25, sigma=1e-3).batch(0)
     assert float((labels == -1).float().mean()) == pytest.approx(0.25, abs=0.04)
     assert float((batch[:, 0, 0, 7] > 0).float().mean()) == pytest.approx(0.5, abs=0.05)
     assert float((batch - batch.round()).std()) == pytest.approx(1e-3, rel=0.05)
@@ -233,7 +238,7 @@ def test_release_holds_weights_card_samples_and_snapshots(tmp_path: Path) -> Non
 
     with safe_open(release / "tiny.safetensors", framework="pt") as file:
         metadata = file.metadata()
-    config = TrainingConfig.model_validate_json(metadata["config"])
+    config = TarFlowTraining.model_validate_json(metadata["config"])
     splits = Splits.of(load_dataset("digits", "train"), load_dataset("digits", "test"), config)
     assert metadata["held_out_bits_per_dim"] == f"{splits.held_out_bits_per_dim(flow):.4f}"
     assert (metadata["dataset"], metadata["seed"], metadata["sigma"]) == ("digits", "5", "0.1")
@@ -243,7 +248,9 @@ def test_release_holds_weights_card_samples_and_snapshots(tmp_path: Path) -> Non
     with safe_open(release / "tiny-20pct.safetensors", framework="pt") as file:
         early = file.metadata()
     assert early["step"] == "2"
-    assert f"`tiny-20pct`: the averaged weights after 2 steps, {early['held_out_bits_per_dim']} bits/dim" in card
+    assert (
+        f"`tiny-20pct`: the averaged weights after 2 steps, {early['held_out_bits_per_dim']} held-out bits/dim" in card
+    )
 
 
 def test_a_finished_run_is_released_again_with_a_new_remark(tmp_path: Path) -> None:
@@ -260,7 +267,7 @@ def test_volume_preserving_flows_learn_their_prior(tmp_path: Path) -> None:
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
-    config = TrainingConfig.model_validate(TINY | {"steps": 100, "warmup": 10})
+    config = TarFlowTraining.model_validate(TINY | {"steps": 100, "warmup": 10})
     rates = [config.learning_rate_at(step) for step in range(100)]
     assert max(rates) == rates[9] == config.learning_rate
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
@@ -268,8 +275,8 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
 
 
 def test_the_number_of_steps_may_change_while_the_rate_is_constant() -> None:
-    def plan(**changes: object) -> TrainingConfig:
-        return TrainingConfig.model_validate(TINY | {"steps": 100, "warmup": 10, "decay": 0.2} | changes)
+    def plan(**changes: object) -> TarFlowTraining:
+        return TarFlowTraining.model_validate(TINY | {"steps": 100, "warmup": 10, "decay": 0.2} | changes)
 
     assert {plan().learning_rate_at(step) for step in range(9, 82)} == {1e-3}
     assert plan().learning_rate_at(83) < 1e-3
@@ -363,8 +370,48 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path: Path) -> 
 
 def test_an_unwritable_folder_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(HarnessError, match="cannot be written"):
+    with pytest.raises(StoreError, match="cannot write to"):
         run(tmp_path / "file" / "run")
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, checkpoint_every=100)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoreError, match=r"cannot write to '.*checkpoint.pt': No space left"):
+        TrainingFolder(tmp_path, "bits").save({"step": 3})
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    with TrainingFolder(tmp_path, "bits").locked(), pytest.raises(StoreError, match="another process trains in"):
+        run(tmp_path)
+    run(tmp_path)
+
+
+def test_a_run_is_not_continued_on_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path)
+
+    def darker(*arguments: object) -> Images:
+        images = load_dataset(*arguments)
+        return replace(images, pixels=images.pixels // 2)
+
+    monkeypatch.setattr("harness.training.likelihood.load_dataset", darker)
+    with pytest.raises(HarnessError, match="was trained on other data: SHA-256 64230df7cf272019, not"):
+        run(tmp_path, resume=True)
+
+
+def test_a_finished_run_that_is_resumed_shows_no_loss_that_was_not_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path)
+    assert "loss" in capsys.readouterr().err
+    run(tmp_path, resume=True)
+    assert "nan" not in capsys.readouterr().err
 
 
 # What is shipped.
@@ -376,11 +423,11 @@ def test_shipped_flows_are_those_of_their_configurations(name: str) -> None:
     if not weights.exists():
         pytest.skip(f"'{name}' has no shipped weights")
     _, config = read_config(name)
-    if not isinstance(config, TrainingConfig):
+    if not isinstance(config, TarFlowTraining):
         pytest.skip("of another family, whose tests are its own")
     with safe_open(weights, framework="pt") as file:
         metadata = file.metadata()
-    assert TrainingConfig.model_validate_json(metadata["config"]) == config.model_copy(update={"remark": ""})
+    assert TarFlowTraining.model_validate_json(metadata["config"]) == config.model_copy(update={"remark": ""})
     assert metadata["command"] == f"harness train {name}"
     assert metadata["step"] == str(config.steps)
     card = (ASSETS / f"{name}.md").read_text(encoding="utf-8")

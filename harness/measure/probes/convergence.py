@@ -15,13 +15,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.decoders.fits import Calibration, calibration_of
+from harness.decoders import Decoder, build_decoder
+from harness.decoders.calibration import Calibration, calibration_of
+from harness.decoders.exact import LayerProblem
 from harness.decoders.initial import INITIAL
 from harness.errors import unknown
 from harness.flows.protocols import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
-from harness.measure.probes.problems import LayerProblem, layer_problems
 from harness.measure.units import Bench, Rows, Unit
 from harness.runs.table import INTEGER, REAL, TEXT
 
@@ -83,6 +84,10 @@ class Convergence(Probe):
     iterations: Annotated[int | None, Field(ge=1, description="At most; by default until nothing changes.")] = None
     jacobians: Annotated[int, Field(ge=0, description="Samples whose Jacobians are computed, on small flows.")] = 4
 
+    def reads(self) -> list[tuple[Decoder, int]]:
+        """The calibration, where it is a guess."""
+        return [(build_decoder("fitted"), self.samples)] if "fitted" in self.initial else []
+
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per layer and initial guess, and one per layer for its Jacobian where the flow is small enough.
 
@@ -131,8 +136,7 @@ class Convergence(Probe):
         return {"convergence": [place | row for row in steps], "fixed_points": [place | row for row in ends]}
 
     def _problems(self, subject: Subject, bench: Bench) -> list[LayerProblem]:
-        batch = bench.batch(subject, range(self.samples))
-        return list(layer_problems(bench.flow(subject), batch.latents, batch.labels))
+        return list(bench.batch(subject, range(self.samples)).layers())
 
 
 def fitted(calibration: Calibration, problem: LayerProblem) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from harness.datasets import load_dataset
 from harness.decoders import build_decoder
-from harness.decoders.crm import layer_metrics
 from harness.errors import unknown
+from harness.fitting.crm import layer_metrics
 from harness.flows import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes

@@ -16,14 +16,13 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from harness.decoders import Decoder, DecodeResult, build_decoder
-from harness.decoders.auto import stored_schedule
+from harness.decoders.exact import ExactBatch
+from harness.decoders.schedule import find_schedule
 from harness.flows.protocols import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
-from harness.measure.probes.problems import layer_problems
 from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.deviation import Deviation
 from harness.metrics.timing import timed
@@ -116,12 +115,12 @@ class Layers(Probe):
         """All tables of one batch size."""
         (subject,) = unit.subjects
         flow = bench.flow(subject)
-        drawn = _Drawn.draw(flow, subject, bench, unit.key["batch_size"], self.tau)
+        drawn = _Choices(bench.batch(subject, range(unit.key["batch_size"])), subject.device, self.tau)
         found = drawn.choices()
         seconds = drawn.layer_seconds(self.rounds)
         for row in found:
             row["predicted_s"] = _predicted(row["_choice"], seconds)
-        rounds = drawn.choice_rounds(self._timed(flow, subject, found), self.rounds)
+        rounds = drawn.choice_rounds(self._timed(flow, found), self.rounds)
         sets = [{name: value for name, value in row.items() if name != "_choice"} for row in found]
         tables = {
             "layer_costs": [row | {"tau": self.tau} for row in drawn.alone(found)],
@@ -131,7 +130,7 @@ class Layers(Probe):
         }
         return {name: [{**unit.key, **row} for row in rows] for name, rows in tables.items()}
 
-    def _timed(self, flow: CausalFlow, subject: Subject, found: Rows) -> list[Choice | None]:
+    def _timed(self, flow: CausalFlow, found: Rows) -> list[Choice | None]:
         """The choices on the frontier of seconds and deviation, the fastest first, each single layer, all, and none.
 
         None stands for the tuned schedule, where one is stored.
@@ -143,28 +142,18 @@ class Layers(Probe):
                 frontier.append(row["_choice"])
         single = [row["_choice"] for row in found if len(row["_choice"]) <= 1]
         choices: list[Choice | None] = list(dict.fromkeys([*frontier[: self.best], *single]))
-        source, batch = getattr(flow, "source", None), len(found) and found[0]["batch_size"]
-        if source is not None and stored_schedule(source, subject.device, batch, None) is not None:
+        if found and find_schedule(flow, found[0]["batch_size"], None) is not None:
             choices.append(None)
         return choices
 
 
 @dataclass(frozen=True)
-class _Drawn:
-    """One batch of a flow, decoded exactly, and the decoder of every choice."""
+class _Choices:
+    """One batch of a flow, and the decoder of every choice of its layers."""
 
-    flow: CausalFlow
+    batch: ExactBatch
     device: str
-    latents: Tensor
-    labels: Tensor | None
-    exact: DecodeResult
     tau: float
-
-    @classmethod
-    def draw(cls, flow: CausalFlow, subject: Subject, bench: Bench, batch: int, tau: float) -> _Drawn:
-        drawn = bench.batch(subject, range(batch))
-        exact = build_decoder("sequential").decode(flow, drawn.latents, drawn.labels)
-        return cls(flow, subject.device, drawn.latents, drawn.labels, exact, tau)
 
     def decoder(self, choice: Choice | None) -> Decoder:
         """Sequential in the layers chosen and Jacobi in the others; the tuned schedule for None."""
@@ -172,18 +161,15 @@ class _Drawn:
             return build_decoder("auto")
         return build_decoder("sejd", tau=self.tau, sequential_layers=choice)
 
-    def decode(self, decoder: Decoder) -> DecodeResult:
-        return decoder.decode(self.flow, self.latents, self.labels)
-
     def choices(self) -> Rows:
         """A row per choice, decoded once."""
         rows = []
-        for choice in _subsets(self.flow.num_layers):
-            result = self.decode(self.decoder(choice))
+        for choice in _subsets(self.batch.flow.num_layers):
+            result = self.batch.result(self.decoder(choice))
             rows.append(
                 {
                     "_choice": choice,
-                    "batch_size": len(self.latents),
+                    "batch_size": len(self.batch),
                     "sequential_layers": name_of(choice),
                     "iterations": sum(trace.iterations for trace in result.layers if trace.mode != "sequential"),
                     "depth": result.depth,
@@ -195,7 +181,7 @@ class _Drawn:
 
     def alone(self, found: Rows) -> Rows:
         """A row per layer: it alone by Jacobi iteration, all others exact."""
-        numbers = {layer.number: layer.block for layer in self.flow.layers}
+        numbers = {layer.number: layer.block for layer in self.batch.flow.layers}
         by_choice = {row["_choice"]: row for row in found}
         rows = []
         for number, block in numbers.items():
@@ -211,7 +197,7 @@ class _Drawn:
             "jacobi_s": build_decoder("ujd", tau=self.tau, fallback="leave"),
         }
         rows = []
-        for problem in layer_problems(self.flow, self.latents, self.labels):
+        for problem in self.batch.layers():
             arguments = (problem.layer, problem.inputs, problem.condition)
             for number in range(-1, rounds):  # the first is warm-up
                 names = list(solvers)[:: -1 if number % 2 else 1]
@@ -226,14 +212,14 @@ class _Drawn:
 
     def choice_rounds(self, choices: Sequence[Choice | None], rounds: int) -> Rows:
         """A row per choice and round; every round decodes each of them once, in shuffled order."""
-        everything = tuple(layer.number for layer in self.flow.layers)
+        everything = tuple(layer.number for layer in self.batch.flow.layers)
         decoders = {choice: self.decoder(choice) for choice in dict.fromkeys([*choices, everything])}
         shuffle, rows = random.Random(0).shuffle, []
         for number in range(-1, rounds):
             order = list(decoders)
             shuffle(order)
             seconds = {
-                choice: timed(lambda choice=choice: self.decode(decoders[choice]), self.device)[0]  # type: ignore[misc]
+                choice: timed(lambda choice=choice: self.batch.result(decoders[choice]), self.device)[0]  # type: ignore[misc]
                 for choice in order
             }
             if number >= 0:
@@ -250,7 +236,7 @@ class _Drawn:
 
     def _deviation(self, result: DecodeResult) -> dict[str, Any]:
         deviation = Deviation()
-        deviation.add(result.tokens, self.exact.tokens)
+        deviation.add(result.tokens, self.batch.exact)
         return {name: value for name, value in deviation.result().items() if name != "nonfinite_samples"}
 
 

@@ -7,7 +7,7 @@ A Jacobi decode is cut after two iterations, since the second needs as much as a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -24,7 +24,7 @@ from harness.measure.matrix import build_matrix, parse_decoder
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.shapes import network_columns, tarflow_of
 from harness.measure.tasks.memory import PRELOAD, Need, need_of
-from harness.measure.units import Bench, Rows, Unit, batch_of, decode
+from harness.measure.units import Bench, Rows, Unit, batch_of
 from harness.measure.workers.process import FreshProcess, ProcessDied
 from harness.metrics.live import live_peak
 from harness.metrics.memory import Peak, cuda_peaks, resident_peak
@@ -147,7 +147,7 @@ class _Widest(Observer):
 
 
 def _widest(cell: Cell, flow: CausalFlow) -> int:
-    decode(cell.build(), tap(flow, observer := _Widest()), batch_of(cell, flow, range(1)))
+    replace(batch_of(cell, flow, range(1)), flow=tap(flow, observer := _Widest())).result(cell.build())
     return observer.window
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.decoders import Decoder, build_decoder
 from harness.errors import HarnessError
 from harness.flows import CausalFlow
-from harness.flows.ising import Ising
+from harness.flows.ising import HasTarget, Ising
 from harness.measure.cells import BASELINE, Subject
 from harness.measure.matrix import parse_decoder
 from harness.measure.probes.probe import Probe, probe_table, probes
@@ -55,6 +55,10 @@ class Observables(Probe):
     )  # fmt: skip
     samples: Annotated[int, Field(ge=2, description="Latents that are decoded.")] = 100_000
     batch: Annotated[int, Field(ge=1, description="Samples that are decoded together.")] = 1000
+
+    def reads(self) -> list[tuple[Decoder, int]]:
+        """What its decoders read."""
+        return [(_build(spec), self.batch) for spec in self.decoders]
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per decoder.
@@ -105,12 +109,11 @@ class Observables(Probe):
 
 
 def _model(flow: CausalFlow, subject: Subject) -> Ising:
-    model = getattr(flow, "target", None)
-    if model is None:
+    if not isinstance(flow, HasTarget) or flow.target is None:
         raise HarnessError(
             f"'{subject.checkpoint}' was not trained on a model with observables; the shipped flow 'ising' was"
         )
-    return model
+    return flow.target
 
 
 def _build(spec: str) -> Decoder:

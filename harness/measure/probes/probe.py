@@ -12,16 +12,17 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, ClassVar, get_type_hints
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from harness.errors import HarnessError, unknown
+from harness.decoders import Decoder
+from harness.errors import HarnessError
 from harness.flows import CausalFlow
 from harness.measure.cells import Subject
-from harness.measure.matrix import sentence
 from harness.measure.units import Bench, Rows, Unit
+from harness.options import build, options_of
 from harness.registry import Registry
 from harness.runs.table import FLOW, IDENTITY, Table
 
@@ -58,6 +59,10 @@ class Probe(ABC):
 
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Of the latents.")] = 0
 
+    def reads(self) -> list[tuple[Decoder, int]]:
+        """Decoders, each with a batch size, whose fits are made before anything is measured where they are missing."""
+        return []
+
     @abstractmethod
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """What there is to be measured, in order: units of this one subject, each with its key and tables.
@@ -79,28 +84,6 @@ class Probe(ABC):
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Option:
-    """One option of a probe, as a command line shows it."""
-
-    name: str
-    help: str
-    default: Any
-    many: bool
-    """Whether it takes several values, written with commas between them."""
-
-
-def options_of(probe: type[Probe]) -> list[Option]:
-    """The options of a probe in the order declared, those of every probe last."""
-    hints = get_type_hints(probe, include_extras=True)
-    found = []
-    for entry in fields(probe):
-        described = [mark.description for mark in getattr(hints[entry.name], "__metadata__", ()) if mark.description]
-        default = entry.default_factory() if callable(entry.default_factory) else entry.default
-        found.append(Option(entry.name, " ".join(described), default, isinstance(default, tuple)))
-    return sorted(found, key=lambda option: option.name in {entry.name for entry in fields(Probe)})
-
-
 def build_probe(name: str, **options: Any) -> Probe:
     """Build a probe by its registered name, or by ``package.module:Class``.
 
@@ -118,13 +101,7 @@ def build_probe(name: str, **options: Any) -> Probe:
     cls = probes.get(name)
     if not (inspect.isclass(cls) and issubclass(cls, Probe)):
         raise HarnessError(f"'{name}' is no probe: a probe is a subclass of harness.measure.probes.probe:Probe")
-    known = {option.name: option for option in options_of(cls)}
-    for option, value in options.items():
-        if option not in known:
-            raise unknown(f"option of probe '{name}':", option, known)
-        if known[option].many and isinstance(value, str):
-            options[option] = [part.strip() for part in value.split(",")]
-    try:
-        return TypeAdapter(cls).validate_python(options)
-    except ValidationError as error:
-        raise HarnessError(f"probe '{name}': {sentence(error)}") from error
+    many = {option.name for option in options_of(cls) if option.many}
+    split = {option: [part.strip() for part in value.split(",")] for option, value in options.items()
+             if option in many and isinstance(value, str)}  # fmt: skip
+    return build(cls, "probe", name, options | split)

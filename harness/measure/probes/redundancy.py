@@ -32,11 +32,11 @@ from torch import Tensor
 
 from harness.datasets import load_dataset
 from harness.datasets.images import image_grid
+from harness.decoders.exact import LayerProblem
 from harness.errors import HarnessError, unknown
-from harness.flows.protocols import CausalFlow
+from harness.flows.protocols import CausalFlow, MasksAttention
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
-from harness.measure.probes.problems import LayerProblem, layer_problems
 from harness.measure.probes.restrictions import READINGS, Restriction, restriction
 from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.features import feature_extractor
@@ -119,7 +119,7 @@ class Redundancy(Probe):
             for scope in self.scopes
             for reading in self.readings
             for o in self.o
-            if reading == "input" or hasattr(flow, "mask_attention")
+            if reading == "input" or isinstance(flow, MasksAttention)
         ]
 
     @torch.no_grad()
@@ -148,8 +148,7 @@ class Redundancy(Probe):
     def _problems(self, subject: Subject, bench: Bench) -> list[list[LayerProblem]]:
         """Every layer of every batch."""
         parts = [range(first, min(first + self.batch, self.samples)) for first in range(0, self.samples, self.batch)]
-        batches = [bench.batch(subject, part) for part in parts]
-        return [list(layer_problems(bench.flow(subject), batch.latents, batch.labels)) for batch in batches]
+        return [list(bench.batch(subject, part).layers()) for part in parts]
 
     def _write_strip(self, subject: Subject, unit: Unit, bench: Bench, images: Tensor) -> None:
         strip = image_grid(images[:STRIP], columns=STRIP, scale=max(1, 32 // images.shape[-1]))

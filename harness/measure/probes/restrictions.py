@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from harness.decoders.sequential import solve_sequential
-from harness.errors import unknown
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition
+from harness.errors import HarnessError, unknown
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition, MasksAttention, jacobi_update
 
 READINGS = ("attention", "attention-self", "input")
 
@@ -38,12 +38,14 @@ def restriction(flow: CausalFlow, reading: str, o: int) -> Restriction:
     """The restriction of a reading to what lies before the o nearest predecessors.
 
     Raises:
-        HarnessError: an unknown reading.
+        HarnessError: an unknown reading, or one that this flow does not have.
     """
     if reading not in READINGS:
         raise unknown("reading", reading, READINGS)
     if reading == "input":
         return Zeroed(o)
+    if not isinstance(flow, MasksAttention):
+        raise HarnessError(f"the attention of this flow cannot be masked, so reading '{reading}' says nothing of it")
     return Masked(flow, range(o) if reading == "attention" else range(1, o + 1))
 
 
@@ -52,24 +54,23 @@ class Masked:
     """Attention that does not see the keys at some lags.
 
     Args:
-        flow: with a method `mask_attention`.
+        flow: whose attention it is.
         lags: of the keys from the query; the query that gives the parameters of token l is at position l - 1.
     """
 
-    flow: CausalFlow
+    flow: MasksAttention
     lags: range
 
     def output(self, layer: CausalLayer, inputs: Tensor, predecessors: Tensor, condition: Condition) -> Tensor:
         """One network call; see `Restriction.output`."""
-        log_scale, shift = layer.affine(predecessors[:, :-1], None, 0, self._masked(condition))
-        return torch.cat([inputs[:, :1], torch.addcmul(shift, inputs[:, 1:], log_scale.exp())], dim=1)
+        return jacobi_update(layer, inputs, predecessors, self._masked(condition))
 
     def decode(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> Tensor:
         """See `Restriction.decode`."""
         return solve_sequential(layer, inputs, self._masked(condition))[0]
 
     def _masked(self, condition: Condition) -> Condition:
-        return self.flow.mask_attention(condition, self.lags)  # type: ignore[attr-defined]
+        return self.flow.mask_attention(condition, self.lags)
 
 
 @dataclass(frozen=True)
@@ -85,16 +86,13 @@ class Zeroed:
     def output(self, layer: CausalLayer, inputs: Tensor, predecessors: Tensor, condition: Condition) -> Tensor:
         """L - 1 calls of o tokens, from right to left, so that a window overwrites only what is not needed any more."""
         if self.o == 0:
-            log_scale, shift = layer.affine(predecessors[:, :-1], None, 0, condition)
-            return torch.cat([inputs[:, :1], torch.addcmul(shift, inputs[:, 1:], log_scale.exp())], dim=1)
+            return jacobi_update(layer, inputs, predecessors, condition)
         cache = layer.new_cache(len(inputs), condition)
         layer.affine(predecessors[:, :-1], cache, 0, condition)
         zeros, outputs = torch.zeros_like(inputs), [inputs[:, :1]]
         for position in range(layer.num_tokens - 1, 0, -1):
             start = max(0, position - self.o)
-            log_scale, shift = layer.affine(zeros[:, start:position], cache, start, condition)
-            here = inputs[:, position : position + 1]
-            outputs.insert(1, torch.addcmul(shift[:, -1:], here, log_scale[:, -1:].exp()))
+            outputs.insert(1, layer.update(inputs, zeros[:, start:position], cache, start, condition)[:, -1:])
         return torch.cat(outputs, dim=1)
 
     def decode(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> Tensor:
@@ -105,6 +103,5 @@ class Zeroed:
             window = torch.zeros_like(tokens[:, start:position])
             if position > self.o:
                 window[:, 0] = tokens[:, start]
-            log_scale, shift = layer.affine(window, cache, start, condition)
-            tokens[:, position] = torch.addcmul(shift[:, -1], inputs[:, position], log_scale[:, -1].exp())
+            tokens[:, position] = layer.update(inputs, window, cache, start, condition)[:, -1]
         return tokens

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.errors import HarnessError, unknown
-from harness.measure.matrix import Matrix, Table, build_matrix, matrix_path, merged, read_toml, sentence
+from harness.measure.matrix import Matrix, Table, build_matrix, matrix_path, merged, read_toml
+from harness.options import sentence
 
 SHIPPED = Path(str(files("analysis"))) / "studies"
 PROFILES = ("fast", "full")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from harness.flows import CausalFlow
 from harness.flows.tap import Tally, tap
 from harness.measure.cells import Cell
-from harness.measure.units import Attempt, Bench, Rows, Unit, batch_of, decode
+from harness.measure.units import Attempt, Bench, Rows, Unit, batch_of
 from harness.measure.workers.process import FreshProcess, ProcessDied
 from harness.metrics.memory import Peak, cuda_peaks, resident_peak
 
@@ -78,11 +78,11 @@ def need_of(cell: Cell, flow: CausalFlow, peaks_of: Callable[[Callable[[], Any]]
     part of what the decode of a batch needs.
     """
     decoder = cell.build()
-    decode(decoder, flow, batch_of(cell, flow, range(1)))
+    batch_of(cell, flow, range(1)).result(decoder)
     batch = batch_of(cell, flow, range(cell.batch_size))
-    peaks = peaks_of(lambda: decode(decoder, flow, batch))
+    peaks = peaks_of(lambda: batch.result(decoder))
     tally = Tally()
-    decode(decoder, tap(flow, tally), batch)
+    replace(batch, flow=tap(flow, tally)).result(decoder)
     return Need(peaks, weights_bytes(flow), tally.peak_cache_bytes)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.decoders import Decoder, DecodeResult, build_decoder
 from harness.flows import CausalFlow
 from harness.measure.cells import BASELINE, Cell
-from harness.measure.units import batch_of, decode, denoise, nonfinite_retries
+from harness.measure.units import batch_of, denoise, nonfinite_retries
 from harness.metrics.deviation import Deviation
 from harness.metrics.features import FeatureExtractor
 from harness.metrics.perceptual import Perceptual, Total
@@ -137,9 +137,9 @@ def draw(cell: Cell, flow: CausalFlow, decoder: Decoder, rows: range) -> tuple[T
     They are images, or tokens where the data are no images.
     """
     batch = batch_of(cell, flow, rows)
-    result = decode(decoder, flow, batch)
+    result = batch.result(decoder)
     if cell.denoise is not None:
-        samples = denoise(flow, result, batch, cell.denoise)
+        samples = denoise(result, batch, cell.denoise)
     else:
         samples = result.tokens if result.images is None else result.images
     return samples.float().cpu(), result

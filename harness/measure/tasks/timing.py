@@ -11,15 +11,14 @@ import numpy as np
 import torch
 
 from harness.decoders import build_decoder
+from harness.decoders.exact import ExactBatch
 from harness.flows import CausalFlow
 from harness.measure.cells import BASELINE, Cell, groups
 from harness.measure.units import (
     Attempt,
-    Batch,
     Bench,
     Rows,
     Unit,
-    decode,
     denoise,
     nonfinite_retries,
     require_finite,
@@ -77,14 +76,14 @@ class TimingTask:
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """One round: decode every cell once and encode once, in shuffled order; and in what state the device was."""
         first: Cell = unit.subjects[0]
-        flow, batch = bench.flow(first), bench.batch(first, range(first.batch_size))
-        bench.keep("warm", first.group_id, lambda: self._warm(unit, bench, flow, batch))
+        batch = bench.batch(first, range(first.batch_size))
+        bench.keep("warm", first.group_id, lambda: self._warm(unit, bench, batch))
         names = {"group_id": first.group_id, "session": bench.session}
-        sentinels = [self._sentinel(first, place, bench, flow, batch) for place in self._before(unit.key["round"])]
+        sentinels = [self._sentinel(first, place, bench, batch) for place in self._before(unit.key["round"])]
         with watch(first.device) as conditions:
-            timings = self._timings(unit, bench, flow, batch)
+            timings = self._timings(unit, bench, batch)
         if unit.key["round"] == self.rounds - 1:
-            sentinels.append(self._sentinel(first, "end", bench, flow, batch))
+            sentinels.append(self._sentinel(first, "end", bench, batch))
         return {
             "timings": timings,
             "devices": [names | {"round": unit.key["round"], **conditions}],
@@ -95,12 +94,12 @@ class TimingTask:
         """The sentinels that are due before a round."""
         return [place for place, at in (("start", 0), ("middle", self.rounds // 2)) if number == at][:1]
 
-    def _sentinel(self, cell: Cell, place: str, bench: Bench, flow: CausalFlow, batch: Batch) -> dict[str, Any]:
+    def _sentinel(self, cell: Cell, place: str, bench: Bench, batch: ExactBatch) -> dict[str, Any]:
         """The baseline once more, whatever the matrix measures: the median of up to three decodes of the batch."""
         decoder = bench.keep("sentinel", cell.group_id, lambda: build_decoder(BASELINE))
 
         def once() -> float:
-            return timed(lambda: decode(decoder, flow, batch), cell.device)[0]
+            return timed(lambda: batch.result(decoder), cell.device)[0]
 
         def several() -> float:
             times = [once()]
@@ -112,19 +111,20 @@ class TimingTask:
         attempt = bench.attempt(cell, "sentinel", several)
         return {"place": place, "wall_s": attempt.value, **attempt.outcome}
 
-    def _warm(self, unit: Unit, bench: Bench, flow: CausalFlow, batch: Batch) -> None:
+    def _warm(self, unit: Unit, bench: Bench, batch: ExactBatch) -> None:
         for _ in range(self.warmup):
-            self._round(unit.subjects, bench, flow, batch)
+            self._round(unit.subjects, bench, batch)
 
-    def _timings(self, unit: Unit, bench: Bench, flow: CausalFlow, batch: Batch) -> Rows:
+    def _timings(self, unit: Unit, bench: Bench, batch: ExactBatch) -> Rows:
         first = unit.subjects[0]
         order = np.random.default_rng([int(first.group_id, 16), unit.key["round"]]).permutation(len(unit.subjects) + 1)
         turns = [(*unit.subjects, None)[index] for index in order]
-        taken = self._round(turns, bench, flow, batch)
-        encode_s = encode.wall_s if (encode := taken[None].value) else None
+        taken = self._round(turns, bench, batch)
+        encoded = taken[None].value
+        encode_s = encoded and encoded.wall_s
         rows = []
         for cell in unit.subjects:
-            row = describe(cell, flow) | {
+            row = describe(cell, batch.flow) | {
                 "session": bench.session,
                 "round": unit.key["round"],
                 "position": turns.index(cell),
@@ -137,24 +137,21 @@ class TimingTask:
         return rows
 
     def _round(
-        self, turns: Sequence[Cell | None], bench: Bench, flow: CausalFlow, batch: Batch
+        self, turns: Sequence[Cell | None], bench: Bench, batch: ExactBatch
     ) -> dict[Cell | None, Attempt[Timed]]:
         """What each cell's decode took, and one encode where a turn is None."""
         gc.collect()  # once a round: it takes as long as many a decode, and is held off while the clock runs
-        return {
-            cell: self._encode(flow, batch) if cell is None else self._decode(cell, bench, flow, batch)
-            for cell in turns
-        }
+        return {cell: self._encode(batch) if cell is None else self._decode(cell, bench, batch) for cell in turns}
 
-    def _decode(self, cell: Cell, bench: Bench, flow: CausalFlow, batch: Batch) -> Attempt[Timed]:
+    def _decode(self, cell: Cell, bench: Bench, batch: ExactBatch) -> Attempt[Timed]:
         if cell.cell_id in bench.failed:
             return bench.failed[cell.cell_id]
 
         def measure() -> Timed:
             decoder, sigma = bench.decoder(cell), cell.denoise
-            seconds, result = timed(lambda: decode(decoder, flow, batch), cell.device)
+            seconds, result = timed(lambda: batch.result(decoder), cell.device)
             require_finite(result)
-            apart = None if sigma is None else timed(lambda: denoise(flow, result, batch, sigma), cell.device)[0]
+            apart = None if sigma is None else timed(lambda: denoise(result, batch, sigma), cell.device)[0]
             return Timed(seconds, apart, nonfinite_retries(result))
 
         attempt = bench.attempt(cell, self.name, measure)
@@ -164,12 +161,13 @@ class TimingTask:
 
     @staticmethod
     @torch.no_grad()
-    def _encode(flow: CausalFlow, batch: Batch) -> Attempt[Timed]:
+    def _encode(batch: ExactBatch) -> Attempt[Timed]:
         """One forward pass of a batch of this size; what is in the images makes no difference to its cost."""
+        flow = batch.flow
         tokens = flow.scale_latents(batch.latents)
         images = flow.to_images(tokens)
         data = tokens if images is None else images
-        seconds, _ = timed(lambda: flow.encode(data, batch.labels), tokens.device.type)
+        seconds, _ = timed(lambda: flow.encode(data, batch.labels), flow.device.type)
         return Attempt("ok", value=Timed(seconds))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 
 from harness.flows.tap import tap
 from harness.measure.cells import Cell
-from harness.measure.units import Bench, Rows, Unit, decode, rows_or_failure
+from harness.measure.units import Bench, Rows, Unit, rows_or_failure
 from harness.metrics.iterate_errors import ErrorRecorder
 
 
@@ -50,7 +51,7 @@ class LayersTask(TraceTask):
 
     def rows(self, cell: Cell, bench: Bench) -> Rows:
         """One row per layer."""
-        result = decode(bench.decoder(cell), bench.flow(cell), bench.batch(cell, range(cell.batch_size)))
+        result = bench.batch(cell, range(cell.batch_size)).result(bench.decoder(cell))
         return [
             {
                 "layer": trace.layer,
@@ -78,4 +79,4 @@ class ResidualsTask(TraceTask):
         flow, batch = bench.flow(cell), bench.batch(cell, range(cell.batch_size))
         recorder = ErrorRecorder(flow.condition(cell.batch_size, batch.labels, batch.guidance))
         with torch.no_grad():
-            return recorder.rows(decode(bench.decoder(cell), tap(flow, recorder), batch))
+            return recorder.rows(replace(batch, flow=tap(flow, recorder)).result(bench.decoder(cell)))

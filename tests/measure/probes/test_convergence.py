@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 import torch
 
+from harness.decoders.exact import ExactBatch
 from harness.decoders.initial import INITIAL
 from harness.errors import HarnessError
 from harness.flows.coupled import coupled_tarflow
 from harness.measure.probes.convergence import iterate, power_rows, update_jacobian
 from harness.measure.probes.probe import build_probe
-from harness.measure.probes.problems import layer_problems
 from harness.measure.run_probe import run_probe
 from harness.progress import LineReporter
 
@@ -19,7 +19,7 @@ L = 16
 @pytest.fixture
 def problems():
     flow = coupled_tarflow(blocks=2).double()
-    return list(layer_problems(flow, torch.randn(3, L, 4, dtype=torch.float64)))
+    return list(ExactBatch(flow, torch.randn(3, L, 4, dtype=torch.float64)).layers())
 
 
 def test_after_t_iterations_the_first_t_plus_1_tokens_no_longer_change(problems):

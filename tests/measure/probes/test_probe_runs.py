@@ -11,9 +11,10 @@ from pydantic import Field
 
 from harness.cli import app
 from harness.errors import HarnessError
-from harness.measure.probes.probe import Probe, build_probe, options_of, probe_table, probes
+from harness.measure.probes.probe import Probe, build_probe, probe_table, probes
 from harness.measure.run_probe import run_probe, subject_of
 from harness.measure.units import Unit
+from harness.options import options_of
 from harness.progress import LineReporter
 from harness.registry import first_line
 from harness.runs.store import RunStore, read_run

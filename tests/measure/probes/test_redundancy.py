@@ -8,11 +8,11 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from harness.decoders.exact import ExactBatch
 from harness.decoders.sequential import solve_sequential
 from harness.errors import HarnessError
 from harness.flows.tarflow import TarFlow, TarFlowConfig
 from harness.measure.probes.probe import build_probe
-from harness.measure.probes.problems import layer_problems
 from harness.measure.probes.redundancy import leak
 from harness.measure.probes.restrictions import READINGS, restriction
 from harness.measure.run_probe import run_probe
@@ -32,7 +32,7 @@ def flow():
 
 @pytest.fixture
 def problems(flow):
-    return list(layer_problems(flow, torch.randn(3, L, D, dtype=torch.float64)))
+    return list(ExactBatch(flow, torch.randn(3, L, D, dtype=torch.float64)).layers())
 
 
 def jacobian(problem, restricted):

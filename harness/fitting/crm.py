@@ -13,49 +13,19 @@ is nearly nothing. The IGM of the input ranks the layers of every shipped flow a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
-
 import torch
 from torch import Tensor
 
+from harness.decoders.calibration import LayerMetrics
+from harness.decoders.exact import ExactBatch
 from harness.errors import HarnessError
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition, ShowsOutputWeights, jacobi_update
 
 SAMPLES = 64
-"""Exact samples that stand in for data where a decoder measures for itself."""
+"""Exact samples that stand in for data where a calibration is made."""
 DOMINANT = 2.0
 """A layer is tough when its CRM is above this multiple of an equal share. It picks the layers that the paper divides
 in three of its four flows; in the fourth, ImageNet 64 conditional, it leaves out one of two."""
-TOUGH, SIMPLE = (8, 32), (1, 10)
-"""Blocks G and iterations J of tough and of simple layers, as published for AFHQ and ImageNet 128."""
-
-
-@dataclass(frozen=True)
-class LayerMetrics:
-    """The metrics of one layer.
-
-    Args:
-        layer: place in decoding order.
-        block: the checkpoint's own index.
-        crm: convergence ranking metric.
-        share: of the flow's summed CRM.
-        tough: whether it dominates, see `DOMINANT`.
-        igm: initial guessing metric of each guess, ``"input"`` and ``"zeros"``.
-    """
-
-    layer: int
-    block: int
-    crm: float
-    share: float
-    tough: bool
-    igm: dict[str, float]
-
-    @property
-    def guess(self) -> str:
-        """The guess that leaves less."""
-        return min(self.igm, key=lambda name: self.igm[name])
 
 
 @torch.no_grad()
@@ -77,11 +47,12 @@ def layer_metrics(flow: CausalFlow, tokens: Tensor, labels: Tensor | None = None
         zeros = torch.zeros_like(x)
         zeros[:, 0] = x[:, 0]
         igm = {
-            name: _norm(_iterate(layer, guess, z, condition) - x) for name, guess in (("input", z), ("zeros", zeros))
+            name: _norm(jacobi_update(layer, z, guess, condition) - x)
+            for name, guess in (("input", z), ("zeros", zeros))
         }
         found.append((layer, crm, igm))
         tokens = layer.restore(z)
-    total = sum(crm for _, crm, _ in found)
+    total = sum(crm for _, crm, _ in found) or 1.0
     return [
         LayerMetrics(layer.number, layer.block, crm, crm / total, crm / total > DOMINANT / len(found), igm)
         for layer, crm, igm in reversed(found)
@@ -90,20 +61,14 @@ def layer_metrics(flow: CausalFlow, tokens: Tensor, labels: Tensor | None = None
 
 def _forward(layer: CausalLayer, x: Tensor, condition: Condition) -> tuple[Tensor, float]:
     """(B, L, D) data of a layer -> its z_in, and its CRM."""
-    weights: Any = getattr(layer, "output_weights", None)
-    if weights is None:
+    if not isinstance(layer, ShowsOutputWeights):
         raise HarnessError("CRM needs the last linear map of a layer's network, which layers of this flow do not show")
     log_scale, shift = layer.affine(x[:, :-1], None, 0, condition)
     scaled = torch.cat([x[:, :1], x[:, 1:] * torch.exp(-log_scale)], dim=1)
     z = scaled.clone()
     z[:, 1:] -= shift * torch.exp(-log_scale)
-    to_log_scale, to_shift = (float(torch.linalg.matrix_norm(weight.float(), 2)) for weight in weights)
+    to_log_scale, to_shift = (float(torch.linalg.matrix_norm(weight.float(), 2)) for weight in layer.output_weights)
     return z, _norm(scaled) * to_log_scale + to_shift
-
-
-def _iterate(layer: CausalLayer, x: Tensor, z: Tensor, condition: Condition) -> Tensor:
-    log_scale, shift = layer.affine(x[:, :-1], None, 0, condition)
-    return torch.cat([z[:, :1], torch.addcmul(shift, z[:, 1:], log_scale.exp())], dim=1)
 
 
 def _norm(tokens: Tensor) -> float:
@@ -112,20 +77,11 @@ def _norm(tokens: Tensor) -> float:
 
 
 def metrics_of(flow: CausalFlow) -> list[LayerMetrics]:
-    """The metrics on exact samples of the flow itself; measured once for as long as it lives.
+    """The metrics on exact samples of the flow itself.
 
     Raises:
         HarnessError: as `layer_metrics`.
     """
-    if flow not in _kept:
-        from harness.decoders.sequential import Sequential  # decoders are built on this module's neighbours
-
-        latents = flow.sample_latents(SAMPLES, torch.Generator().manual_seed(0))
-        classes = getattr(flow, "num_classes", 0)
-        labels = torch.arange(SAMPLES, device=latents.device) % classes if classes else None
-        _kept[flow] = layer_metrics(flow, Sequential().decode(flow, latents, labels).tokens, labels)
-    return _kept[flow]
-
-
-_kept: WeakKeyDictionary[CausalFlow, list[LayerMetrics]] = WeakKeyDictionary()
-"""What was measured of the flows that are alive."""
+    latents = flow.sample_latents(SAMPLES, torch.Generator().manual_seed(0))
+    labels = torch.arange(SAMPLES, device=flow.device) % flow.num_classes if flow.num_classes else None
+    return layer_metrics(flow, ExactBatch(flow, latents, labels).exact, labels)

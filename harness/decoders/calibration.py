@@ -1,0 +1,218 @@
+"""What is fitted to a flow once, so that decoding it needs fewer iterations: guesses and corrections.
+
+Both are linear causal maps (see `harness.decoders.maps`), fitted by ridge regression on exactly decoded samples (see
+`harness.fitting.calibrate`); here they are only read. Long sequences have few lags and weights that all positions
+share; short ones look at all predecessors, with weights for every pair of positions.
+
+*Guess*: ``x[l] ~ bias_c[l] + sum_k A_k z_in[l - k]``, lags k from 0, with a bias for every class c and position l; in a
+short sequence A, too, is the class's own.
+
+*Correction*: with F the Jacobi map and r = F(x) - x its residual, the error that F(x) still has is J (I - J)^-1 r to
+first order, and J is strictly causal; so ``e[l] ~ sum_k A_k r[l - k]`` with lags k from 1 and without bias. Where r is
+0 on a prefix nothing is added to it, nor to the token behind it: the fixed point and the exact prefix stay as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, cat, nn
+
+from harness.decoders.maps import CausalMap, Guess, causal_map
+from harness.decoders.stored import called, checkpoint_digest, stored
+from harness.errors import CheckpointError, HarnessError
+from harness.files import make_folder, replacing
+from harness.flows.protocols import CausalFlow, CausalLayer
+
+FORMAT = "3"
+SUFFIX = ".safetensors"
+Lags = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class LayerMetrics:
+    """How tough a layer is for Jacobi iteration (arXiv 2505.12849); see `harness.fitting.crm`.
+
+    Args:
+        layer: place in decoding order.
+        block: the checkpoint's own index.
+        crm: convergence ranking metric.
+        share: of the flow's summed CRM.
+        tough: whether it dominates.
+        igm: initial guessing metric of each guess, ``"input"`` and ``"zeros"``.
+    """
+
+    layer: int
+    block: int
+    crm: float
+    share: float
+    tough: bool
+    igm: dict[str, float]
+
+    @property
+    def guess(self) -> str:
+        """The guess that leaves less."""
+        return min(self.igm, key=lambda name: self.igm[name])
+
+
+class LayerFit(nn.Module):
+    """What was fitted to one layer.
+
+    Args:
+        guess: of the layer's outputs, from its inputs and classes.
+        corrections: one per iteration, all of one kind; the last one also stands for the iterations after it.
+
+    Raises:
+        ValueError: corrections that are none, of several kinds, or not strictly causal.
+    """
+
+    corrections: Any  # a ModuleList, which cannot say of what
+
+    def __init__(self, guess: Guess, corrections: Sequence[CausalMap]) -> None:
+        super().__init__()
+        if len({fitted.lags for fitted in corrections}) != 1:
+            raise ValueError("a layer has no corrections of one kind")
+        if not all(fitted.strictly_causal for fitted in corrections):
+            raise ValueError("a correction is not a strictly causal map")
+        self.guess, self.corrections = guess, nn.ModuleList(corrections)
+
+    def correction(
+        self, change: Tensor, labels: Tensor | None, start: int, visits: list[tuple[int, int, int]]
+    ) -> Tensor:
+        """A `harness.decoders.solver.Correction`: every token by the map of its own number of updates."""
+        last = len(self.corrections) - 1
+        features = self.corrections[0].features(change)
+        parts = [self.corrections[min(n, last)].span(features, labels, start, first, end) for first, end, n in visits]
+        return cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+class Calibration(nn.Module):
+    """The fits of all layers of one checkpoint, in decoding order.
+
+    Args:
+        digest: SHA-256 of the checkpoint.
+        layers: one per layer.
+        samples: how many exactly decoded samples they were fitted on.
+        metrics: one per layer, or None where layers do not show their output weights.
+    """
+
+    layers: Any  # a ModuleList of `LayerFit`
+
+    def __init__(
+        self, digest: str, layers: Sequence[LayerFit], samples: int, metrics: list[LayerMetrics] | None = None
+    ) -> None:
+        super().__init__()
+        self.digest, self.samples, self.metrics = digest, samples, metrics
+        self.layers = nn.ModuleList(layers)
+
+    def fit(self, layer: CausalLayer) -> LayerFit:
+        """What was fitted to a layer."""
+        return self.layers[layer.number - 1]
+
+    @property
+    def content(self) -> str:
+        """Digest of the fits themselves."""
+        content = hashlib.sha256()
+        for fit in self.layers:
+            for tensor in (fit.guess.map.weight, fit.guess.bias, *(fitted.weight for fitted in fit.corrections)):
+                content.update(tensor.float().cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write safetensors: the state dict, and what it does not tell as metadata."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        lags = [[fit.guess.map.lags, fit.corrections[0].lags] for fit in self.layers]
+        metadata = {
+            "format": FORMAT,
+            "digest": self.digest,
+            "samples": str(self.samples),
+            "lags": json.dumps(lags),
+        } | ({} if self.metrics is None else {"metrics": json.dumps([asdict(of) for of in self.metrics])})
+        make_folder(path.parent)
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: no such file, or one that holds something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"the calibration '{path}' cannot be read: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(f"'{path}' is no calibration of format {FORMAT}; run `harness calibrate` again")
+        try:
+            lags = TypeAdapter(list[tuple[Lags, Lags]]).validate_json(metadata["lags"])
+            metrics = TypeAdapter(list[LayerMetrics] | None).validate_json(metadata.get("metrics", "null"))
+            layers = [_layer(tensors, f"layers.{place}", *kinds) for place, kinds in enumerate(lags)]
+            return cls(metadata["digest"], layers, int(metadata["samples"]), metrics)
+        except (KeyError, ValueError) as error:
+            sentence = " ".join(str(error).split())
+            raise CheckpointError(
+                f"the calibration '{path}' is damaged: {sentence}; run `harness calibrate`"
+            ) from error
+
+
+def _layer(tensors: dict[str, Tensor], name: str, guess: Lags, corrections: Lags) -> LayerFit:
+    fitted: list[CausalMap] = []
+    while (key := f"{name}.corrections.{len(fitted)}.weight") in tensors:
+        fitted.append(causal_map(corrections, tensors[key]))
+    causal = causal_map(guess, tensors[f"{name}.guess.map.weight"])
+    return LayerFit(Guess(causal, tensors[f"{name}.guess.bias"]), fitted)
+
+
+def find_calibration(flow: CausalFlow, given: Calibration | Path | None = None) -> Calibration | None:
+    """The calibration of a flow, on the flow's device; None when nothing was fitted to it.
+
+    Args:
+        flow: what is decoded.
+        given: a calibration, or its file; None for the one that is stored for the flow, or kept with it.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or belongs to another checkpoint.
+    """
+    if isinstance(given, Calibration):
+        return _checked(given, flow.source)
+    path = given if given is not None or flow.source is None else stored(flow.source, SUFFIX)
+    if path is None:
+        return flow.fits.get(Calibration)
+    version = (path, path.stat().st_mtime_ns if path.is_file() else 0)
+    if version not in flow.fits:
+        fitted = _checked(Calibration.load(path), flow.source)
+        flow.fits[version] = fitted.to(flow.device, flow.dtype)
+    return flow.fits[version]
+
+
+def calibration_of(flow: CausalFlow, given: Calibration | Path | None = None) -> Calibration:
+    """As `find_calibration`.
+
+    Raises:
+        HarnessError: nothing was fitted to the flow, or what was given does not fit it.
+    """
+    found = find_calibration(flow, given)
+    if found is None:
+        raise HarnessError(
+            f"nothing is fitted to {flow.source or 'this flow'} yet: run `harness calibrate {called(flow)}`, or call "
+            "harness.fitting.prepare(decoder, flow, batch)"
+        )
+    return found
+
+
+def _checked(calibration: Calibration, source: Path | None) -> Calibration:
+    if source is not None and calibration.digest != checkpoint_digest(source):
+        raise CheckpointError(f"this calibration was fitted to another checkpoint than '{source}'")
+    return calibration

@@ -1,0 +1,40 @@
+"""Making what a decoder reads: the one step in which anything is fitted to a flow or tuned for it on demand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from harness.decoders import Decoder
+from harness.decoders.decoder import ScheduleRequest
+from harness.fitting.calibrate import store_calibration
+from harness.fitting.tune import Tuner, store_schedule
+from harness.flows.protocols import CausalFlow
+from harness.flows.tap import untapped
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(decoder: Decoder, flow: CausalFlow, batch: int, report: Callable[[str], None] = logger.warning) -> None:
+    """Make what a decoder would read for such a batch and is missing, with as many samples as the fit asks for.
+
+    It is stored for the flow's checkpoint, or kept with a flow that has none.
+
+    Args:
+        decoder: any.
+        flow: what will be decoded.
+        batch: samples decoded together.
+        report: is given a sentence on each thing before it is made.
+
+    Raises:
+        HarnessError: what is stored is damaged, or cannot be made for this flow.
+    """
+    flow = untapped(flow)
+    name = flow.source or "this flow"
+    for need in decoder.missing(flow, batch):
+        if isinstance(need, ScheduleRequest):
+            report(f"no schedule for batch {need.batch} is stored for {name}; tuning now, as `harness tune` does")
+            store_schedule(flow, Tuner(flow).schedule(need.batch, need.budget))
+        else:
+            report(f"nothing is fitted to {name} yet; fitting now, as `harness calibrate` does")
+            store_calibration(flow)

@@ -1,0 +1,36 @@
+"""What is trained and how it is judged: one small file per target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.training.config import MafTraining, TarFlowTraining
+from harness.training.likelihood import Splits
+from harness.training.targets.base import Decode, Samples, Target
+from harness.training.targets.ising import IsingTarget
+from harness.training.targets.maf_images import MafImages
+from harness.training.targets.table import TABLES, TableTarget
+from harness.training.targets.tarflow import TarFlowTarget
+
+__all__ = ["Decode", "Samples", "Target", "target_of"]
+
+
+def target_of(config: TarFlowTraining | MafTraining, root: Path | None = None, skip_corrupt: bool = False) -> Target:
+    """The target that a configuration names, its data loaded.
+
+    Args:
+        config: what is to be trained.
+        root: where a dataset of images lies, see `load_dataset`.
+        skip_corrupt: leave unreadable images out.
+
+    Raises:
+        HarnessError: the data cannot be read, or fit no flow of that shape.
+    """
+    if isinstance(config, TarFlowTraining):
+        return TarFlowTarget(config, Splits.load(config, config.dataset, config.size, root, skip_corrupt))
+    if config.dataset is not None and config.dataset not in TABLES:
+        return MafImages(config, Splits.load(config, config.dataset, None, root, skip_corrupt))
+    if skip_corrupt:
+        raise HarnessError("this flow is not trained on images: there are no corrupt ones to skip")
+    return IsingTarget(config) if config.dataset is None else TableTarget(config)

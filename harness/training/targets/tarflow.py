@@ -1,0 +1,120 @@
+"""A TarFlow of images, by maximum likelihood (arXiv 2412.06329)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor
+
+from harness.errors import HarnessError
+from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
+from harness.training.config import TarFlowTraining
+from harness.training.data import DISTURB, Batch, Epochs, distort, draw_noise, seeded
+from harness.training.likelihood import NOTE, Splits
+from harness.training.targets.base import COLUMNS, ROWS, Decode, Samples, Target, draw_images
+
+VAR_RATE = 0.1
+"""Of the running mean of z**2, the learned prior of a volume-preserving flow, as in the published training."""
+
+
+class TarFlowTarget(Target):
+    """Noisy images, mirrored, distorted and with a share of their labels dropped, as the configuration says.
+
+    Args:
+        config: the flow's shape and how its batches are drawn.
+        splits: the images.
+
+    Raises:
+        HarnessError: images that are not square, or no multiple of the patch.
+    """
+
+    config: TarFlowTraining
+    measure, unit, note, fused = "held_out_bits_per_dim", "held-out bits/dim", NOTE, True
+
+    def __init__(self, config: TarFlowTraining, splits: Splits) -> None:
+        self.config, self.splits, self.digest = config, splits, splits.train.digest
+        self.epochs = Epochs(len(splits.train), config)
+        _, channels, height, width = splits.train.pixels.shape
+        if height != width:
+            raise HarnessError(
+                f"'{config.dataset}' holds images of {width}x{height}; TarFlow needs squares: give a size"
+            )
+        self.shape = TarFlowConfig(
+            image_channels=channels,
+            image_size=height,
+            patch=config.patch,
+            channels=config.channels,
+            blocks=config.blocks,
+            layers_per_block=config.layers,
+            num_classes=splits.num_classes if config.conditional else 0,
+            volume_preserving=config.volume_preserving,
+        )
+        classes = f"{self.shape.num_classes} classes" if self.shape.num_classes else "unconditional"
+        self.description = (
+            f"A TarFlow ({config.patch}-{config.channels}-{config.blocks}-{config.layers}: patch, channels, blocks, "
+            f"layers per block) of {channels} x {height} x {width} images, {classes}"
+        )
+
+    def network(self) -> TarFlow:
+        return TarFlow(self.shape)
+
+    def batch(self, step: int) -> Batch:
+        """Images (B, C, H, W) and labels (B,), -1 where a label is dropped or none is."""
+        config, train, rows = self.config, self.splits.train, self.epochs.rows(step)
+        generator = seeded(config.seed, DISTURB, step)
+        images = train.scaled(rows)
+        if config.flip:
+            mirrored = torch.rand(len(rows), generator=generator) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        if config.jitter:
+            images = distort(images, config.jitter, generator)
+        images = images + draw_noise(images.shape, config, generator)
+        labels = torch.full((len(rows),), -1) if train.labels is None else train.labels[rows]
+        return images, labels.where(torch.rand(len(rows), generator=generator) >= config.label_drop, -1)
+
+    def loss(self, network: Any, *batch: Tensor) -> Tensor:
+        images, labels = batch
+        latents, logdet = network.encode(images, labels if network.num_classes else None)
+        if self.config.volume_preserving:
+            squares = latents.detach().square().mean(dim=0)
+            network.var.lerp_(reduce(squares, "mean").to(network.var), VAR_RATE)
+        return negative_log_likelihood(latents, logdet)
+
+    def evaluate(self, network: Any) -> float:
+        return self.splits.held_out_bits_per_dim(network)
+
+    def flow(self, network: Any) -> TarFlow:
+        return network
+
+    def metadata(self, facts: dict[str, Any]) -> dict[str, str]:
+        config, skipped = self.config, self.splits.skipped
+        return {
+            "dataset": config.dataset,
+            "dataset_digest": self.digest,
+            "sigma": str(config.sigma),
+            "noise": config.noise,
+            "seed": str(config.seed),
+            "command": facts["command"],
+            "config": json.dumps(facts["config"]),
+        } | ({"skipped_images": str(skipped)} if skipped else {})
+
+    def card_rows(self, network: Any, score: float, decode: Decode) -> list[tuple[str, str]]:
+        return self.splits.card_rows(network, self.config.dataset, score)
+
+    def samples(self, network: Any, decode: Decode) -> Samples:
+        """A class to a row; to its right the same after one denoising step, if that is defined."""
+        config, labels = self.config, None
+        rows = min(network.num_classes, 10) or ROWS
+        if network.num_classes:
+            labels = torch.arange(rows).repeat_interleave(COLUMNS).to(network.var.device)
+        images = draw_images(network, decode, config.seed, labels)
+        caption = "a class to a row" if network.num_classes else "unconditional"
+        if config.noise != "gaussian":
+            return Samples(images, COLUMNS, caption)
+        denoised = network.denoise(images, config.sigma, labels)
+        pairs = torch.stack([images.unflatten(0, (rows, COLUMNS)), denoised.unflatten(0, (rows, COLUMNS))], dim=1)
+        caption += "; right half: the same after one denoising step"
+        return Samples(pairs.flatten(0, 2), 2 * COLUMNS, caption)
