@@ -75,6 +75,9 @@ class Decoder(ABC):
     max_memory: Bytes | None = None
     cuda_graphs: bool = False
 
+    def __post_init__(self) -> None:  # noqa: B027 - a hook
+        """For what the types of the options cannot check."""
+
     @abstractmethod
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Invert one layer.
