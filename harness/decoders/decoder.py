@@ -220,7 +220,10 @@ def build_decoder(name: str, **options: Any) -> Decoder:
         >>> build_decoder("sejd", tau=0.1).tau
         0.1
     """
-    return build(decoders.get(name), "decoder", name, options)
+    cls = decoders.get(name)
+    if not (isinstance(cls, type) and issubclass(cls, Decoder)):
+        raise HarnessError(f"'{name}' is no decoder: a decoder is a subclass of harness.decoders:Decoder")
+    return build(cls, "decoder", name, options)
 
 
 class _LayerClock:

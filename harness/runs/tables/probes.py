@@ -44,7 +44,7 @@ COLUMNS = {
         "threads": INTEGER,
         "code_version": TEXT,  # of flows and decoders, and of the probe
     },
-    # One row per flow and layer: GS-Jacobi's metrics (arXiv 2505.12849), see harness.decoders.crm, and the
+    # One row per flow and layer: GS-Jacobi's metrics (arXiv 2505.12849), see harness.fitting.crm, and the
     # iterations that they are to predict. Written by `harness probe crm`.
     "crm": {
         **IDENTITY,
