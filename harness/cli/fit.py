@@ -113,13 +113,13 @@ def tune_command(
 
     from harness.decoders import build_decoder
     from harness.fitting import prepare
-    from harness.fitting.tune import SAMPLES, Tuner, store_schedule
+    from harness.fitting.tune import Tuner, store_schedule
     from harness.flows import load_flow
 
     torch.set_num_threads(threads or torch.get_num_threads())
     loaded = load_flow(flow, device)
     prepare(build_decoder("fitted"), loaded, max(batches))  # candidates read the calibration
-    tuner = Tuner(loaded, samples or SAMPLES)
+    tuner = Tuner(loaded, samples)
     for batch, budget in product(batches, budgets):
         path = store_schedule(loaded, tuner.schedule(batch, budget))
         assert path is not None  # it has a checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from harness.contract import clauses  # noqa: F401 - importing it defines the clauses
+import harness.contract.clauses  # noqa: F401 - importing it defines the clauses
 from harness.contract.case import CLAUSES, Broken, Case, Finding, NotApplicable
 from harness.decoders import decoders
 from harness.errors import unknown

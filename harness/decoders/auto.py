@@ -45,6 +45,7 @@ class Auto(Decoder):
     fallback: Fallback = "non-finite"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._layers: list[Decoder] = []
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:

@@ -75,6 +75,9 @@ class Decoder(ABC):
     max_memory: Bytes | None = None
     cuda_graphs: bool = False
 
+    def __post_init__(self) -> None:  # noqa: B027 - a hook
+        """For what the types of the options cannot check."""
+
     @abstractmethod
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
         """Invert one layer.
@@ -217,7 +220,10 @@ def build_decoder(name: str, **options: Any) -> Decoder:
         >>> build_decoder("sejd", tau=0.1).tau
         0.1
     """
-    return build(decoders.get(name), "decoder", name, options)
+    cls = decoders.get(name)
+    if not (isinstance(cls, type) and issubclass(cls, Decoder)):
+        raise HarnessError(f"'{name}' is no decoder: a decoder is a subclass of harness.decoders:Decoder")
+    return build(cls, "decoder", name, options)
 
 
 class _LayerClock:

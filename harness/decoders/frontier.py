@@ -35,6 +35,7 @@ class FrontierDecoder(JacobiDecoder):
     advance: Literal["converged", "window"] | Count = "converged"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.advance, int) and (self.window is None or self.window % self.advance):
             raise HarnessError(f"advance {self.advance} must be a divisor of the window, {self.window}")
 

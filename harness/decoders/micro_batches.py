@@ -29,8 +29,9 @@ from harness.errors import HarnessError
 from harness.flows.modules import LayerWrapper
 from harness.flows.protocols import CausalLayer, Condition
 
-WALK, SOLVER, UPDATE = 3, 2, 8
-"""(B, L, D) tensors that the walk holds, and a solver besides; tensors of a window's size that an update takes."""
+WALK, SOLVER, UPDATE = 3, 3, 8
+"""(B, L, D) tensors that the walk holds, and a solver besides, its look for infinities included; tensors of a window's
+size that an update takes."""
 
 INDEX = 8
 """Bytes of a number that says which sample or token; there are as many as samples and tokens."""
@@ -243,7 +244,7 @@ def bytes_of_one(
         cache = layer.new_cache(1, one) if cached else None
         kept = live.bytes
         for start in sorted({*range(0, last, max(last // 8, 1)), last}) if cached else [0]:
-            layer.affine(inputs[:, start : start + window], cache, start, one)
+            layer.update(inputs, inputs[:, start : start + window], cache, start, one)
     return kept, live.peak - kept
 
 

@@ -93,12 +93,13 @@ class Tuner:
 
     Args:
         flow: what is decoded.
-        samples: latents that errors are measured on, and as many to confirm a schedule.
+        samples: latents that errors are measured on, and as many to confirm a schedule; None for `SAMPLES`.
         seed: of the latents and classes.
     """
 
     @torch.no_grad()
-    def __init__(self, flow: CausalFlow, samples: int = SAMPLES, seed: int = 1) -> None:
+    def __init__(self, flow: CausalFlow, samples: int | None = None, seed: int = 1) -> None:
+        samples = samples or SAMPLES
         generator = torch.Generator().manual_seed(seed)
         self.flow, self.seed = flow, seed
         self.tuned_on, self.held_out = (ExactBatch.draw(flow, samples, generator, BATCH) for _ in range(2))

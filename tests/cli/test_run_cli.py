@@ -90,7 +90,7 @@ def test_folders_that_are_not_ours(harness, matrix, tmp_path):
 def test_samples_that_cannot_be_drawn(harness, tmp_path, tiny_checkpoint):
     refused(harness("sample", "digitz"), "did you mean 'digits'")
     refused(harness("sample", tiny_checkpoint, "--decoder", "sejdd"), "did you mean 'sejd'")
-    refused(harness("sample", tiny_checkpoint, "--tau", "-1"), "tau must be 0 or more")
+    refused(harness("sample", tiny_checkpoint, "--tau", "-1"), "'tau' should be greater than or equal to 0")
     refused(harness("sample", tiny_checkpoint, "-n", "0"), "0")
     refused(harness("sample", tiny_checkpoint, "--labels", "3,12"), "label 12 is out of range", "0 to 9")
     refused(harness("sample", tiny_checkpoint, "--labels", "cat"), "--labels takes numbers, not 'cat'")

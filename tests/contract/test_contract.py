@@ -15,6 +15,17 @@ from harness.flows import load_flow
 SMALL = "coupled-classes"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _fitted_on_few_samples(tmp_path_factory):
+    """What decoders read is made quickly here, and not left among the user's own."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patched.setattr("harness.fitting.tune.SAMPLES", 32)
+        patched.setattr("harness.fitting.tune.MOST_ROUNDS", 5)
+        patched.setattr("harness.fitting.calibrate.DENSE_SAMPLES", 256)
+        yield
+
+
 @pytest.fixture(scope="module")
 def flows():
     made = {name: make(0) for name, make in CONTRACT_FLOWS.items()}
