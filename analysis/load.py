@@ -16,8 +16,7 @@ import pyarrow as pa
 from analysis.statistics import BASELINE, DESCRIPTION, paired_speedups
 from harness.errors import StoreError
 from harness.runs.store import MANIFEST, Run, read_run
-from harness.runs.table import Table
-from harness.runs.tables import TABLES
+from harness.runs.tables import TABLES, Table
 
 PAPER_TAU = 0.5
 """What the papers use (arXiv 2505.24791, Algorithm 1)."""

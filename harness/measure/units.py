@@ -19,7 +19,7 @@ from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import Denoises
 from harness.measure.cells import Cell, Subject
 from harness.runs.store import RunStore
-from harness.runs.table import Rows
+from harness.runs.tables import Rows
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from harness.errors import StoreError
 from harness.files import make_folder, replacing, unwritable
-from harness.runs.table import TEXT, Table
+from harness.runs.tables import TEXT, Table
 
 MANY = 64
 """So many small parts are merged: reading opens few files, and every row is written again a bounded number of times."""

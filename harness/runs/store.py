@@ -20,8 +20,7 @@ from filelock import FileLock, Timeout
 from harness.errors import HarnessError, StoreError, unknown
 from harness.files import unwritable, write_text
 from harness.runs.parts import Parts
-from harness.runs.table import Rows, Table, declared
-from harness.runs.tables import TABLES
+from harness.runs.tables import TABLES, Rows, Table, declared
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"

@@ -1,213 +1,120 @@
-"""The tables of every run. A probe declares its own beside these.
+"""The tables of a run folder: what one is, and those of every run, which `tables.toml` states.
 
-`cells` describes what was measured; the other tables join it on `cell_id`, or on `group_id` where they tell of a whole
-group. Two runs are joined on `cell_key`, which leaves the code version out.
+A table is tidy: one row per observation, snake_case, SI units in the column name.
 """
 
 from __future__ import annotations
 
-from harness.runs.table import ATTEMPTS, DESCRIPTION, FLAG, IDENTITY, INTEGER, OUTCOME, REAL, TEXT, Table
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from importlib.resources import files
+from operator import or_
+from typing import Any
 
-_ALL = (
-    # One row per cell: what it is. `group_id` names the cells that are timed in paired rounds.
-    Table(
-        "cells",
-        ("cell_id",),
-        {
-            **IDENTITY,
-            "group_id": TEXT,
-            **DESCRIPTION,
-            "token_dim": INTEGER,
-            "checkpoint_digest": TEXT,  # SHA-256
-            "fitted": TEXT,  # digest of the calibration or schedule that the decoder reads, or null
-            "code_version": TEXT,
-        },
-    ),
-    # One row per cell and round. Every round of a group decodes each of its cells once, in shuffled order, and
-    # encodes once; rows of one `session` (one process) and `round` are pairs.
-    Table(
-        "timings",
-        (
-            "cell_id",
-            "round",
-        ),
-        {
-            **IDENTITY,
-            "group_id": TEXT,
-            **DESCRIPTION,
-            "session": TEXT,
-            "round": INTEGER,
-            "position": INTEGER,  # place in the shuffled order
-            "wall_s": REAL,
-            "images_per_s": REAL,
-            "encode_s": REAL,  # one forward pass of the same batch in the same round
-            "forward_ratio": REAL,  # wall_s / encode_s
-            "denoise_s": REAL,  # of the denoising step, no part of wall_s; null where none was asked for
-            "nonfinite_retries": INTEGER,  # layers decoded again, exactly, since they were not finite; part of wall_s
-            **ATTEMPTS,
-            **OUTCOME,
-        },
-    ),
-    # One row per group and round: the state of the device while the round was timed. What a platform does not tell
-    # is null.
-    Table(
-        "devices",
-        (
-            "group_id",
-            "round",
-        ),
-        {
-            "group_id": TEXT,
-            "round": INTEGER,
-            "session": TEXT,
-            "clock_start_hz": REAL,  # of the GPU's multiprocessors, or the mean over CPU cores
-            "clock_end_hz": REAL,
-            "temperature_start_c": REAL,  # of the GPU, or of the hottest CPU sensor
-            "temperature_end_c": REAL,
-            "throttled": FLAG,
-            "throttle_reasons": TEXT,  # comma-separated: thermal, power, hardware
-            "load_start": REAL,  # processes that ran or waited to, mean over the minute before
-            "foreign_cpus": REAL,  # processors that others kept busy meanwhile, mean
-            "foreign_processes": INTEGER,  # others that computed on the GPU, before or after
-        },
-    ),
-    # Three rows per group: the baseline timed besides the rounds, before the first, before the middle one and after
-    # the last. A machine that is the same throughout gives the same time.
-    Table(
-        "sentinels",
-        (
-            "group_id",
-            "place",
-        ),
-        {
-            "group_id": TEXT,
-            "place": TEXT,  # start, middle or end
-            "session": TEXT,
-            "wall_s": REAL,  # median of up to three decodes of the group's batch
-            **OUTCOME,
-        },
-    ),
-    # One row per cell and layer, from one decode of the cell's own latents, nothing recorded inside it.
-    Table(
-        "layers",
-        (
-            "cell_id",
-            "layer",
-        ),
-        {
-            **IDENTITY,
-            "layer": INTEGER,  # decoding order, 1 is next to the prior
-            "block": INTEGER,
-            "mode": TEXT,
-            "iterations": INTEGER,
-            "converged": FLAG,
-            "token_evaluations": REAL,  # per sample
-            "depth": INTEGER,  # network calls that follow each other
-            "wall_s": REAL,
-            "final_residual": REAL,  # null where nothing iterates
-            "flags": TEXT,  # comma-separated, see LayerTrace
-            **ATTEMPTS,
-        },
-    ),
-    # One row per cell, layer and network call, from a second decode that is recorded, never timed.
-    Table(
-        "residuals",
-        (
-            "cell_id",
-            "layer",
-            "iteration",
-        ),
-        {
-            **IDENTITY,
-            "layer": INTEGER,
-            "iteration": INTEGER,  # from 1
-            "residual": REAL,  # of the stopping rule; null where nothing iterates
-            "error_inf": REAL,  # to the exact output of the layer for the same inputs: max over batch, tokens, channels
-            "error_rms": REAL,
-            "error_rms_p10": REAL,  # over samples
-            "error_rms_p50": REAL,
-            "error_rms_p90": REAL,
-        },
-    ),
-    # One row per cell.
-    Table(
-        "quality",
-        ("cell_id",),
-        {
-            **IDENTITY,
-            "fid": REAL,
-            "fid_features": TEXT,  # names the network; never compared across
-            "kid": REAL,
-            "kid_std": REAL,
-            "num_samples": INTEGER,
-            "num_reference": INTEGER,
-            "reference_digest": TEXT,  # of these images or features, and of the network; never compared across
-            "reference": TEXT,  # "train": the images; "shipped-test": features of the test split shipped for a dataset
-            "deviation_rmse": REAL,  # to the sequential samples of the same latents, in image units ([-1, 1])
-            "deviation_max": REAL,
-            "reconstruction_mse": REAL,
-            "clip_iqa": REAL,  # mean over the samples
-            "brisque": REAL,
-            "perceptual_error": TEXT,  # why one of these two is null
-            "nonfinite_samples": INTEGER,
-            "nonfinite_retries": INTEGER,  # layers of batches decoded again, exactly, since they were not finite
-            "skipped_images": INTEGER,  # corrupt real images left out
-            **ATTEMPTS,
-            **OUTCOME,
-        },
-    ),
-    # One row per cell and method.
-    Table(
-        "memory",
-        (
-            "cell_id",
-            "method",
-        ),
-        {
-            **IDENTITY,
-            "peak_bytes": INTEGER,
-            "weights_bytes": INTEGER,
-            "cache_bytes": INTEGER,  # counted, not measured: deterministic
-            "method": TEXT,  # cuda_allocated, cuda_reserved, rss or rss_since_start
-            **ATTEMPTS,
-            **OUTCOME,
-        },
-    ),
-    # One row per cell and pass that ended without rows in a table that has no status: layers, residuals.
-    Table(
-        "failures",
-        (
-            "cell_id",
-            "pass",
-        ),
-        {
-            **IDENTITY,
-            "pass": TEXT,
-            **OUTCOME,
-        },
-    ),
-    # One row per probe, its options and flow: what the other tables that probes write join on `cell_id`.
-    Table(
-        "probes",
-        ("cell_id",),
-        {
-            **IDENTITY,
-            "probe": TEXT,  # registered name
-            "options": TEXT,  # JSON, sorted keys
-            "dataset": TEXT,
-            "checkpoint": TEXT,
-            "checkpoint_digest": TEXT,
-            "num_tokens": INTEGER,
-            "num_layers": INTEGER,
-            "token_dim": INTEGER,
-            "seed": INTEGER,
-            "dtype": TEXT,
-            "device": TEXT,
-            "threads": INTEGER,
-            "code_version": TEXT,  # of flows and decoders, and of the probe
-        },
-    ),
+import pandas as pd
+import pyarrow as pa
+
+from harness.errors import HarnessError
+from harness.files import file_name
+
+Rows = list[dict[str, Any]]
+
+TEXT, INTEGER, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_KINDS = {"text": TEXT, "integer": INTEGER, "real": REAL, "flag": FLAG}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its columns, and those that identify a row; a run never holds two rows with the same key.
+
+    Args:
+        name: of the table.
+        key: columns.
+        columns: name to type, one of `TEXT`, `INTEGER`, `REAL` and `FLAG`.
+    """
+
+    name: str
+    key: tuple[str, ...]
+    columns: Mapping[str, pa.DataType]
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """As Arrow's."""
+        return pa.schema(list(self.columns.items()))
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns."""
+        return list(self.columns)
+
+    def to_arrow(self, rows: Rows) -> pa.Table:
+        """Rows as an Arrow table of this schema; absent columns are null.
+
+        Raises:
+            HarnessError: a column that the table does not have, or a value of the wrong type.
+        """
+        if extra := {column for row in rows for column in row} - set(self.columns):
+            raise HarnessError(f"table '{self.name}' has no column {', '.join(sorted(extra))}")
+        for column in (name for name, kind in self.columns.items() if kind == INTEGER):
+            for row in rows:  # Arrow would cut the fraction off without a word
+                if isinstance(value := row.get(column), float) and not value.is_integer():
+                    raise HarnessError(
+                        f"a row of table '{self.name}' does not fit its schema: {column} is {value}, no integer"
+                    )
+        try:
+            return pa.Table.from_pylist([{name: row.get(name) for name in self.columns} for row in rows], self.schema)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise HarnessError(f"a row of table '{self.name}' does not fit its schema: {error}") from error
+
+    def empty(self) -> pd.DataFrame:
+        """A frame without rows, its columns typed."""
+        text = [name for name, kind in self.columns.items() if kind == TEXT]
+        # Columns of text that Arrow makes empty have no chunk at all, and pandas cannot join such.
+        return self.schema.empty_table().to_pandas().assign(**{name: pd.Series([], dtype="str") for name in text})
+
+    def declaration(self) -> dict[str, Any]:
+        """This table as a manifest states it."""
+        return {"columns": [[name, str(kind)] for name, kind in self.columns.items()], "key": list(self.key)}
+
+
+def declared(tables: Any) -> dict[str, Table]:
+    """The tables that a manifest states beside those of every run.
+
+    Raises:
+        HarnessError: what it states is no table.
+    """
+    kinds = {str(kind): kind for kind in (TEXT, INTEGER, REAL, FLAG)}
+    try:
+        return {
+            file_name("a table", name): Table(
+                name, tuple(one["key"]), {column: kinds[kind] for column, kind in one["columns"]}
+            )
+            for name, one in tables.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise HarnessError(f"its 'tables' are not declared as this harness does: {error!r}") from error
+
+
+_STATED = tomllib.loads((files("harness.runs") / "tables.toml").read_text(encoding="utf-8"))
+
+
+def _kinds(columns: Mapping[str, list[str]]) -> dict[str, pa.DataType]:
+    return {name: _KINDS[kind] for name, (kind, *_) in columns.items()}
+
+
+IDENTITY, FLOW, NETWORK, OUTCOME = (
+    _kinds(_STATED["shared"][name]) for name in ("identity", "flow", "network", "outcome")
 )
+"""Columns that tables of probes share."""
 
-TABLES = {table.name: table for table in _ALL}
+TABLES = {
+    name: Table(
+        name,
+        tuple(stated["key"]),
+        reduce(or_, (_SHARED[part] for part in stated["shares"]), {}) | _kinds(stated["columns"]),
+    )
+    for name, stated in _STATED["tables"].items()
+}
 """The tables of every run, by name."""

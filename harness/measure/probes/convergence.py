@@ -24,7 +24,7 @@ from harness.flows.protocols import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
-from harness.runs.table import INTEGER, REAL, TEXT
+from harness.runs.tables import INTEGER, REAL, TEXT
 
 GUESSES = (*INITIAL, "fitted")
 JACOBIAN_LIMIT = 512

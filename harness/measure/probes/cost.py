@@ -19,7 +19,7 @@ from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.shapes import image_columns, network_columns, tarflow_of
 from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.timing import timed
-from harness.runs.table import FLOW, INTEGER, NETWORK, REAL
+from harness.runs.tables import FLOW, INTEGER, NETWORK, REAL
 
 COSTS = probe_table(
     "costs",

@@ -24,7 +24,7 @@ from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.shapes import image_columns, network_columns, tarflow_of
 from harness.measure.units import Bench, Rows, Unit
-from harness.runs.table import FLAG, FLOW, INTEGER, NETWORK, REAL
+from harness.runs.tables import FLAG, FLOW, INTEGER, NETWORK, REAL
 
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -17,7 +17,7 @@ from harness.flows import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
-from harness.runs.table import FLAG, INTEGER, REAL, TEXT
+from harness.runs.tables import FLAG, INTEGER, REAL, TEXT
 
 SOURCES = ("images", "samples")
 

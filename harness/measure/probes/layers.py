@@ -26,7 +26,7 @@ from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.deviation import Deviation
 from harness.metrics.timing import timed
-from harness.runs.table import INTEGER, REAL, TEXT
+from harness.runs.tables import INTEGER, REAL, TEXT
 
 Choice = tuple[int, ...]
 """Layers that are decoded sequentially, by their place in decoding order."""

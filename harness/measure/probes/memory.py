@@ -28,7 +28,7 @@ from harness.measure.units import Bench, Rows, Unit, batch_of
 from harness.measure.workers.process import FreshProcess, ProcessDied
 from harness.metrics.live import live_peak
 from harness.metrics.memory import Peak, cuda_peaks, resident_peak
-from harness.runs.table import FLOW, INTEGER, NETWORK, OUTCOME, TEXT
+from harness.runs.tables import FLOW, INTEGER, NETWORK, OUTCOME, TEXT
 
 KERNELS = {
     "fused": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],

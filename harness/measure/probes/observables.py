@@ -23,7 +23,7 @@ from harness.measure.cells import BASELINE, Subject
 from harness.measure.matrix import parse_decoder
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
-from harness.runs.table import INTEGER, REAL, TEXT
+from harness.runs.tables import INTEGER, REAL, TEXT
 
 OBSERVABLES = probe_table(
     "observables",

@@ -24,7 +24,7 @@ from harness.measure.cells import Subject
 from harness.measure.units import Bench, Rows, Unit
 from harness.options import build, options_of
 from harness.registry import Registry
-from harness.runs.table import FLOW, IDENTITY, Table
+from harness.runs.tables import FLOW, IDENTITY, Table
 
 probes: Registry[type[Probe]] = Registry("probe", package="harness.measure.probes", group="harness.probes")
 """Every probe by name; see `build_probe`."""

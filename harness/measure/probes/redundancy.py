@@ -42,7 +42,7 @@ from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.features import feature_extractor
 from harness.metrics.fid import FeatureStatistics, frechet_distance
 from harness.metrics.quality import features_of, reference_features
-from harness.runs.table import INTEGER, REAL, TEXT
+from harness.runs.tables import INTEGER, REAL, TEXT
 
 SCOPES = ("layer", "all")
 STRIP = 12

@@ -18,7 +18,7 @@ from harness.options import options_of
 from harness.progress import LineReporter
 from harness.registry import first_line
 from harness.runs.store import RunStore, read_run
-from harness.runs.table import INTEGER, REAL
+from harness.runs.tables import INTEGER, REAL
 
 
 @dataclass(kw_only=True)
