@@ -16,6 +16,7 @@ from harness.datasets import datasets, load_dataset
 from harness.decoders import decoders
 from harness.measure.expand import expand
 from harness.measure.matrix import load_matrix
+from harness.runs.store import read_run
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```\n", re.DOTALL)
@@ -53,6 +54,15 @@ def test_the_dataset_loads(folder):
     train, test = load_dataset("photo-tiles", "train"), load_dataset("photo-tiles", "test")
     assert train.pixels.shape[1:] == (3, 32, 32) and len(train) == 4 * len(test) == 416
     assert train.pixels.float().std() > 10
+
+
+def test_the_probe_writes_a_table_of_its_own(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    command = ["probe", "first_tokens:FirstTokens", "digits", "--samples", "4", "--threads", "1", "--out", "run"]
+    result = CliRunner().invoke(app, command, standalone_mode=False)
+    assert result.exception is None
+    rows = read_run("run").table("first_tokens")
+    assert rows["layer"].tolist() == [1, 2, 3, 4, 5, 6] and (rows["rms"] > 0).all()
 
 
 def test_the_study_is_measured_and_told(folder, monkeypatch):

@@ -104,9 +104,8 @@ def _kinds(columns: Mapping[str, list[str]]) -> dict[str, pa.DataType]:
     return {name: _KINDS[kind] for name, (kind, *_) in columns.items()}
 
 
-IDENTITY, FLOW, NETWORK, OUTCOME = (
-    _kinds(_STATED["shared"][name]) for name in ("identity", "flow", "network", "outcome")
-)
+_SHARED = {name: _kinds(columns) for name, columns in _STATED["shared"].items()}
+IDENTITY, FLOW, NETWORK, OUTCOME = (_SHARED[name] for name in ("identity", "flow", "network", "outcome"))
 """Columns that tables of probes share."""
 
 TABLES = {
