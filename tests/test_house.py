@@ -145,3 +145,9 @@ def test_abilities_are_asked_for_by_name():
                 if name in ("flow", "layer", "subject", "condition"):
                     guilty.append(f"{module}:{node.lineno}")
     assert guilty == []
+
+
+def test_the_public_face_names_what_is_there():
+    import harness
+
+    assert all(getattr(harness, name).__name__ == name for name in harness.__all__)
