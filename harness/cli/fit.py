@@ -17,7 +17,6 @@ class Budget(click.ParamType):
     name = "rmse"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        """The number, checked."""
         return None if value in (None, "sejd") else click.FloatRange(min=0).convert(value, param, ctx)
 
 

@@ -14,17 +14,11 @@ class ProbeGroup(click.Group):
     """Probes as subcommands, found by the registry; ``package.module:Class`` is one too."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all probes."""
         from harness.measure.probes.probe import probes
 
         return probes.names()
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        """The subcommand of one probe.
-
-        Raises:
-            HarnessError: there is none of this name.
-        """
         from harness.measure.probes.probe import probes
         from harness.options import options_of
 

@@ -26,17 +26,11 @@ from harness.measure.matrix import parse_decoder
 
 @dataclass(frozen=True)
 class Sampled:
-    """What was drawn.
+    """What was drawn."""
 
-    Args:
-        images: (N, C, H, W), on the CPU.
-        batches: what each batch's decode returned, in order.
-        wall_s: seconds of decoding, denoising included.
-    """
-
-    images: Tensor
-    batches: list[DecodeResult]
-    wall_s: float
+    images: Tensor  # (N, C, H, W), on the CPU
+    batches: list[DecodeResult]  # what each batch's decode returned, in order
+    wall_s: float  # seconds of decoding, denoising included
 
     @property
     def fpe(self) -> float:
@@ -61,11 +55,8 @@ def draw_samples(
 
     Args:
         flow: whose data are images.
-        decoder: any.
-        count: at least 1.
         seed: of the latents; sample i of a seed is the same whatever the batch size.
         labels: classes that take turns; -1 for none. By default all classes take turns.
-        guidance: classifier-free guidance.
         batch_size: samples decoded together, the scope of most stopping rules.
         denoise: standard deviation of the noise that the flow was trained with, for one denoising step.
         first: global index of the first sample.
@@ -96,13 +87,11 @@ class Request:
     """What is drawn; plain values, so that it travels.
 
     Args:
-        subject: the checkpoint on a device, and the seed.
-        decoder: its name and options, as a table of a matrix.
         count, labels, guidance, batch_size, denoise: see `draw_samples`.
     """
 
-    subject: Subject
-    decoder: Mapping[str, Any]
+    subject: Subject  # the checkpoint on a device, and the seed
+    decoder: Mapping[str, Any]  # its name and options, as a table of a matrix
     count: int
     labels: tuple[int, ...] | None
     guidance: Guidance | None
@@ -153,20 +142,12 @@ def read_request(
     denoise: str | None = None,
     device: str = "auto",
 ) -> Request:
-    """What the command line asks to draw.
+    """What the command line asks to draw. Raises HarnessError: anything that cannot be done as asked.
 
     Args:
-        flow: a shipped flow's name or a checkpoint file.
         spec: the decoder, as ``"NAME option=value ..."``.
-        tau: in place of the decoder's own.
-        labels: comma-separated classes.
         guidance: scale; the next three are the other arguments of `Guidance`.
         denoise: the training noise, ``"auto"`` for what the checkpoint tells, or None for no denoising.
-        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
-        count, seed, batch_size: see `draw_samples`.
-
-    Raises:
-        HarnessError: anything that cannot be done as asked.
     """
     path = checkpoint_path(flow)
     table = parse_decoder(spec) | ({} if tau is None else {"tau": tau})
@@ -186,11 +167,6 @@ def read_request(
 
 def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> str:
     """Draw samples and write them as one PNG, nearly square, small images magnified.
-
-    Args:
-        request: what is drawn.
-        out: the PNG.
-        threads: of torch on the CPU.
 
     Returns:
         A sentence on what was written.

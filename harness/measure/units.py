@@ -29,21 +29,16 @@ class Unit:
     """The least piece of work: its rows are stored together, and a killed run loses at most one per worker.
 
     Args:
-        title: what progress shows.
-        subjects: what is measured: cells of one group, or the one flow of a probe.
-        cost: relative to the other units, for the estimate of the remaining time alone.
         key: columns whose values tell this unit's rows from those of the task's other units.
-        tables: that it writes; it is done when each has a row of every subject with this key.
-        indices: global indices of the samples that are measured, where a cell's are split.
         inputs: files of the run folder whose content the measuring process needs, see `Bench.inputs`.
     """
 
-    title: str
-    subjects: tuple[Any, ...]
-    cost: float = 1.0
+    title: str  # what progress shows
+    subjects: tuple[Any, ...]  # what is measured: cells of one group, or the one flow of a probe
+    cost: float = 1.0  # relative to the other units, for the estimate of the remaining time alone
     key: Mapping[str, Any] = field(default_factory=dict)
-    tables: tuple[str, ...] = ()
-    indices: range | None = None
+    tables: tuple[str, ...] = ()  # that it writes; it is done when each has a row of every subject with this key
+    indices: range | None = None  # global indices of the samples that are measured, where a cell's are split
     inputs: tuple[str, ...] = ()
 
 
@@ -138,18 +133,15 @@ class Bench:
     """What units are measured with, in the process that measures: the flow and the decoders in use.
 
     Args:
-        session: names this process in the rows.
         failed: what came of the cells that failed while they were timed; nothing tries them again.
-        inputs: content of the files that the unit at hand names.
         files: what goes into the run folder beside the rows, by relative path.
-        notes: sentences for the user.
     """
 
-    session: str
+    session: str  # names this process in the rows
     failed: dict[str, Attempt[Any]] = field(default_factory=dict)
-    inputs: Sequence[bytes] = ()
+    inputs: Sequence[bytes] = ()  # content of the files that the unit at hand names
     files: dict[str, bytes] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # sentences for the user
 
     def __post_init__(self) -> None:
         self._kept: dict[str, tuple[Any, Any]] = {}
@@ -216,11 +208,7 @@ class NonFiniteError(HarnessError):
 
 
 def require_finite(result: DecodeResult) -> None:
-    """Raise when a sample is not finite.
-
-    Raises:
-        NonFiniteError: the sentence says how many.
-    """
+    """Raise when a sample is not finite. Raises NonFiniteError: the sentence says how many."""
     bad = int((~result.tokens.isfinite()).flatten(1).any(dim=1).sum())
     if bad:
         raise NonFiniteError(f"{bad} of {len(result.tokens)} samples are not finite")

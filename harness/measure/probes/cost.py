@@ -68,7 +68,6 @@ class Cost(Probe):
         ]
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """A row per round."""
         (subject,) = unit.subjects
         flow = bench.flow(subject)
         layer, columns = flow.layers[0], network_columns(flow) | image_columns(flow)

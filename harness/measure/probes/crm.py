@@ -57,18 +57,12 @@ class Crm(Probe):
     tau: Annotated[float, Field(ge=0, description="Threshold of these iterations.")] = 0.01
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        """All layers at once.
-
-        Raises:
-            HarnessError: an unknown source of data.
-        """
         if self.data not in SOURCES:
             raise unknown("data", self.data, SOURCES)
         return [Unit(f"forward pass over {self.samples} {self.data}", (subject,), tables=("crm",))]
 
     @torch.no_grad()
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """One row per layer."""
         (subject,) = unit.subjects
         flow = bench.flow(subject)
         batch = bench.batch(subject, range(self.batch))

@@ -112,7 +112,6 @@ class Layers(Probe):
 
     @torch.no_grad()
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """All tables of one batch size."""
         (subject,) = unit.subjects
         flow = bench.flow(subject)
         drawn = _Choices(bench.batch(subject, range(unit.key["batch_size"])), subject.device, self.tau)

@@ -81,11 +81,6 @@ class Memory(Probe):
     most_tokens: Annotated[int, Field(ge=1, description="Leave batches out that hold more tokens than this.")] = 2**18
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        """One per kernel, decoder and batch.
-
-        Raises:
-            HarnessError: a flow that is no TarFlow, a kernel or a decoder that does not exist.
-        """
         tarflow_of(flow)
         for kernel in self.kernels:
             if kernel not in KERNELS:
@@ -103,7 +98,6 @@ class Memory(Probe):
         ]
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """One row per method of measuring."""
         (subject,) = unit.subjects
         flow, kernel = bench.flow(subject), unit.key["attention"]
         wanted = (unit.key["label"], unit.key["batch_size"])

@@ -57,15 +57,9 @@ class Observables(Probe):
     batch: Annotated[int, Field(ge=1, description="Samples that are decoded together.")] = 1000
 
     def reads(self) -> list[tuple[Decoder, int]]:
-        """What its decoders read."""
         return [(_build(spec), self.batch) for spec in self.decoders]
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        """One per decoder.
-
-        Raises:
-            HarnessError: a flow of nothing that has observables, or a decoder that cannot be built.
-        """
         _model(flow, subject)
         for spec in self.decoders:
             _build(spec)
@@ -77,7 +71,6 @@ class Observables(Probe):
 
     @torch.no_grad()
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """The rows of one decoder: one per observable."""
         (subject,) = unit.subjects
         model, spec = _model(bench.flow(subject), subject), unit.key["decoder"]
         exact = bench.keep("exact", (subject.cell_id, self.samples), lambda: self._values(subject, bench, BASELINE))

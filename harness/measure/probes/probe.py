@@ -34,9 +34,7 @@ def probe_table(name: str, key: tuple[str, ...], columns: dict[str, Any], descri
     """A table of a probe: identity and description of what was measured come first, and are filled in by themselves.
 
     Args:
-        name: of the table.
         key: columns that identify a row among those of one run of the probe.
-        columns: name to type.
         described: columns of the table `probes` that are repeated here.
     """
     return Table(name, ("cell_id", *key), {**IDENTITY, **described, **columns})
@@ -44,11 +42,7 @@ def probe_table(name: str, key: tuple[str, ...], columns: dict[str, Any], descri
 
 @dataclass(kw_only=True)
 class Probe(ABC):
-    """An experiment on a flow. Subclasses are keyword-only dataclasses; see the module's docstring.
-
-    Args:
-        seed: of the latents.
-    """
+    """An experiment on a flow. Subclasses are keyword-only dataclasses; see the module's docstring."""
 
     tables: ClassVar[tuple[Table, ...]]
     """That it writes."""
@@ -88,7 +82,6 @@ def build_probe(name: str, **options: Any) -> Probe:
     """Build a probe by its registered name, or by ``package.module:Class``.
 
     Args:
-        name: of the probe.
         options: values, or text as the command line gives it: a text of several values has commas between them.
 
     Raises:

@@ -97,11 +97,6 @@ class Redundancy(Probe):
     """Folder of the run for image strips."""
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        """One per scope, reading and o; a flow whose attention cannot be masked has the reading `input` alone.
-
-        Raises:
-            HarnessError: an unknown scope or reading, or an o that leaves nothing.
-        """
         for kind, given, known in (("scope", self.scopes, SCOPES), ("reading", self.readings, READINGS)):
             for name in given:
                 if name not in known:
@@ -124,7 +119,6 @@ class Redundancy(Probe):
 
     @torch.no_grad()
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """The rows of one scope, reading and o: one per layer."""
         (subject,) = unit.subjects
         flow = bench.flow(subject)
         exact = bench.keep("exact", (subject.cell_id, self.samples), lambda: self._problems(subject, bench))

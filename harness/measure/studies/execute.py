@@ -24,12 +24,9 @@ def execute(
     """Measure what a study needs, or what a killed run has left of it.
 
     Args:
-        plan: of the study.
-        profile: ``"fast"`` or ``"full"``.
         out: the folder of all studies; this one's runs go to ``out/STUDY/RUN``.
         reporter: makes what is told of every unit, once for each run.
         resume: continue what is there.
-        data_root: folder of the real images.
 
     Returns:
         The study's folder, which holds its run folders.

@@ -31,11 +31,7 @@ class MatrixRun(Table):
     profiles: dict[str, dict[str, Any]] = {}
 
     def parse(self, profile: str) -> Matrix:
-        """The matrix under a profile of the study.
-
-        Raises:
-            HarnessError: a mistake in it; the sentence names the key.
-        """
+        """The matrix under a profile of the study. Raises HarnessError: a mistake in it; the sentence names the key."""
         raw = read_toml(matrix_path(self.matrix)) if isinstance(self.matrix, str) else dict(self.matrix)
         inner = raw.pop("profiles", {})
         over = inner.get(profile, {}) if isinstance(self.matrix, dict) and isinstance(inner, dict) else {}
@@ -61,21 +57,16 @@ class StudyPlan(Table):
     """A plan file.
 
     Args:
-        folder: where the plan lies, with the study's text and findings.
-        title: heading of the text and of the list of studies.
-        reads: other studies whose runs this one's text rests on too; they are run before it.
         threads: of torch on the CPU: part of the plan, since sums in another order end in other digits.
-        run: matrices.
-        probe: probes.
     """
 
     name: Name
-    folder: Path
-    title: str
-    reads: list[Name] = []
+    folder: Path  # where the plan lies, with the study's text and findings
+    title: str  # heading of the text and of the list of studies
+    reads: list[Name] = []  # other studies whose runs this one's text rests on too; they are run before it
     threads: Annotated[int, Field(ge=1)] = 2
-    run: list[MatrixRun] = []
-    probe: list[ProbeRun] = []
+    run: list[MatrixRun] = []  # matrices
+    probe: list[ProbeRun] = []  # probes
 
     @field_validator("reads")
     @classmethod

@@ -83,7 +83,6 @@ class SampleFolder:
     """A folder of samples as a sink: it knows what they are drawn with, and which shards are there.
 
     Args:
-        path: the folder.
         request: what is drawn, as plain values.
 
     Raises:
@@ -137,12 +136,8 @@ def draw_to_files(
     """Draw samples into a folder or a Parquet file; what an earlier call with the same request has drawn is kept.
 
     Args:
-        request: what is drawn.
         out: a ``.parquet`` file, with the columns ``img: {bytes, path}``, ``label`` and ``index``; else a folder, with
             ``INDEX.png`` or, where samples have classes, ``CLASS/INDEX.png``.
-        executor: where.
-        reporter: told of every shard.
-        threads: of torch on the CPU.
         retries: times that a shard is drawn again when its worker was lost.
 
     Returns:

@@ -42,15 +42,10 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class TimingTask:
-    """Rounds of a group, one unit each; all that are missing are measured by one process, alone on its device.
+    """Rounds of a group, one unit each; all that are missing are measured by one process, alone on its device."""
 
-    Args:
-        rounds: per group.
-        warmup: decodes of every cell before the first round of a group in a process.
-    """
-
-    rounds: int
-    warmup: int
+    rounds: int  # per group
+    warmup: int  # decodes of every cell before the first round of a group in a process
 
     name: ClassVar[str] = "timing"
     exclusive: ClassVar[bool] = True

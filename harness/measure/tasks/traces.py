@@ -40,7 +40,6 @@ class TraceTask:
         )
 
     def rows(self, cell: Cell, bench: Bench) -> Rows:
-        """Decode, and read the rows off."""
         raise NotImplementedError
 
 
@@ -50,7 +49,6 @@ class LayersTask(TraceTask):
     name, cost = "layers", 1.0
 
     def rows(self, cell: Cell, bench: Bench) -> Rows:
-        """One row per layer."""
         result = bench.batch(cell, range(cell.batch_size)).result(bench.decoder(cell))
         return [
             {
@@ -75,7 +73,6 @@ class ResidualsTask(TraceTask):
     name, cost = "residuals", 3.0
 
     def rows(self, cell: Cell, bench: Bench) -> Rows:
-        """One row per layer and network call."""
         flow, batch = bench.flow(cell), bench.batch(cell, range(cell.batch_size))
         recorder = ErrorRecorder(flow.condition(cell.batch_size, batch.labels, batch.guidance))
         with torch.no_grad():

@@ -29,29 +29,21 @@ class Started:
 
 @dataclass(frozen=True)
 class Finished:
-    """A unit was measured; its worker goes on when the next event is asked for.
-
-    Args:
-        attempts: times that its job was begun, 1 when nothing was lost.
-    """
+    """A unit was measured; its worker goes on when the next event is asked for."""
 
     job: Job
     unit: Unit
     outcome: Outcome
-    attempts: int
+    attempts: int  # times that its job was begun, 1 when nothing was lost
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker was lost.
-
-    Args:
-        again: whether what is left of its job runs again.
-    """
+    """A worker was lost."""
 
     job: Job
     reason: str
-    again: bool
+    again: bool  # whether what is left of its job runs again
 
 
 Event = Started | Finished | Lost
@@ -81,16 +73,12 @@ def dispatch(executor: Executor, jobs: Sequence[Job], folder: Path, retries: int
     """Run jobs, as many at once as the executor has slots, and tell of every unit.
 
     A worker waits until its last event was dealt with, so that storing rows never runs beside what the same worker
-    measures next.
+    measures next. Raises HarnessError: whatever a worker raised; everything else is stopped.
 
     Args:
-        executor: where.
         jobs: what, on one kind of device; those at the front are begun first.
         folder: where the files lie that units name.
         retries: times that a job whose worker was lost is run again, with the units that are missing.
-
-    Raises:
-        HarnessError: whatever a worker raised; everything else is stopped.
     """
     if jobs:
         yield from _Dispatcher(executor, jobs, folder, retries).events()
