@@ -6,7 +6,7 @@ import gc
 import traceback
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,6 +62,26 @@ class Task(Protocol):
     def measure(self, unit: Unit, bench: Bench) -> Mapping[str, Rows]:
         """Rows by table; runs in a process without the store."""
         ...
+
+
+class CellTask:
+    """A task with one unit per cell, whose table has its name; cells of one group, which share the flow, go together.
+
+    `cost` is that of a cell, relative to other tasks.
+    """
+
+    name: ClassVar[str]
+    cost: ClassVar[float]
+    exclusive: ClassVar[bool] = False
+
+    def units(self, cells: Sequence[Cell]) -> list[Unit]:
+        return [
+            Unit(f"{cell.dataset}, {cell.title}", (cell,), self.cost * (1 + cell.batch_size / 16), tables=(self.name,))
+            for cell in cells
+        ]
+
+    def together(self, unit: Unit) -> Hashable:
+        return unit.subjects[0].group_id
 
 
 class Work(NamedTuple):

@@ -134,7 +134,7 @@ class Convergence(Probe):
 
 def fitted(calibration: Calibration, problem: LayerProblem) -> Tensor:
     """(B, L, D) the guess that was fitted to this layer."""
-    guess = calibration.layers[problem.layer.number].guess
+    guess = calibration.fit(problem.layer).guess
     return guess(problem.inputs.float(), problem.condition.labels).to(problem.inputs)
 
 
