@@ -22,6 +22,7 @@ from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import Denoises
 from harness.measure.cells import Subject, resolve_device
 from harness.measure.matrix import parse_decoder
+from harness.measure.units import batches
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ def draw_samples(
         raise HarnessError("this flow's data are no images, so there is nothing to draw")
     if denoise is not None and not isinstance(flow, Denoises):
         raise HarnessError("this flow has no denoising step")
-    images, batches, began = [], [], time.perf_counter()
-    for start in range(first, first + count, batch_size):
-        indices = range(start, min(start + batch_size, first + count))
+    images, results, began = [], [], time.perf_counter()
+    for indices in batches(range(first, first + count), batch_size):
         turns = sample_labels(flow, labels, indices)
         result = decoder.decode(flow, indexed_latents(flow, seed, indices), turns, guidance)
         batch = result.images
@@ -78,8 +78,8 @@ def draw_samples(
         if denoise is not None and isinstance(flow, Denoises):
             batch = flow.denoise(batch, denoise, turns)
         images.append(batch.float().cpu())
-        batches.append(result)
-    return Sampled(torch.cat(images), batches, time.perf_counter() - began)
+        results.append(result)
+    return Sampled(torch.cat(images), results, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -109,16 +109,9 @@ class Request:
     def draw(self, flow: CausalFlow, indices: range) -> Sampled:
         """The samples with these global indices, whose start is a multiple of the batch size."""
         return draw_samples(
-            flow,
-            self.build(),
-            len(indices),
-            seed=self.subject.seed,
-            labels=self.labels,
-            guidance=self.guidance,
-            batch_size=self.batch_size,
-            denoise=self.denoise,
-            first=indices.start,
-        )
+            flow, self.build(), len(indices), seed=self.subject.seed, labels=self.labels, guidance=self.guidance,
+            batch_size=self.batch_size, denoise=self.denoise, first=indices.start,
+        )  # fmt: skip
 
     def plain(self) -> dict[str, Any]:
         """What determines the samples, as plain values."""

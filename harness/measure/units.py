@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import io
 import traceback
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from harness.datasets.images import image_grid
 from harness.decoders import Decoder, DecodeResult
 from harness.decoders.exact import ExactBatch
 from harness.errors import HarnessError
@@ -199,6 +201,12 @@ class Bench:
         release_memory()  # here, where the exception and the frames it holds are gone
         return Attempt(status, " ".join(sentence.split())[:500])
 
+    def add_grid(self, name: str, images: Tensor, columns: int) -> None:
+        """Put a grid of (N, C, H, W) images among the files, small images magnified."""
+        grid = image_grid(images, columns=columns, scale=max(1, 32 // images.shape[-1]))
+        grid.save(png := io.BytesIO(), "PNG", optimize=True)
+        self.files[name] = png.getvalue()
+
     def keep(self, kind: str, key: Any, make: Callable[[], T]) -> T:
         """The last thing made of a kind, made again only for another key; the old one goes before the new one comes."""
         if kind not in self._kept or self._kept[kind][0] != key:
@@ -215,6 +223,11 @@ def rows_or_failure(task: str, unit: Unit, bench: Bench, measure: Callable[[], M
     if attempt.value is None:
         return {"failures": [subject.identity | {"pass": name, **attempt.outcome}]}
     return dict(attempt.value)
+
+
+def batches(indices: range, size: int) -> Iterator[range]:
+    """Consecutive indices in runs of at most `size`."""
+    return (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def batch_of(subject: Subject, flow: CausalFlow, indices: Sequence[int]) -> ExactBatch:

@@ -79,13 +79,7 @@ class Coupling(Probe):
         batch = bench.batch(subject, range(unit.key["batch_size"]))
         return {
             "couplings": [
-                columns
-                | {
-                    "layer": trace.layer,
-                    "block": trace.block,
-                    "iterations": trace.iterations,
-                    "converged": trace.converged,
-                }
+                columns | {name: getattr(trace, name) for name in ("layer", "block", "iterations", "converged")}
                 for trace in decoder.decode(flow, batch.latents, batch.labels).layers
             ]
         }

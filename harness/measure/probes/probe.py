@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -22,6 +22,7 @@ from harness.errors import HarnessError
 from harness.flows import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.units import Bench, Rows, Unit
+from harness.metrics.timing import timed
 from harness.options import build, options_of
 from harness.registry import Registry
 from harness.runs.table import FLOW, IDENTITY, Table
@@ -76,6 +77,14 @@ class Probe(ABC):
     def options(self) -> dict[str, Any]:
         """The options this probe was built with, as plain values."""
         return asdict(self)
+
+
+def alternating(calls: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> Iterator[dict[str, float]]:
+    """Seconds of every call, round by round, one after the other in an order that turns round; one round is warm-up."""
+    for number in range(-1, rounds):
+        seconds = {name: timed(calls[name], device)[0] for name in list(calls)[:: -1 if number % 2 else 1]}
+        if number >= 0:
+            yield seconds
 
 
 def build_probe(name: str, **options: Any) -> Probe:

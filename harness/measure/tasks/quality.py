@@ -6,7 +6,6 @@ here: features and sums of squares, not distances.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -16,13 +15,12 @@ import torch
 from torch import Tensor
 
 from harness.datasets import Images, load_dataset
-from harness.datasets.images import image_grid
 from harness.errors import HarnessError
 from harness.measure.cells import Cell
 from harness.measure.matrix import Quality
 from harness.measure.references import reference_name
-from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, batches, exact_samples, measure_samples
-from harness.measure.units import Attempt, Bench, Rows, Unit, failed_cells, sample_file
+from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, exact_samples, measure_samples
+from harness.measure.units import Attempt, Bench, Rows, Unit, batches, failed_cells, sample_file
 from harness.metrics.features import FeatureExtractor, feature_extractor
 from harness.metrics.perceptual import Perceptual
 from harness.metrics.quality import ReferenceFeatures, distances, reference_features, shipped_reference
@@ -120,9 +118,7 @@ class QualityTask:
         """The columns of a cell whose samples were all measured."""
         flow, count, real = bench.flow(cell), self._count(cell), self._real(cell, bench)
         if flow.image_shape is not None:
-            scale = max(1, 32 // flow.image_shape[-1])
-            image_grid(torch.cat(sums.shown), columns=8, scale=scale).save(png := io.BytesIO(), "PNG", optimize=True)
-            bench.files[sample_file(cell)] = png.getvalue()
+            bench.add_grid(sample_file(cell), torch.cat(sums.shown), columns=8)
         row: dict[str, Any] = {
             "num_samples": count,
             "error": real.value.reason if real.value else real.error,

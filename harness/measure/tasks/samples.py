@@ -26,7 +26,7 @@ from harness.errors import HarnessError
 from harness.files import write_text
 from harness.measure.engine import LostJobsError, run, write_files
 from harness.measure.sampling import Request, sample_labels
-from harness.measure.units import Bench, Rows, Task, Unit, Work
+from harness.measure.units import Bench, Rows, Task, Unit, Work, batches
 from harness.measure.workers.dispatch import RETRIES
 from harness.measure.workers.executor import Executor
 from harness.measure.workers.job import Outcome
@@ -54,10 +54,9 @@ class DrawTask:
     def units(self, drawn: set[int]) -> list[Unit]:
         """The shards but for those that begin at these indices."""
         size = -(-SHARD // self.request.batch_size) * self.request.batch_size
-        shards = (range(start, min(start + size, self.request.count)) for start in range(0, self.request.count, size))
         return [
             Unit(f"samples {shard.start} to {shard.stop - 1}", (self.request.subject,), len(shard), indices=shard)
-            for shard in shards
+            for shard in batches(range(self.request.count), size)
             if shard.start not in drawn
         ]
 

@@ -7,7 +7,6 @@ process, or on another device, and merged here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from harness.decoders import Decoder, DecodeResult, build_decoder
 from harness.flows import CausalFlow
 from harness.measure.cells import BASELINE, Cell
-from harness.measure.units import batch_of, denoise, nonfinite_retries
+from harness.measure.units import batch_of, batches, denoise, nonfinite_retries
 from harness.metrics.deviation import Deviation
 from harness.metrics.features import FeatureExtractor
 from harness.metrics.perceptual import Perceptual, Total
@@ -137,8 +136,3 @@ def draw(cell: Cell, flow: CausalFlow, decoder: Decoder, rows: range) -> tuple[T
     else:
         samples = result.tokens if result.images is None else result.images
     return samples.float().cpu(), result
-
-
-def batches(indices: range, size: int) -> Iterator[range]:
-    """Consecutive indices in runs of at most `size`."""
-    return (indices[start : start + size] for start in range(0, len(indices), size))
