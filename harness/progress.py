@@ -74,19 +74,15 @@ class BarReporter:
         self._progress.stop()
 
     def begin(self, total: float) -> None:
-        """See `Reporter`."""
         self._progress.update(self._task, total=total)
 
     def unit(self, work: str, title: str) -> None:
-        """See `Reporter`."""
         self._progress.update(self._task, description=title, work=work)
 
     def advance(self, cost: float) -> None:
-        """See `Reporter`."""
         self._progress.advance(self._task, cost)
 
     def note(self, sentence: str) -> None:
-        """See `Reporter`."""
         self._progress.console.print(sentence, markup=False, highlight=False)
 
 
@@ -107,11 +103,9 @@ class LineReporter:
         pass
 
     def begin(self, total: float) -> None:
-        """See `Reporter`."""
         self._total, self._start = total, time.monotonic()
 
     def unit(self, work: str, title: str) -> None:
-        """See `Reporter`."""
         now = time.monotonic()
         if work != self._work or now - self._last >= LINE_EVERY_S:
             self._work, self._last = work, now
@@ -120,9 +114,7 @@ class LineReporter:
             self.note(f"{share:4.0%}  {work}: {title}{left}")
 
     def advance(self, cost: float) -> None:
-        """See `Reporter`."""
         self._done += cost
 
     def note(self, sentence: str) -> None:
-        """See `Reporter`."""
         print(sentence, file=sys.stderr, flush=True)

@@ -18,6 +18,9 @@ data_root = click.option(
     type=click.Path(path_type=Path),
     help="Where the real images lie; by default $HARNESS_DATA.",
 )
+threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -27,27 +27,18 @@ OWN = "harness"
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that a command takes by name.
-
-    Args:
-        name: as commands take it.
-        line: what it is.
-        origin: ``"harness"``, the distribution that brought it, or the folder it lies in.
-    """
+    """One thing that a command takes by name."""
 
     name: str
-    line: str
-    origin: str
+    line: str  # what it is
+    origin: str  # "harness", the distribution that brought it, or the folder it lies in
 
 
 def catalog(kind: str | None = None) -> dict[str, list[Entry]]:
-    """Everything there is, by kind.
+    """Everything there is, by kind. Raises HarnessError: no such kind.
 
     Args:
         kind: one of `KINDS` alone, or None for all.
-
-    Raises:
-        HarnessError: no such kind.
     """
     if kind is not None and kind not in KINDS:
         raise unknown("kind", kind, KINDS)

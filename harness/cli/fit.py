@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harness.cli.app import app, data_root
+from harness.cli.app import FOLDER, app, data_root, threads
 
 
 class Budget(click.ParamType):
@@ -17,13 +17,12 @@ class Budget(click.ParamType):
     name = "rmse"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        """The number, checked."""
         return None if value in (None, "sejd") else click.FloatRange(min=0).convert(value, param, ctx)
 
 
 @app.command()
 @click.argument("config", metavar="CONFIG|DATASET")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Run folder; by default runs/NAME.")
+@click.option("--out", type=FOLDER, help="Run folder; by default runs/NAME.")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder; a finished one is released again.")
 @data_root
 @click.option("--steps", type=int, help="In place of the configuration's.")
@@ -56,26 +55,18 @@ def download(dataset: str, root: Path | None) -> None:
 
 @app.command("train-features")
 @click.argument("dataset")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; by default the user's own.")
+@click.option("--out", type=FOLDER, help="Folder; by default the user's own.")
 @data_root
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--epochs", type=int, help="In place of the recipe's.")
 @click.option("--size", type=int, help="Side of the images, in place of the recipe's or their own.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out and say how many.")
-def train_features_command(
-    dataset: str,
-    out: Path | None,
-    root: Path | None,
-    seed: int,
-    epochs: int | None,
-    size: int | None,
-    skip_corrupt: bool,
-) -> None:
+def train_features_command(dataset: str, out: Path | None, **options: Any) -> None:
     """Train the small network whose features FID and KID compare where Inception's weights are not at hand."""
     from harness.metrics.features import own_networks
     from harness.training.features import train_features
 
-    path = train_features(dataset, out or own_networks(), root, seed, epochs, size, skip_corrupt, report=click.echo)
+    path = train_features(dataset, out or own_networks(), report=click.echo, **options)
     click.echo(f"{path}, with its card {path.stem}.md and its sanity table {path.stem}.csv")
 
 
@@ -99,15 +90,11 @@ def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
               help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(min=8), help="Tuned on, and held out; by default as many as it takes.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+@threads
 def tune_command(
-    flow: str,
-    batches: tuple[int, ...],
-    budgets: tuple[float | None, ...],
-    samples: int | None,
-    device: str,
-    threads: int | None,
-) -> None:
+    flow: str, batches: tuple[int, ...], budgets: tuple[float | None, ...], samples: int | None,
+    device: str, threads: int | None,
+) -> None:  # fmt: skip
     """Measure how each layer of FLOW is decoded fastest within a budget, for the decoder 'auto'."""
     import torch
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from harness.cli.app import app, data_root
-from harness.cli.probes import ProbeGroup
+from harness.cli.app import FOLDER, app, data_root, device, threads
+from harness.registry import first_line
 
 
 @app.command("run")
@@ -23,7 +23,7 @@ from harness.cli.probes import ProbeGroup
 @click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable real images out; the quality rows count them.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the matrix's.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+@threads
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
               help="Where it runs: here, or on a Ray cluster.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
@@ -31,17 +31,9 @@ from harness.cli.probes import ProbeGroup
 @click.option("--retries", type=click.IntRange(min=0), default=2, show_default=True,
               help="Times that what a lost process or machine had begun is run again.")  # fmt: skip
 def run_command(
-    matrix: str,
-    out: Path | None,
-    resume: bool,
-    profile: str | None,
-    decoders: tuple[str, ...],
-    against: str | None,
-    device: str | None,
-    on: str,
-    workers: int,
-    **options: str | int | None,
-) -> int:
+    matrix: str, out: Path | None, profile: str | None, decoders: tuple[str, ...], against: str | None,
+    device: str | None, on: str, workers: int, **options: Any,
+) -> int:  # fmt: skip
     """Measure a matrix, by name or .toml file, or a checkpoint: speed, cost, quality and memory of every cell."""
     from rich.console import Console
 
@@ -58,7 +50,7 @@ def run_command(
     overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
     parsed = matrix_of(matrix, profile, overrides)
     where = executor(on, workers)
-    run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), resume=resume, executor=where, **options)  # type: ignore[arg-type]
+    run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), executor=where, **options)
     console = Console()
     print_summary(run, console if console.is_terminal else Console(width=170))
     click.echo(f"\n{run.path}; `harness report {run.path}` draws it")
@@ -80,8 +72,8 @@ def run_command(
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Of guidance's unconditional pass.")
 @click.option("--denoise", metavar="[SIGMA]", is_flag=False, flag_value="auto", help="One denoising step afterwards; "
               "SIGMA is the noise in training, by default the checkpoint's own.")  # fmt: skip
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+@device
+@threads
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
               help="Where folders and Parquet files are drawn.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="CPU processes at a time.")
@@ -105,6 +97,56 @@ def sample_command(out: Path, threads: int | None, on: str, workers: int, **opti
     click.echo(draw_to_files(request, out, executor(on, workers), reporter(), threads=threads))
 
 
+class ProbeGroup(click.Group):
+    """Probes as subcommands, their options those that each declares; no torch until one is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from harness.measure.probes.probe import probes
+
+        return probes.names()
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        from harness.measure.probes.probe import probes
+        from harness.options import options_of
+
+        cls = probes.get(cmd_name)
+        declared = options_of(cls)
+
+        @click.command(cmd_name, help=first_line(cls))
+        @click.argument("checkpoint")
+        @click.option("--out", type=FOLDER, help="Run folder, new or not; by default runs/probe-CHECKPOINT.")
+        @click.option("--resume", is_flag=True, help="Add to what the run folder holds; nothing is measured twice.")
+        @click.option("--dataset", help="That the flow was trained on; by default what the checkpoint says.")
+        @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
+        @device
+        @threads
+        def run(checkpoint: str, out: Path | None, **options: Any) -> None:
+            from harness.flows.checkpoints import checkpoint_path
+            from harness.measure.probes.probe import build_probe
+            from harness.measure.run_probe import run_probe
+            from harness.progress import reporter
+
+            own = {option.name: options.pop(option.name) for option in declared}
+            probe = build_probe(cmd_name, **{name: value for name, value in own.items() if value is not None})
+            out = out or Path("runs") / f"probe-{checkpoint_path(checkpoint).stem}"
+            done = run_probe(probe, checkpoint, out, reporter(), **options)
+            click.echo(f"{done.path}; `harness report {done.path}` draws it")
+
+        run.params[:0] = [
+            click.Option(
+                [f"--{option.name.replace('_', '-')}"],
+                help=f"{option.help}  [default: {_shown(option.default)}]",
+                metavar="A,B,..." if option.many else "VALUE",
+            )
+            for option in declared
+        ]
+        return run
+
+
+def _shown(default: object) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
 @app.group(cls=ProbeGroup)
 def probe() -> None:
     """Experiments on the layers of a flow, each with options of its own: harness probe NAME --help."""
@@ -113,10 +155,9 @@ def probe() -> None:
 @app.command("study")
 @click.argument("name", metavar="NAME|FOLDER|all")
 @click.option("--profile", type=click.Choice(["fast", "full"]), default="fast", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/studies"),
-              show_default=True, help="Where the runs go.")  # fmt: skip
-@click.option("--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results/studies"),
-              show_default=True, help="Where texts, tables and figures go.")  # fmt: skip
+@click.option("--out", type=FOLDER, default="runs/studies", show_default=True, help="Where the runs go.")
+@click.option("--results", type=FOLDER, default="results/studies", show_default=True,
+              help="Where texts, tables and figures go.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Measure only what is missing in --out.")
 @click.option("--check", is_flag=True, help="Exit 1, and leave what is stored, where a deterministic table differs.")
 @data_root

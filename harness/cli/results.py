@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.app import app
+from harness.cli.app import FOLDER, app
 
 
 @app.command()
@@ -82,14 +82,9 @@ def bench_baseline(commit: str) -> None:
 
 @app.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder; by default the first RUN.")
-@click.option(
-    "--format",
-    "formats",
-    type=click.Choice(["png", "svg", "pdf"]),
-    multiple=True,
-    help="Of the figures besides PNG; may be given several times.",
-)
+@click.option("--out", type=FOLDER, help="Folder; by default the first RUN.")
+@click.option("--format", "formats", type=click.Choice(["png", "svg", "pdf"]), multiple=True,
+              help="Of the figures besides PNG; may be given several times.")  # fmt: skip
 def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...]) -> None:
     """Render figures, tables and report.html from run folders, or from folders that hold some."""
     from analysis.report import build

@@ -8,8 +8,7 @@ import click
 
 from analysis.studies.render import render_study, require_text
 from analysis.studies.stored import FLOAT32, OF_COLUMN, OF_ITSELF, ROUNDED, Comparison
-from harness.measure.studies.execute import execute
-from harness.measure.studies.plan import plans
+from harness.measure.studies import execute, plans
 from harness.progress import reporter
 from harness.runs.store import MANIFEST
 
@@ -25,16 +24,12 @@ def run_studies(
     Raises:
         HarnessError: a mistake in a plan or text, or a folder that cannot be used.
     """
-    folders: dict[str, Path] = {}
-    compared = Comparison()
-    wanted = plans(name)
+    compared, wanted = Comparison(), plans(name)
     for plan in wanted:
         require_text(plan.folder)
     for plan in wanted:
-        root = str(data_root) if data_root else None
-        folders[plan.name] = execute(plan, profile, out, reporter, resume=resume, data_root=root)
-        read = [folders[one] for one in (*plan.reads, plan.name)]
-        measured = [folder for folder in read if any(folder.rglob(MANIFEST))]
+        execute(plan, profile, out, reporter, resume=resume, data_root=str(data_root) if data_root else None)
+        measured = [out / one for one in (*plan.reads, plan.name) if any((out / one).rglob(MANIFEST))]
         staging = out / "rendered" / plan.name
         compared += render_study(plan.folder, plan.title, profile, measured, staging, results, check)
         click.echo(results / f"{plan.name}.md")

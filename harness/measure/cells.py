@@ -24,33 +24,19 @@ BASELINE = "sequential"
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A checkpoint on a device; plain values only, so that it travels to other processes.
+    """A checkpoint on a device; plain values only, so that it travels to other processes."""
 
-    Args:
-        cell_id: content hash of what determines the result.
-        cell_key: the same without the code version.
-        dataset: name of the real images that the flow was trained on.
-        data_root: folder of these, or None for the default.
-        checkpoint: name or file name.
-        checkpoint_path: the file.
-        checkpoint_digest: SHA-256 of it.
-        seed: of the latents.
-        dtype: of the flow's parameters and the latents.
-        device: ``"cpu"`` or ``"cuda"``.
-        code_version: of what measures it.
-    """
-
-    cell_id: str
-    cell_key: str
-    dataset: str
-    data_root: str | None
-    checkpoint: str
-    checkpoint_path: str
-    checkpoint_digest: str
+    cell_id: str  # content hash of what determines the result
+    cell_key: str  # the same without the code version
+    dataset: str  # name of the real images that the flow was trained on
+    data_root: str | None  # folder of these, or None for the default
+    checkpoint: str  # name or file name
+    checkpoint_path: str  # the file
+    checkpoint_digest: str  # SHA-256 of it
     seed: int
-    dtype: str
+    dtype: str  # of the flow's parameters and the latents
     device: str
-    code_version: str
+    code_version: str  # of what measures it
 
     @classmethod
     def of(
@@ -69,9 +55,6 @@ class Subject:
         """A checkpoint that is no part of a matrix.
 
         Args:
-            path: the checkpoint's file.
-            name: what tables call it.
-            seed, device, dtype, dataset, data_root, code_version: see `Subject`.
             facts: what else determines the result, plain values.
         """
         determining: dict[str, Any] = {
@@ -111,32 +94,21 @@ class Cell(Subject):
     """One configuration of a matrix.
 
     Args:
-        group_id: cells of one group are timed in paired rounds.
-        data_size: side of the real images, or None for the flow's.
-        decoder: name.
-        label: what tables and figures call the decoder with these options.
-        given: the options that differ from the decoder's defaults, as JSON: what it is built from.
-        options: all options but tau, as JSON.
-        tau: None for a decoder that takes none.
-        guidance: JSON, or None.
-        batch_size: samples decoded together.
         denoise: noise that a denoising step after decoding takes out, in image units, or None for no such step.
-        absent: why the checkpoint of an optional dataset is not there; such a cell is skipped.
-        fitted: digest of the calibration or schedule that the decoder reads, or None.
     """
 
-    group_id: str
-    data_size: int | None
-    decoder: str
-    label: str
-    given: str
-    options: str
-    tau: float | None
-    guidance: str | None
-    batch_size: int
+    group_id: str  # cells of one group are timed in paired rounds
+    data_size: int | None  # side of the real images, or None for the flow's
+    decoder: str  # name
+    label: str  # what tables and figures call the decoder with these options
+    given: str  # the options that differ from the decoder's defaults, as JSON: what it is built from
+    options: str  # all options but tau, as JSON
+    tau: float | None  # None for a decoder that takes none
+    guidance: str | None  # JSON, or None
+    batch_size: int  # samples decoded together
     denoise: float | None = None
-    absent: str | None = None
-    fitted: str | None = None
+    absent: str | None = None  # why the checkpoint of an optional dataset is not there; such a cell is skipped
+    fitted: str | None = None  # digest of the calibration or schedule that the decoder reads, or None
 
     def build(self) -> Decoder:
         """The decoder of this cell."""

@@ -51,20 +51,12 @@ def run(
     retries: int = RETRIES,
     failed: Callable[[], Mapping[str, Attempt[Any]]] = dict,
 ) -> None:
-    """Measure what is missing.
+    """Measure what is missing. Raises LostJobsError: jobs were lost too often; all others are done.
 
     Args:
         phases: the tasks of one phase begin when all of the one before are done.
-        sink: where rows go.
-        executor: where units are measured.
-        reporter: told of every unit.
-        device: ``"cpu"`` or ``"cuda"``.
-        threads: of torch on the CPU; None for as many as torch takes.
         retries: times that a job is run again when its worker was lost.
         failed: finds what is not tried again, for each phase anew.
-
-    Raises:
-        LostJobsError: jobs were lost more often than that; all others are done.
     """
     missing = [[work.missing() for work in phase] for phase in phases]
     reporter.begin(sum(unit.cost for phase in missing for units in phase for unit in units))
@@ -109,11 +101,7 @@ def _note(lost: Lost, reporter: Reporter) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files below a folder, each whole or not at all.
-
-    Raises:
-        StoreError: one cannot be written.
-    """
+    """Write files below a folder, each whole or not at all. Raises StoreError: one cannot be written."""
     for name, data in files.items():
         path = folder / name
         make_folder(path.parent)

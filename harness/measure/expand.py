@@ -39,7 +39,6 @@ def expand(
     Every decoder is built once with every option, so nothing is measured before everything is known to be sound.
 
     Args:
-        matrix: what to measure.
         data_root: where checkpoints are looked for besides, see `checkpoint_path`.
         references: digest of what samples are compared with, by dataset, see `harness.measure.references`; a part of
             what determines a cell's results.

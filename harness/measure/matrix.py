@@ -208,11 +208,7 @@ def matrices() -> dict[str, Path]:
 
 
 def matrix_path(name_or_path: str) -> Path:
-    """The file of a matrix, by name or path.
-
-    Raises:
-        HarnessError: there is none.
-    """
+    """The file of a matrix, by name or path. Raises HarnessError: there is none."""
     path = Path(name_or_path).expanduser()
     if path.suffix == ".toml":
         if not path.is_file():
@@ -225,16 +221,13 @@ def matrix_path(name_or_path: str) -> Path:
 
 
 def load_matrix(name_or_path: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> Matrix:
-    """Read and validate a matrix.
+    """Read and validate a matrix. Raises HarnessError: the file is missing or wrong; the sentence names the key.
 
     Args:
         name_or_path: a shipped or installed matrix, or a ``.toml`` file.
         profile: a table of ``[profiles]`` whose keys override the file's; lists are replaced, tables merged.
         overrides: further keys that override the file's, as from the command line; a list under ``"decoders"`` is
             appended instead.
-
-    Raises:
-        HarnessError: the file is missing or wrong; the sentence names the key.
     """
     path = matrix_path(name_or_path)
     return build_matrix({"name": path.stem} | read_toml(path), f"'{path}'", profile, overrides)
@@ -247,8 +240,6 @@ def build_matrix(
 
     Args:
         raw: the tables; `profiles` may be among them.
-        where: what messages call it.
-        profile, overrides: as in `load_matrix`.
 
     Raises:
         HarnessError: a mistake; the sentence names the key.

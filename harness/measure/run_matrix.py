@@ -53,13 +53,8 @@ def run_matrix(
     """Measure every cell of a matrix, or what a killed run has left of it.
 
     Args:
-        matrix: what to measure.
         out: the run folder: new or empty, or with `resume` one that this matrix was started in.
-        reporter: told of every unit.
         resume: continue what is there; where nothing is there, start.
-        threads: of torch on the CPU; by default as many as torch takes.
-        data_root: folder of the real images.
-        inception_weights: file of Inception's weights.
         skip_corrupt: leave corrupt real images out; the quality rows count them.
         executor: where jobs run: in fresh processes of this machine by default.
         retries: times that a job is run again when its worker was lost.
@@ -167,9 +162,6 @@ def _described(cells: Sequence[Cell]) -> tuple[Rows, list[str]]:
     """Rows of the table `cells`, and sentences on checkpoints that need not be what they are called.
 
     Every flow is loaded and every guidance bound once, before any folder is touched.
-
-    Raises:
-        HarnessError: a checkpoint that cannot be read, or guidance or denoising that its flow cannot have.
     """
     flows: dict[str, CausalFlow | None] = {}
     rows: Rows = []
@@ -190,11 +182,7 @@ def _described(cells: Sequence[Cell]) -> tuple[Rows, list[str]]:
 
 
 def _require_settings(cell: Cell, flow: CausalFlow) -> None:
-    """Refuse guidance or denoising that a flow cannot have.
-
-    Raises:
-        HarnessError: it cannot.
-    """
+    """Refuse guidance or denoising that a flow cannot have."""
     try:
         flow.condition(1, guidance=cell.build_guidance())
     except HarnessError as error:
@@ -226,11 +214,7 @@ def _open(out: Path, matrix: Matrix, cells: list[Cell], resume: bool, references
 
 
 def _require_same(store: RunStore, plan: dict[str, Any]) -> None:
-    """Refuse to add rows to a run of something else.
-
-    Raises:
-        StoreError: what differs.
-    """
+    """Refuse to add rows to a run of something else."""
     there, advice = store.manifest, "give another --out"
     if there.get("matrix") != plan["matrix"]:
         key = _first_difference(there.get("matrix"), plan["matrix"])

@@ -30,25 +30,17 @@ from harness.runs.tables import TABLES
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """The units of a probe as a task; a unit that fails is a row of the table `failures`.
-
-    Args:
-        name: of the probe.
-        probe: with its options.
-        description: the row of the table `probes`, whose columns its other tables repeat.
-    """
+    """The units of a probe as a task; a unit that fails is a row of the table `failures`."""
 
     name: str
-    probe: Probe
-    description: Mapping[str, Any]
+    probe: Probe  # with its options
+    description: Mapping[str, Any]  # the row of the table `probes`, whose columns its other tables repeat
 
     @property
     def exclusive(self) -> bool:
-        """As the probe says."""
         return self.probe.exclusive
 
     def together(self, unit: Unit) -> Hashable:
-        """As the probe says."""
         return self.probe.together(unit)
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
@@ -81,15 +73,9 @@ def run_probe(
     """Run a probe on a flow, or what a killed one has left of it.
 
     Args:
-        probe: from `build_probe`.
-        checkpoint: a shipped flow's name or a file.
         out: the run folder: new or empty, or with `resume` any that is there already.
-        reporter: told of every unit.
         resume: add to what is there; where nothing is there, start.
         dataset: real images that the flow was trained on; by default what the checkpoint says.
-        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
-        threads: of torch on the CPU; by default as many as torch takes.
-        data_root: folder of the real images.
         executor: where units are measured: in a fresh process of this machine by default.
         retries: times that what a lost process had begun is run again.
 

@@ -22,21 +22,16 @@ from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import Denoises
 from harness.measure.cells import Subject, resolve_device
 from harness.measure.matrix import parse_decoder
+from harness.measure.units import batches
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What was drawn.
+    """What was drawn."""
 
-    Args:
-        images: (N, C, H, W), on the CPU.
-        batches: what each batch's decode returned, in order.
-        wall_s: seconds of decoding, denoising included.
-    """
-
-    images: Tensor
-    batches: list[DecodeResult]
-    wall_s: float
+    images: Tensor  # (N, C, H, W), on the CPU
+    batches: list[DecodeResult]  # what each batch's decode returned, in order
+    wall_s: float  # seconds of decoding, denoising included
 
     @property
     def fpe(self) -> float:
@@ -61,11 +56,8 @@ def draw_samples(
 
     Args:
         flow: whose data are images.
-        decoder: any.
-        count: at least 1.
         seed: of the latents; sample i of a seed is the same whatever the batch size.
         labels: classes that take turns; -1 for none. By default all classes take turns.
-        guidance: classifier-free guidance.
         batch_size: samples decoded together, the scope of most stopping rules.
         denoise: standard deviation of the noise that the flow was trained with, for one denoising step.
         first: global index of the first sample.
@@ -77,9 +69,8 @@ def draw_samples(
         raise HarnessError("this flow's data are no images, so there is nothing to draw")
     if denoise is not None and not isinstance(flow, Denoises):
         raise HarnessError("this flow has no denoising step")
-    images, batches, began = [], [], time.perf_counter()
-    for start in range(first, first + count, batch_size):
-        indices = range(start, min(start + batch_size, first + count))
+    images, results, began = [], [], time.perf_counter()
+    for indices in batches(range(first, first + count), batch_size):
         turns = sample_labels(flow, labels, indices)
         result = decoder.decode(flow, indexed_latents(flow, seed, indices), turns, guidance)
         batch = result.images
@@ -87,8 +78,8 @@ def draw_samples(
         if denoise is not None and isinstance(flow, Denoises):
             batch = flow.denoise(batch, denoise, turns)
         images.append(batch.float().cpu())
-        batches.append(result)
-    return Sampled(torch.cat(images), batches, time.perf_counter() - began)
+        results.append(result)
+    return Sampled(torch.cat(images), results, time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -96,13 +87,11 @@ class Request:
     """What is drawn; plain values, so that it travels.
 
     Args:
-        subject: the checkpoint on a device, and the seed.
-        decoder: its name and options, as a table of a matrix.
         count, labels, guidance, batch_size, denoise: see `draw_samples`.
     """
 
-    subject: Subject
-    decoder: Mapping[str, Any]
+    subject: Subject  # the checkpoint on a device, and the seed
+    decoder: Mapping[str, Any]  # its name and options, as a table of a matrix
     count: int
     labels: tuple[int, ...] | None
     guidance: Guidance | None
@@ -120,16 +109,9 @@ class Request:
     def draw(self, flow: CausalFlow, indices: range) -> Sampled:
         """The samples with these global indices, whose start is a multiple of the batch size."""
         return draw_samples(
-            flow,
-            self.build(),
-            len(indices),
-            seed=self.subject.seed,
-            labels=self.labels,
-            guidance=self.guidance,
-            batch_size=self.batch_size,
-            denoise=self.denoise,
-            first=indices.start,
-        )
+            flow, self.build(), len(indices), seed=self.subject.seed, labels=self.labels, guidance=self.guidance,
+            batch_size=self.batch_size, denoise=self.denoise, first=indices.start,
+        )  # fmt: skip
 
     def plain(self) -> dict[str, Any]:
         """What determines the samples, as plain values."""
@@ -153,20 +135,12 @@ def read_request(
     denoise: str | None = None,
     device: str = "auto",
 ) -> Request:
-    """What the command line asks to draw.
+    """What the command line asks to draw. Raises HarnessError: anything that cannot be done as asked.
 
     Args:
-        flow: a shipped flow's name or a checkpoint file.
         spec: the decoder, as ``"NAME option=value ..."``.
-        tau: in place of the decoder's own.
-        labels: comma-separated classes.
         guidance: scale; the next three are the other arguments of `Guidance`.
         denoise: the training noise, ``"auto"`` for what the checkpoint tells, or None for no denoising.
-        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
-        count, seed, batch_size: see `draw_samples`.
-
-    Raises:
-        HarnessError: anything that cannot be done as asked.
     """
     path = checkpoint_path(flow)
     table = parse_decoder(spec) | ({} if tau is None else {"tau": tau})
@@ -186,11 +160,6 @@ def read_request(
 
 def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> str:
     """Draw samples and write them as one PNG, nearly square, small images magnified.
-
-    Args:
-        request: what is drawn.
-        out: the PNG.
-        threads: of torch on the CPU.
 
     Returns:
         A sentence on what was written.

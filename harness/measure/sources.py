@@ -23,29 +23,17 @@ TABLE_1 = "paper-table1"
 
 @dataclass(frozen=True)
 class Source:
-    """The checkpoint of a dataset.
-
-    Args:
-        name: what tables call it.
-        path: the file, or None where an optional one is not there.
-        digest: SHA-256 of the file; of one that is not there, what was asked for.
-        known: what it is published as.
-        absent: why it is not there.
-    """
+    """The checkpoint of a dataset."""
 
     name: str
-    path: Path | None
-    digest: str
-    known: Published | None
-    absent: str | None = None
+    path: Path | None  # the file, or None where an optional one is not there
+    digest: str  # SHA-256 of the file; of one that is not there, what was asked for
+    known: Published | None  # what it is published as
+    absent: str | None = None  # why it is not there
 
 
 def source_of(dataset: DatasetTable, data_root: str | None = None) -> Source:
-    """The checkpoint that a dataset table names.
-
-    Raises:
-        CheckpointError: it is not there and not optional.
-    """
+    """The checkpoint that a dataset table names. Raises CheckpointError: it is not there and not optional."""
     asked = dataset.checkpoint or dataset.name
     known = published().get(asked)
     try:
@@ -98,10 +86,7 @@ def _noise(value: bool | float, source: Source) -> float | None:
 def matrix_of(name: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> Matrix:
     """A matrix by name or file; for a checkpoint's file or published name, the paper's Table 1 of that flow alone.
 
-    A published checkpoint is sampled as its publishers did.
-
-    Raises:
-        HarnessError: as `load_matrix`.
+    A published checkpoint is sampled as its publishers did. Raises HarnessError: as `load_matrix`.
     """
     if Path(name).suffix not in SUFFIXES and name not in published():
         return load_matrix(name, profile, overrides)

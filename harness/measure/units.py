@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import io
 import traceback
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from harness.datasets.images import image_grid
 from harness.decoders import Decoder, DecodeResult
 from harness.decoders.exact import ExactBatch
 from harness.errors import HarnessError
@@ -29,21 +31,16 @@ class Unit:
     """The least piece of work: its rows are stored together, and a killed run loses at most one per worker.
 
     Args:
-        title: what progress shows.
-        subjects: what is measured: cells of one group, or the one flow of a probe.
-        cost: relative to the other units, for the estimate of the remaining time alone.
         key: columns whose values tell this unit's rows from those of the task's other units.
-        tables: that it writes; it is done when each has a row of every subject with this key.
-        indices: global indices of the samples that are measured, where a cell's are split.
         inputs: files of the run folder whose content the measuring process needs, see `Bench.inputs`.
     """
 
-    title: str
-    subjects: tuple[Any, ...]
-    cost: float = 1.0
+    title: str  # what progress shows
+    subjects: tuple[Any, ...]  # what is measured: cells of one group, or the one flow of a probe
+    cost: float = 1.0  # relative to the other units, for the estimate of the remaining time alone
     key: Mapping[str, Any] = field(default_factory=dict)
-    tables: tuple[str, ...] = ()
-    indices: range | None = None
+    tables: tuple[str, ...] = ()  # that it writes; it is done when each has a row of every subject with this key
+    indices: range | None = None  # global indices of the samples that are measured, where a cell's are split
     inputs: tuple[str, ...] = ()
 
 
@@ -67,6 +64,26 @@ class Task(Protocol):
     def measure(self, unit: Unit, bench: Bench) -> Mapping[str, Rows]:
         """Rows by table; runs in a process without the store."""
         ...
+
+
+class CellTask:
+    """A task with one unit per cell, whose table has its name; cells of one group, which share the flow, go together.
+
+    `cost` is that of a cell, relative to other tasks.
+    """
+
+    name: ClassVar[str]
+    cost: ClassVar[float]
+    exclusive: ClassVar[bool] = False
+
+    def units(self, cells: Sequence[Cell]) -> list[Unit]:
+        return [
+            Unit(f"{cell.dataset}, {cell.title}", (cell,), self.cost * (1 + cell.batch_size / 16), tables=(self.name,))
+            for cell in cells
+        ]
+
+    def together(self, unit: Unit) -> Hashable:
+        return unit.subjects[0].group_id
 
 
 class Work(NamedTuple):
@@ -138,18 +155,15 @@ class Bench:
     """What units are measured with, in the process that measures: the flow and the decoders in use.
 
     Args:
-        session: names this process in the rows.
         failed: what came of the cells that failed while they were timed; nothing tries them again.
-        inputs: content of the files that the unit at hand names.
         files: what goes into the run folder beside the rows, by relative path.
-        notes: sentences for the user.
     """
 
-    session: str
+    session: str  # names this process in the rows
     failed: dict[str, Attempt[Any]] = field(default_factory=dict)
-    inputs: Sequence[bytes] = ()
+    inputs: Sequence[bytes] = ()  # content of the files that the unit at hand names
     files: dict[str, bytes] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # sentences for the user
 
     def __post_init__(self) -> None:
         self._kept: dict[str, tuple[Any, Any]] = {}
@@ -187,6 +201,12 @@ class Bench:
         release_memory()  # here, where the exception and the frames it holds are gone
         return Attempt(status, " ".join(sentence.split())[:500])
 
+    def add_grid(self, name: str, images: Tensor, columns: int) -> None:
+        """Put a grid of (N, C, H, W) images among the files, small images magnified."""
+        grid = image_grid(images, columns=columns, scale=max(1, 32 // images.shape[-1]))
+        grid.save(png := io.BytesIO(), "PNG", optimize=True)
+        self.files[name] = png.getvalue()
+
     def keep(self, kind: str, key: Any, make: Callable[[], T]) -> T:
         """The last thing made of a kind, made again only for another key; the old one goes before the new one comes."""
         if kind not in self._kept or self._kept[kind][0] != key:
@@ -205,6 +225,11 @@ def rows_or_failure(task: str, unit: Unit, bench: Bench, measure: Callable[[], M
     return dict(attempt.value)
 
 
+def batches(indices: range, size: int) -> Iterator[range]:
+    """Consecutive indices in runs of at most `size`."""
+    return (indices[start : start + size] for start in range(0, len(indices), size))
+
+
 def batch_of(subject: Subject, flow: CausalFlow, indices: Sequence[int]) -> ExactBatch:
     """The samples of a subject with these global indices: the same ones whatever is measured of them."""
     latents, labels = indexed_latents(flow, subject.seed, indices), cycling_labels(flow, indices)
@@ -216,11 +241,7 @@ class NonFiniteError(HarnessError):
 
 
 def require_finite(result: DecodeResult) -> None:
-    """Raise when a sample is not finite.
-
-    Raises:
-        NonFiniteError: the sentence says how many.
-    """
+    """Raise when a sample is not finite. Raises NonFiniteError: the sentence says how many."""
     bad = int((~result.tokens.isfinite()).flatten(1).any(dim=1).sum())
     if bad:
         raise NonFiniteError(f"{bad} of {len(result.tokens)} samples are not finite")

@@ -4,10 +4,11 @@ import shutil
 
 import pytest
 
+import harness.measure.studies as studies_module
 from harness.cli.studies import run_studies
 from harness.errors import HarnessError
 from harness.measure.probes.probe import build_probe
-from harness.measure.studies import load_plan, plan, plans, studies
+from harness.measure.studies import PROFILES, load_plan, plans, studies
 
 PLAN = """
 title = "A small sweep"
@@ -30,9 +31,9 @@ timing = { rounds = 1, warmup = 0 }
 @pytest.fixture
 def write(tmp_path, monkeypatch):
     """Puts plans where the shipped ones would be."""
-    shipped, folder = plan.SHIPPED, tmp_path / "plans"
+    shipped, folder = studies_module.SHIPPED, tmp_path / "plans"
     folder.mkdir()
-    monkeypatch.setattr(plan, "SHIPPED", folder)
+    monkeypatch.setattr(studies_module, "SHIPPED", folder)
 
     def write(name, text):
         path = folder / name.replace("-", "_") / "plan.toml"
@@ -45,7 +46,7 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.parametrize("profile", plan.PROFILES)
+@pytest.mark.parametrize("profile", PROFILES)
 def test_every_shipped_plan_is_sound(profile):
     found = plans("all")
     assert sorted(one.name for one in found) == sorted(studies())

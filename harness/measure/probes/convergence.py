@@ -85,15 +85,9 @@ class Convergence(Probe):
     jacobians: Annotated[int, Field(ge=0, description="Samples whose Jacobians are computed, on small flows.")] = 4
 
     def reads(self) -> list[tuple[Decoder, int]]:
-        """The calibration, where it is a guess."""
         return [(build_decoder("fitted"), self.samples)] if "fitted" in self.initial else []
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        """One per layer and initial guess, and one per layer for its Jacobian where the flow is small enough.
-
-        Raises:
-            HarnessError: an initial guess that does not exist.
-        """
         for name in self.initial:
             if name not in GUESSES:
                 raise unknown("initial guess", name, GUESSES)
@@ -115,7 +109,6 @@ class Convergence(Probe):
         ]
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """Rows of one layer from one guess, or of one layer's Jacobians."""
         (subject,) = unit.subjects
         problems = bench.keep("problems", (subject.cell_id, self.samples), lambda: self._problems(subject, bench))
         problem = problems[unit.key["layer"] - 1]
@@ -150,7 +143,6 @@ def iterate(problem: LayerProblem, start: Tensor, limit: int | None = None) -> t
     """Jacobi iteration of one layer from a guess, until it changes nothing more.
 
     Args:
-        problem: the layer.
         start: (B, L, D) guess; its first token is replaced by that of z_in, which is known.
         limit: iterations at most; by default L, which are always enough (Prop. 3.2).
 

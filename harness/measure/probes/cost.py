@@ -12,13 +12,12 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from harness.decoders import Decoder, build_decoder
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition
+from harness.decoders import build_decoder
+from harness.flows.protocols import CausalFlow
 from harness.measure.cells import Subject
-from harness.measure.probes.probe import Probe, probe_table, probes
+from harness.measure.probes.probe import Probe, alternating, probe_table, probes
 from harness.measure.probes.shapes import image_columns, network_columns, tarflow_of
 from harness.measure.units import Bench, Rows, Unit
-from harness.metrics.timing import timed
 from harness.runs.tables import FLOW, INTEGER, NETWORK, REAL
 
 COSTS = probe_table(
@@ -68,36 +67,21 @@ class Cost(Probe):
         ]
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """A row per round."""
         (subject,) = unit.subjects
         flow = bench.flow(subject)
         layer, columns = flow.layers[0], network_columns(flow) | image_columns(flow)
-        solvers = {
-            "sequential": build_decoder("sequential"),
-            "jacobi": build_decoder("ujd", tau=0.0, max_iterations=self.iterations, fallback="leave"),
-        }
+        sequential = build_decoder("sequential")
+        jacobi = build_decoder("ujd", tau=0.0, max_iterations=self.iterations, fallback="leave")
         batch = bench.batch(subject, range(unit.key["batch_size"]))
-        condition = flow.condition(len(batch.latents), batch.labels)
-        inputs = layer.arrange(flow.scale_latents(batch.latents))
-        rows = []
-        for number in range(-1, self.rounds):  # the first is warm-up
-            seconds = _round(solvers, layer, inputs, condition, subject.device, flipped=number % 2 == 1)
-            iteration_s = seconds["jacobi"] / min(self.iterations, flow.num_tokens - 1)
-            if number >= 0:
-                times = {"round": number, "iteration_s": iteration_s, "sequential_s": seconds["sequential"]}
-                rows.append({**unit.key, **columns, **times})
-        return {"costs": rows}
-
-
-@torch.inference_mode()
-def _round(
-    solvers: dict[str, Decoder],
-    layer: CausalLayer,
-    inputs: torch.Tensor,
-    condition: Condition,
-    device: str,
-    flipped: bool,
-) -> dict[str, float]:
-    """Seconds of each, one after the other; `flipped` turns the order round."""
-    names = list(solvers)[:: -1 if flipped else 1]
-    return {name: timed(lambda name=name: solvers[name].solve(layer, inputs, condition), device)[0] for name in names}  # type: ignore[misc]
+        arguments = layer, layer.arrange(flow.scale_latents(batch.latents)), flow.condition(len(batch), batch.labels)
+        solvers = {"sequential": lambda: sequential.solve(*arguments), "jacobi": lambda: jacobi.solve(*arguments)}
+        done = min(self.iterations, flow.num_tokens - 1)
+        with torch.inference_mode():
+            rounds = list(alternating(solvers, self.rounds, subject.device))
+        return {
+            "costs": [
+                {**unit.key, **columns, "round": number, "iteration_s": seconds["jacobi"] / done}
+                | {"sequential_s": seconds["sequential"]}
+                for number, seconds in enumerate(rounds)
+            ]
+        }

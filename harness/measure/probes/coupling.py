@@ -61,11 +61,6 @@ class Coupling(Probe):
     tau: Annotated[float, Field(ge=0, allow_inf_nan=False, description="Stopping threshold.")] = 0.5
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        """One per gain and batch size.
-
-        Raises:
-            HarnessError: a flow that is no TarFlow.
-        """
         tarflow_of(flow)
         return [
             Unit(
@@ -77,7 +72,6 @@ class Coupling(Probe):
 
     @torch.no_grad()
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """A row per layer."""
         (subject,) = unit.subjects
         flow = amplified(tarflow_of(bench.flow(subject)), unit.key["gain"])
         columns = {**unit.key, **network_columns(flow), **image_columns(flow), "tau": self.tau}
@@ -85,13 +79,7 @@ class Coupling(Probe):
         batch = bench.batch(subject, range(unit.key["batch_size"]))
         return {
             "couplings": [
-                columns
-                | {
-                    "layer": trace.layer,
-                    "block": trace.block,
-                    "iterations": trace.iterations,
-                    "converged": trace.converged,
-                }
+                columns | {name: getattr(trace, name) for name in ("layer", "block", "iterations", "converged")}
                 for trace in decoder.decode(flow, batch.latents, batch.labels).layers
             ]
         }

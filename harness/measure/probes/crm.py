@@ -57,18 +57,12 @@ class Crm(Probe):
     tau: Annotated[float, Field(ge=0, description="Threshold of these iterations.")] = 0.01
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        """All layers at once.
-
-        Raises:
-            HarnessError: an unknown source of data.
-        """
         if self.data not in SOURCES:
             raise unknown("data", self.data, SOURCES)
         return [Unit(f"forward pass over {self.samples} {self.data}", (subject,), tables=("crm",))]
 
     @torch.no_grad()
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """One row per layer."""
         (subject,) = unit.subjects
         flow = bench.flow(subject)
         batch = bench.batch(subject, range(self.batch))
@@ -80,18 +74,12 @@ class Crm(Probe):
         return {
             "crm": [
                 {
-                    "layer": of.layer,
-                    "block": of.block,
+                    **{name: getattr(of, name) for name in ("layer", "block", "crm", "tough", "guess")},
+                    **{f"igm_{guess}": of.igm[guess] for guess in iterations},
+                    **{f"iterations_{guess}": taken[of.layer] for guess, taken in iterations.items()},
                     "data": self.data,
-                    "crm": of.crm,
                     "crm_share": of.share,
-                    "tough": of.tough,
-                    "igm_input": of.igm["input"],
-                    "igm_zeros": of.igm["zeros"],
-                    "guess": of.guess,
                     "tau": self.tau,
-                    "iterations_input": iterations["input"][of.layer],
-                    "iterations_zeros": iterations["zeros"][of.layer],
                 }
                 for of in layer_metrics(flow, *self._tokens(flow, subject, bench))
             ]

@@ -20,9 +20,9 @@ from pydantic import Field
 from harness.decoders import Decoder, DecodeResult, build_decoder
 from harness.decoders.exact import ExactBatch
 from harness.decoders.schedule import find_schedule
-from harness.flows.protocols import CausalFlow
+from harness.flows.protocols import CausalFlow, CausalLayer
 from harness.measure.cells import Subject
-from harness.measure.probes.probe import Probe, probe_table, probes
+from harness.measure.probes.probe import Probe, alternating, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.deviation import Deviation
 from harness.metrics.timing import timed
@@ -112,7 +112,6 @@ class Layers(Probe):
 
     @torch.no_grad()
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """All tables of one batch size."""
         (subject,) = unit.subjects
         flow = bench.flow(subject)
         drawn = _Choices(bench.batch(subject, range(unit.key["batch_size"])), subject.device, self.tau)
@@ -192,23 +191,21 @@ class _Choices:
 
     def layer_seconds(self, rounds: int) -> Rows:
         """A row per layer and round: its seconds sequentially and by Jacobi iteration, one after the other."""
-        solvers = {
-            "sequential_s": build_decoder("sequential"),
-            "jacobi_s": build_decoder("ujd", tau=self.tau, fallback="leave"),
-        }
-        rows = []
-        for problem in self.batch.layers():
-            arguments = (problem.layer, problem.inputs, problem.condition)
-            for number in range(-1, rounds):  # the first is warm-up
-                names = list(solvers)[:: -1 if number % 2 else 1]
-                with torch.inference_mode():
-                    seconds = {
-                        name: timed(lambda name=name, given=arguments: solvers[name].solve(*given), self.device)[0]  # type: ignore[misc]
-                        for name in names
-                    }
-                if number >= 0:
-                    rows.append({"layer": problem.layer.number, "round": number} | seconds)
-        return rows
+        sequential, jacobi = build_decoder("sequential"), build_decoder("ujd", tau=self.tau, fallback="leave")
+
+        @torch.inference_mode()
+        def seconds(layer: CausalLayer, *given: Any) -> list[dict[str, float]]:
+            solvers = {
+                "sequential_s": lambda: sequential.solve(layer, *given),
+                "jacobi_s": lambda: jacobi.solve(layer, *given),
+            }
+            return list(alternating(solvers, rounds, self.device))
+
+        return [
+            {"layer": problem.layer.number, "round": number} | taken
+            for problem in self.batch.layers()
+            for number, taken in enumerate(seconds(problem.layer, problem.inputs, problem.condition))
+        ]
 
     def choice_rounds(self, choices: Sequence[Choice | None], rounds: int) -> Rows:
         """A row per choice and round; every round decodes each of them once, in shuffled order."""

@@ -8,11 +8,9 @@ A Jacobi decode is cut after two iterations, since the second needs as much as a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.errors import unknown
 from harness.flows import CausalFlow
@@ -23,18 +21,10 @@ from harness.measure.expand import expand
 from harness.measure.matrix import build_matrix, parse_decoder
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.shapes import network_columns, tarflow_of
-from harness.measure.tasks.memory import PRELOAD, Need, need_of
+from harness.measure.tasks.memory import KERNELS, need_of
 from harness.measure.units import Bench, Rows, Unit, batch_of
-from harness.measure.workers.process import FreshProcess, ProcessDied
 from harness.metrics.live import live_peak
-from harness.metrics.memory import Peak, cuda_peaks, resident_peak
 from harness.runs.tables import FLOW, INTEGER, NETWORK, OUTCOME, TEXT
-
-KERNELS = {
-    "fused": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
-    "math": [SDPBackend.MATH],
-}
-"""Kernels of attention by name: the fused ones never hold a whole matrix of scores, the plain one does."""
 
 TWICE = "max_iterations=2 fallback=leave"
 
@@ -81,11 +71,6 @@ class Memory(Probe):
     most_tokens: Annotated[int, Field(ge=1, description="Leave batches out that hold more tokens than this.")] = 2**18
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        """One per kernel, decoder and batch.
-
-        Raises:
-            HarnessError: a flow that is no TarFlow, a kernel or a decoder that does not exist.
-        """
         tarflow_of(flow)
         for kernel in self.kernels:
             if kernel not in KERNELS:
@@ -103,13 +88,12 @@ class Memory(Probe):
         ]
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """One row per method of measuring."""
         (subject,) = unit.subjects
         flow, kernel = bench.flow(subject), unit.key["attention"]
         wanted = (unit.key["label"], unit.key["batch_size"])
         cell = next(cell for cell in self._cells(flow, subject) if (cell.label, cell.batch_size) == wanted)
         config = tarflow_of(flow).config
-        attempt = bench.attempt(subject, unit.title, lambda: _need(cell, kernel, flow))
+        attempt = bench.attempt(subject, unit.title, lambda: need_of(cell, lambda _: flow, [live_peak], kernel))
         shared = {**unit.key, **network_columns(flow), "decoder": cell.decoder, **attempt.outcome}
         shared |= {"heads": config.channels // config.head_dim, "window": _widest(cell, flow)}
         if attempt.value is None:
@@ -149,28 +133,3 @@ class _Widest(Observer):
 def _widest(cell: Cell, flow: CausalFlow) -> int:
     replace(batch_of(cell, flow, range(1)), flow=tap(flow, observer := _Widest())).result(cell.build())
     return observer.window
-
-
-def _need(cell: Cell, kernel: str, flow: CausalFlow) -> Need:
-    if cell.device == "cuda":
-        return _need_of(cell, kernel, flow)
-    try:
-        return FreshProcess(*PRELOAD).run(_need_in_this_process, cell, kernel, torch.get_num_threads())
-    except ProcessDied as error:
-        raise MemoryError(str(error)) from error
-
-
-def _need_in_this_process(cell: Cell, kernel: str, threads: int) -> Need:
-    torch.set_num_threads(threads)
-    return _need_of(cell, kernel, cell.load())
-
-
-def _need_of(cell: Cell, kernel: str, flow: CausalFlow) -> Need:
-    """What `need_of` finds, the live tensors as the last peak."""
-
-    def peaks_of(call: Any) -> list[Peak]:
-        measured = cuda_peaks(call) if cell.device == "cuda" else [resident_peak(call)]
-        return [*measured, live_peak(call)]
-
-    with sdpa_kernel(KERNELS[kernel]):
-        return need_of(cell, flow, peaks_of)

@@ -22,7 +22,7 @@ from harness.flows.ising import HasTarget, Ising
 from harness.measure.cells import BASELINE, Subject
 from harness.measure.matrix import parse_decoder
 from harness.measure.probes.probe import Probe, probe_table, probes
-from harness.measure.units import Bench, Rows, Unit
+from harness.measure.units import Bench, Rows, Unit, batches
 from harness.runs.tables import INTEGER, REAL, TEXT
 
 OBSERVABLES = probe_table(
@@ -57,15 +57,9 @@ class Observables(Probe):
     batch: Annotated[int, Field(ge=1, description="Samples that are decoded together.")] = 1000
 
     def reads(self) -> list[tuple[Decoder, int]]:
-        """What its decoders read."""
         return [(_build(spec), self.batch) for spec in self.decoders]
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        """One per decoder.
-
-        Raises:
-            HarnessError: a flow of nothing that has observables, or a decoder that cannot be built.
-        """
         _model(flow, subject)
         for spec in self.decoders:
             _build(spec)
@@ -77,7 +71,6 @@ class Observables(Probe):
 
     @torch.no_grad()
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """The rows of one decoder: one per observable."""
         (subject,) = unit.subjects
         model, spec = _model(bench.flow(subject), subject), unit.key["decoder"]
         exact = bench.keep("exact", (subject.cell_id, self.samples), lambda: self._values(subject, bench, BASELINE))
@@ -102,9 +95,8 @@ class Observables(Probe):
     def _values(self, subject: Subject, bench: Bench, spec: str) -> dict[str, Tensor]:
         """(N,) values of every observable."""
         tokens, flow, decoder = [], bench.flow(subject), _build(spec)
-        for first in range(0, self.samples, self.batch):
-            batch = bench.batch(subject, range(first, min(first + self.batch, self.samples)))
-            tokens.append(decoder.decode(flow, batch.latents).tokens[..., 0].cpu())
+        for part in batches(range(self.samples), self.batch):
+            tokens.append(decoder.decode(flow, bench.batch(subject, part).latents).tokens[..., 0].cpu())
         return _model(flow, subject).measure(torch.cat(tokens), torch.Generator().manual_seed(self.seed))
 
 
@@ -117,8 +109,7 @@ def _model(flow: CausalFlow, subject: Subject) -> Ising:
 
 
 def _build(spec: str) -> Decoder:
-    options = parse_decoder(spec)
-    return build_decoder(options.pop("name"), **options)
+    return build_decoder(**parse_decoder(spec))
 
 
 def _standard_error(values: Tensor) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -22,6 +22,7 @@ from harness.errors import HarnessError
 from harness.flows import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.units import Bench, Rows, Unit
+from harness.metrics.timing import timed
 from harness.options import build, options_of
 from harness.registry import Registry
 from harness.runs.tables import FLOW, IDENTITY, Table
@@ -34,9 +35,7 @@ def probe_table(name: str, key: tuple[str, ...], columns: dict[str, Any], descri
     """A table of a probe: identity and description of what was measured come first, and are filled in by themselves.
 
     Args:
-        name: of the table.
         key: columns that identify a row among those of one run of the probe.
-        columns: name to type.
         described: columns of the table `probes` that are repeated here.
     """
     return Table(name, ("cell_id", *key), {**IDENTITY, **described, **columns})
@@ -44,11 +43,7 @@ def probe_table(name: str, key: tuple[str, ...], columns: dict[str, Any], descri
 
 @dataclass(kw_only=True)
 class Probe(ABC):
-    """An experiment on a flow. Subclasses are keyword-only dataclasses; see the module's docstring.
-
-    Args:
-        seed: of the latents.
-    """
+    """An experiment on a flow. Subclasses are keyword-only dataclasses; see the module's docstring."""
 
     tables: ClassVar[tuple[Table, ...]]
     """That it writes."""
@@ -84,11 +79,18 @@ class Probe(ABC):
         return asdict(self)
 
 
+def alternating(calls: Mapping[str, Callable[[], Any]], rounds: int, device: str) -> Iterator[dict[str, float]]:
+    """Seconds of every call, round by round, one after the other in an order that turns round; one round is warm-up."""
+    for number in range(-1, rounds):
+        seconds = {name: timed(calls[name], device)[0] for name in list(calls)[:: -1 if number % 2 else 1]}
+        if number >= 0:
+            yield seconds
+
+
 def build_probe(name: str, **options: Any) -> Probe:
     """Build a probe by its registered name, or by ``package.module:Class``.
 
     Args:
-        name: of the probe.
         options: values, or text as the command line gives it: a text of several values has commas between them.
 
     Raises:

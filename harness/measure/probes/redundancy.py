@@ -21,7 +21,6 @@ from tokens that were drawn so; the rows compare each layer's output with that o
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
@@ -31,14 +30,13 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.datasets import load_dataset
-from harness.datasets.images import image_grid
 from harness.decoders.exact import LayerProblem
 from harness.errors import HarnessError, unknown
 from harness.flows.protocols import CausalFlow, MasksAttention
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.restrictions import READINGS, Restriction, restriction
-from harness.measure.units import Bench, Rows, Unit
+from harness.measure.units import Bench, Rows, Unit, batches
 from harness.metrics.features import feature_extractor
 from harness.metrics.fid import FeatureStatistics, frechet_distance
 from harness.metrics.quality import features_of, reference_features
@@ -97,11 +95,6 @@ class Redundancy(Probe):
     """Folder of the run for image strips."""
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        """One per scope, reading and o; a flow whose attention cannot be masked has the reading `input` alone.
-
-        Raises:
-            HarnessError: an unknown scope or reading, or an o that leaves nothing.
-        """
         for kind, given, known in (("scope", self.scopes, SCOPES), ("reading", self.readings, READINGS)):
             for name in given:
                 if name not in known:
@@ -124,7 +117,6 @@ class Redundancy(Probe):
 
     @torch.no_grad()
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """The rows of one scope, reading and o: one per layer."""
         (subject,) = unit.subjects
         flow = bench.flow(subject)
         exact = bench.keep("exact", (subject.cell_id, self.samples), lambda: self._problems(subject, bench))
@@ -136,7 +128,8 @@ class Redundancy(Probe):
             outputs = [_drawn(flow, problems, restricted) for problems in exact]
             extra = [{} for _ in flow.layers]
             if (images := _images(flow, outputs)) is not None:
-                self._write_strip(subject, unit, bench, images)
+                name = f"{subject.checkpoint}_{unit.key['reading']}_o{unit.key['o']:02d}.png"
+                bench.add_grid(f"{self.strips}/{name}", images[:STRIP], columns=STRIP)
                 fid = bench.keep("fid", subject.cell_id, lambda: _fid_of(flow, subject, bench))
                 extra[-1] |= fid(images)
         rows = [
@@ -147,14 +140,7 @@ class Redundancy(Probe):
 
     def _problems(self, subject: Subject, bench: Bench) -> list[list[LayerProblem]]:
         """Every layer of every batch."""
-        parts = [range(first, min(first + self.batch, self.samples)) for first in range(0, self.samples, self.batch)]
-        return [list(bench.batch(subject, part).layers()) for part in parts]
-
-    def _write_strip(self, subject: Subject, unit: Unit, bench: Bench, images: Tensor) -> None:
-        strip = image_grid(images[:STRIP], columns=STRIP, scale=max(1, 32 // images.shape[-1]))
-        strip.save(png := io.BytesIO(), "PNG", optimize=True)
-        name = f"{subject.checkpoint}_{unit.key['reading']}_o{unit.key['o']:02d}.png"
-        bench.files[f"{self.strips}/{name}"] = png.getvalue()
+        return [list(bench.batch(subject, part).layers()) for part in batches(range(self.samples), self.batch)]
 
 
 def _alone(problem: LayerProblem, restricted: Restriction) -> Tensor:
@@ -216,12 +202,9 @@ def leak(problem: LayerProblem, restricted: Restriction, key: Mapping[str, Any])
     def change(output: Callable[[Tensor], Tensor]) -> float:
         return float((output(after)[pick] - output(before)[pick]).double().square().mean().sqrt())
 
-    full = change(everything.update)
-    return (
-        change(lambda tokens: restricted.output(problem.layer, inputs, tokens, everything.condition)) / full
-        if full
-        else None
-    )
+    if not (full := change(everything.update)):
+        return None
+    return change(lambda tokens: restricted.output(problem.layer, inputs, tokens, everything.condition)) / full
 
 
 def _fid_of(flow: CausalFlow, subject: Subject, bench: Bench) -> Callable[[Tensor], dict[str, Any]]:

@@ -22,10 +22,8 @@ class Restriction(Protocol):
         """(B, L, D) outputs for z_in `inputs`, each token from those of `predecessors` that it may look at.
 
         Args:
-            layer: the layer.
             inputs: (B, L, D) z_in, in the layer's order.
             predecessors: (B, L, D) outputs of the layer, such as the exact ones.
-            condition: of the batch.
         """
         ...
 
@@ -51,22 +49,15 @@ def restriction(flow: CausalFlow, reading: str, o: int) -> Restriction:
 
 @dataclass(frozen=True)
 class Masked:
-    """Attention that does not see the keys at some lags.
+    """Attention that does not see the keys at some lags."""
 
-    Args:
-        flow: whose attention it is.
-        lags: of the keys from the query; the query that gives the parameters of token l is at position l - 1.
-    """
-
-    flow: MasksAttention
-    lags: range
+    flow: MasksAttention  # whose attention it is
+    lags: range  # of the keys from the query; the query that gives the parameters of token l is at position l - 1
 
     def output(self, layer: CausalLayer, inputs: Tensor, predecessors: Tensor, condition: Condition) -> Tensor:
-        """One network call; see `Restriction.output`."""
         return jacobi_update(layer, inputs, predecessors, self._masked(condition))
 
     def decode(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> Tensor:
-        """See `Restriction.decode`."""
         return solve_sequential(layer, inputs, self._masked(condition))[0]
 
     def _masked(self, condition: Condition) -> Condition:
@@ -75,11 +66,7 @@ class Masked:
 
 @dataclass(frozen=True)
 class Zeroed:
-    """Token l from a window of its own behind the true prefix x[<l-o], with zeros for the o tokens left out.
-
-    Args:
-        o: how many.
-    """
+    """Token l from a window of its own behind the true prefix x[<l-o], with zeros for the o tokens left out."""
 
     o: int
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from harness.flows import CausalFlow
 from harness.flows.tap import Tally, tap
 from harness.measure.cells import Cell
-from harness.measure.units import Attempt, Bench, Rows, Unit, batch_of
+from harness.measure.units import Attempt, Bench, CellTask, Rows, Unit, batch_of
 from harness.measure.workers.process import FreshProcess, ProcessDied
 from harness.metrics.memory import Peak, cuda_peaks, resident_peak
 
 PRELOAD = ("harness.measure.tasks.memory",)
+
+Call = Callable[[], Any]
+Peaks = Sequence[Callable[[Call], Peak]]
+KERNELS = {
+    "fused": [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION],
+    "math": [SDPBackend.MATH],
+}
+"""Kernels of attention by name: the fused ones never hold a whole matrix of scores, the plain one does."""
 
 
 class Need(NamedTuple):
@@ -27,62 +37,63 @@ class Need(NamedTuple):
     cache_bytes: int
 
 
-@dataclass(frozen=True)
-class MemoryTask:
-    """One unit per cell. On the CPU each is measured in a fresh process; on CUDA by torch's allocator, in this one."""
+class MemoryTask(CellTask):
+    """On the CPU each cell is measured in a fresh process; on CUDA by torch's allocator, in this one."""
 
-    name: ClassVar[str] = "memory"
-    exclusive: ClassVar[bool] = False
-
-    def units(self, cells: Sequence[Cell]) -> list[Unit]:
-        """One per cell."""
-        return [
-            Unit(f"{cell.dataset}, {cell.title}", (cell,), 2 * (1 + cell.batch_size / 16), tables=(self.name,))
-            for cell in cells
-        ]
-
-    def together(self, unit: Unit) -> Hashable:
-        """Cells of one group, which share the flow."""
-        return unit.subjects[0].group_id
+    name, cost = "memory", 2.0
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """One row per method."""
         (cell,) = unit.subjects
         if cell.cell_id in bench.failed:
             return {"memory": [_row(cell, Attempt("skipped", bench.failed[cell.cell_id].error), None)]}
-        attempt = bench.attempt(cell, self.name, lambda: _need(cell, bench))
+        attempt = bench.attempt(cell, self.name, lambda: need_of(cell, bench.flow))
         if attempt.value is None:
             return {"memory": [_row(cell, attempt, None)]}
         need = attempt.value
-        return {
-            "memory": [
-                _row(cell, attempt, peak, weights_bytes=need.weights_bytes, cache_bytes=need.cache_bytes)
-                for peak in need.peaks
-            ]
-        }
+        counted = {"weights_bytes": need.weights_bytes, "cache_bytes": need.cache_bytes}
+        return {"memory": [_row(cell, attempt, peak, **counted) for peak in need.peaks]}
 
 
-def _need(cell: Cell, bench: Bench) -> Need:
+def need_of(cell: Cell, flow_of: Callable[[Cell], CausalFlow], counted: Peaks = (), kernel: str | None = None) -> Need:
+    """What one decode of a cell's batch needs: on CUDA in this process, on the CPU in a fresh one.
+
+    Args:
+        flow_of: the flow of a cell, in this process.
+        counted: further peaks, each of a decode of its own.
+        kernel: of attention, a name in `KERNELS`, or None for torch's own choice.
+    """
     if cell.device == "cuda":
-        return need_of(cell, bench.flow(cell), cuda_peaks)
+        return _need(cell, flow_of(cell), cuda_peaks, counted, kernel)
     try:  # each thread keeps buffers of its own, so their number is the same there
-        return FreshProcess(*PRELOAD).run(_need_in_this_process, cell, torch.get_num_threads())
+        return FreshProcess(*PRELOAD).run(_need_here, cell, counted, kernel, torch.get_num_threads())
     except ProcessDied as error:
         raise MemoryError(str(error)) from error
 
 
-def need_of(cell: Cell, flow: CausalFlow, peaks_of: Callable[[Callable[[], Any]], list[Peak]]) -> Need:
-    """What one decode of a cell's batch needs.
+def _need_here(cell: Cell, counted: Peaks, kernel: str | None, threads: int) -> Need:
+    torch.set_num_threads(threads)
+    return _need(cell, cell.load(), lambda call: [resident_peak(call)], counted, kernel)
 
-    The decode of a single sample comes first: it loads code, weights and the libraries' own buffers, which are no
-    part of what the decode of a batch needs.
+
+def _need(
+    cell: Cell, flow: CausalFlow, measured: Callable[[Call], list[Peak]], counted: Peaks, kernel: str | None
+) -> Need:
+    """The decode of a single sample comes first: it loads code, weights and the libraries' own buffers.
+
+    These are no part of what the decode of a batch needs.
     """
-    decoder = cell.build()
-    batch_of(cell, flow, range(1)).result(decoder)
-    batch = batch_of(cell, flow, range(cell.batch_size))
-    peaks = peaks_of(lambda: batch.result(decoder))
-    tally = Tally()
-    replace(batch, flow=tap(flow, tally)).result(decoder)
+    with nullcontext() if kernel is None else sdpa_kernel(KERNELS[kernel]):
+        decoder = cell.build()
+        batch_of(cell, flow, range(1)).result(decoder)
+        batch = batch_of(cell, flow, range(cell.batch_size))
+
+        def call() -> Any:
+            return batch.result(decoder)
+
+        peaks = [*measured(call), *(count(call) for count in counted)]
+        tally = Tally()
+        replace(batch, flow=tap(flow, tally)).result(decoder)
     return Need(peaks, weights_bytes(flow), tally.peak_cache_bytes)
 
 
@@ -91,11 +102,6 @@ def weights_bytes(flow: CausalFlow) -> int | None:
     if not isinstance(flow, nn.Module):
         return None
     return sum(tensor.nbytes for tensor in {*flow.parameters(), *flow.buffers()})
-
-
-def _need_in_this_process(cell: Cell, threads: int) -> Need:
-    torch.set_num_threads(threads)
-    return need_of(cell, cell.load(), lambda call: [resident_peak(call)])
 
 
 def _row(cell: Cell, attempt: Attempt[Any], peak: Peak | None, **bytes_: int | None) -> dict[str, Any]:

@@ -6,7 +6,6 @@ here: features and sums of squares, not distances.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -16,13 +15,12 @@ import torch
 from torch import Tensor
 
 from harness.datasets import Images, load_dataset
-from harness.datasets.images import image_grid
 from harness.errors import HarnessError
 from harness.measure.cells import Cell
 from harness.measure.matrix import Quality
 from harness.measure.references import reference_name
-from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, batches, exact_samples, measure_samples
-from harness.measure.units import Attempt, Bench, Rows, Unit, failed_cells, sample_file
+from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, exact_samples, measure_samples
+from harness.measure.units import Attempt, Bench, Rows, Unit, batches, failed_cells, sample_file
 from harness.metrics.features import FeatureExtractor, feature_extractor
 from harness.metrics.perceptual import Perceptual
 from harness.metrics.quality import ReferenceFeatures, distances, reference_features, shipped_reference
@@ -38,19 +36,12 @@ RECONSTRUCTED = 32
 
 
 class Real(NamedTuple):
-    """What samples are compared with.
+    """What samples are compared with."""
 
-    Args:
-        images: at the flow's size, or None where they are not at hand and shipped features stand in.
-        extractor: of the features.
-        reference: their features: of the train split, or those shipped of the test split.
-        reason: why the images are not at hand.
-    """
-
-    images: Images | None
-    extractor: FeatureExtractor
-    reference: ReferenceFeatures
-    reason: str | None = None
+    images: Images | None  # at the flow's size, or None where they are not at hand and shipped features stand in
+    extractor: FeatureExtractor  # of the features
+    reference: ReferenceFeatures  # their features: of the train split, or those shipped of the test split
+    reason: str | None = None  # why the images are not at hand
 
 
 @dataclass(frozen=True)
@@ -58,19 +49,15 @@ class QualityTask:
     """One unit per cell.
 
     Args:
-        settings: the matrix's.
-        data_root: folder of the real images where the matrix names none.
-        inception_weights: for Inception features.
-        skip_corrupt: leave corrupt real images out and count them.
         references: digest of what the samples of each dataset are compared with, see `harness.measure.references`.
         shard: samples from which on a cell is split. Shards are whole batches, since a batch is the scope of most
             stopping rules: a sample is the same, and so is every figure, however a cell is split.
     """
 
-    settings: Quality
-    data_root: str | None = None
-    inception_weights: str | None = None
-    skip_corrupt: bool = False
+    settings: Quality  # the matrix's
+    data_root: str | None = None  # folder of the real images where the matrix names none
+    inception_weights: str | None = None  # for Inception features
+    skip_corrupt: bool = False  # leave corrupt real images out and count them
     references: Mapping[str, str | None] = field(default_factory=dict)
     shard: int = SHARD
 
@@ -131,9 +118,7 @@ class QualityTask:
         """The columns of a cell whose samples were all measured."""
         flow, count, real = bench.flow(cell), self._count(cell), self._real(cell, bench)
         if flow.image_shape is not None:
-            scale = max(1, 32 // flow.image_shape[-1])
-            image_grid(torch.cat(sums.shown), columns=8, scale=scale).save(png := io.BytesIO(), "PNG", optimize=True)
-            bench.files[sample_file(cell)] = png.getvalue()
+            bench.add_grid(sample_file(cell), torch.cat(sums.shown), columns=8)
         row: dict[str, Any] = {
             "num_samples": count,
             "error": real.value.reason if real.value else real.error,
@@ -202,11 +187,7 @@ class QualityTask:
         return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
 
     def _images(self, cell: Cell, shape: tuple[int, int, int]) -> Images:
-        """The train split at the flow's size.
-
-        Raises:
-            HarnessError: it is not there, or its images are of another shape.
-        """
+        """The train split at the flow's size."""
         size, root = cell.data_size or shape[-1], cell.data_root or self.data_root
         images = load_dataset(cell.dataset, "train", root=root, size=size, skip_corrupt=self.skip_corrupt)
         if tuple(images.pixels.shape[1:]) != shape:

@@ -26,7 +26,7 @@ from harness.errors import HarnessError
 from harness.files import write_text
 from harness.measure.engine import LostJobsError, run, write_files
 from harness.measure.sampling import Request, sample_labels
-from harness.measure.units import Bench, Rows, Task, Unit, Work
+from harness.measure.units import Bench, Rows, Task, Unit, Work, batches
 from harness.measure.workers.dispatch import RETRIES
 from harness.measure.workers.executor import Executor
 from harness.measure.workers.job import Outcome
@@ -54,10 +54,9 @@ class DrawTask:
     def units(self, drawn: set[int]) -> list[Unit]:
         """The shards but for those that begin at these indices."""
         size = -(-SHARD // self.request.batch_size) * self.request.batch_size
-        shards = (range(start, min(start + size, self.request.count)) for start in range(0, self.request.count, size))
         return [
             Unit(f"samples {shard.start} to {shard.stop - 1}", (self.request.subject,), len(shard), indices=shard)
-            for shard in shards
+            for shard in batches(range(self.request.count), size)
             if shard.start not in drawn
         ]
 
@@ -83,7 +82,6 @@ class SampleFolder:
     """A folder of samples as a sink: it knows what they are drawn with, and which shards are there.
 
     Args:
-        path: the folder.
         request: what is drawn, as plain values.
 
     Raises:
@@ -137,12 +135,8 @@ def draw_to_files(
     """Draw samples into a folder or a Parquet file; what an earlier call with the same request has drawn is kept.
 
     Args:
-        request: what is drawn.
         out: a ``.parquet`` file, with the columns ``img: {bytes, path}``, ``label`` and ``index``; else a folder, with
             ``INDEX.png`` or, where samples have classes, ``CLASS/INDEX.png``.
-        executor: where.
-        reporter: told of every shard.
-        threads: of torch on the CPU.
         retries: times that a shard is drawn again when its worker was lost.
 
     Returns:

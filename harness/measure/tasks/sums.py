@@ -7,7 +7,6 @@ process, or on another device, and merged here.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from harness.decoders import Decoder, DecodeResult, build_decoder
 from harness.flows import CausalFlow
 from harness.measure.cells import BASELINE, Cell
-from harness.measure.units import batch_of, denoise, nonfinite_retries
+from harness.measure.units import batch_of, batches, denoise, nonfinite_retries
 from harness.metrics.deviation import Deviation
 from harness.metrics.features import FeatureExtractor
 from harness.metrics.perceptual import Perceptual, Total
@@ -37,18 +36,15 @@ class Sums:
     """What the samples with some global indices come to.
 
     Args:
-        deviation: from the sequential samples of the same latents.
         features: (n, D) float32 arrays of the finite samples, in order; none where there is nothing to compare with.
         shown: those among the first `GRID` samples of the cell, for its picture.
-        perceptual: what the samples score without a reference, by name.
-        nonfinite_retries: layers of batches that were decoded again since they were not finite.
     """
 
-    deviation: Deviation = field(default_factory=Deviation)
+    deviation: Deviation = field(default_factory=Deviation)  # from the sequential samples of the same latents
     features: list[NDArray[np.float32]] = field(default_factory=list)
     shown: list[Tensor] = field(default_factory=list)
-    perceptual: dict[str, Total] = field(default_factory=dict)
-    nonfinite_retries: int = 0
+    perceptual: dict[str, Total] = field(default_factory=dict)  # what the samples score without a reference, by name
+    nonfinite_retries: int = 0  # layers of batches that were decoded again since they were not finite
 
     def merge(self, later: Sums) -> None:
         """Take in the samples that follow these."""
@@ -99,9 +95,6 @@ def measure_samples(
     """Decode the samples of a cell with these global indices, in its batches, and sum them up.
 
     Args:
-        cell: what is decoded.
-        flow: the cell's.
-        decoder: the cell's.
         indices: consecutive; their start is a multiple of the batch size, since a batch is the scope of most stopping
             rules, so that a sample is the same however a cell is split.
         exact: (n, ...) their sequential samples, see `exact_samples`.
@@ -143,8 +136,3 @@ def draw(cell: Cell, flow: CausalFlow, decoder: Decoder, rows: range) -> tuple[T
     else:
         samples = result.tokens if result.images is None else result.images
     return samples.float().cpu(), result
-
-
-def batches(indices: range, size: int) -> Iterator[range]:
-    """Consecutive indices in runs of at most `size`."""
-    return (indices[start : start + size] for start in range(0, len(indices), size))

@@ -14,15 +14,7 @@ from harness.decoders import build_decoder
 from harness.decoders.exact import ExactBatch
 from harness.flows import CausalFlow
 from harness.measure.cells import BASELINE, Cell, groups
-from harness.measure.units import (
-    Attempt,
-    Bench,
-    Rows,
-    Unit,
-    denoise,
-    nonfinite_retries,
-    require_finite,
-)
+from harness.measure.units import Attempt, Bench, Rows, Unit, denoise, nonfinite_retries, require_finite
 from harness.measure.workers.device_state import watch
 from harness.metrics.timing import timed
 
@@ -42,15 +34,10 @@ class Timed(NamedTuple):
 
 @dataclass(frozen=True)
 class TimingTask:
-    """Rounds of a group, one unit each; all that are missing are measured by one process, alone on its device.
+    """Rounds of a group, one unit each; all that are missing are measured by one process, alone on its device."""
 
-    Args:
-        rounds: per group.
-        warmup: decodes of every cell before the first round of a group in a process.
-    """
-
-    rounds: int
-    warmup: int
+    rounds: int  # per group
+    warmup: int  # decodes of every cell before the first round of a group in a process
 
     name: ClassVar[str] = "timing"
     exclusive: ClassVar[bool] = True
@@ -79,20 +66,18 @@ class TimingTask:
         batch = bench.batch(first, range(first.batch_size))
         bench.keep("warm", first.group_id, lambda: self._warm(unit, bench, batch))
         names = {"group_id": first.group_id, "session": bench.session}
-        sentinels = [self._sentinel(first, place, bench, batch) for place in self._before(unit.key["round"])]
+        number, sentinels = unit.key["round"], []
+        if number in (0, self.rounds // 2):
+            sentinels.append(self._sentinel(first, "middle" if number else "start", bench, batch))
         with watch(first.device) as conditions:
             timings = self._timings(unit, bench, batch)
-        if unit.key["round"] == self.rounds - 1:
+        if number == self.rounds - 1:
             sentinels.append(self._sentinel(first, "end", bench, batch))
         return {
             "timings": timings,
-            "devices": [names | {"round": unit.key["round"], **conditions}],
+            "devices": [names | {"round": number, **conditions}],
             "sentinels": [names | sentinel for sentinel in sentinels],
         }
-
-    def _before(self, number: int) -> list[str]:
-        """The sentinels that are due before a round."""
-        return [place for place, at in (("start", 0), ("middle", self.rounds // 2)) if number == at][:1]
 
     def _sentinel(self, cell: Cell, place: str, bench: Bench, batch: ExactBatch) -> dict[str, Any]:
         """The baseline once more, whatever the matrix measures: the median of up to three decodes of the batch."""
@@ -124,11 +109,7 @@ class TimingTask:
         encode_s = encoded and encoded.wall_s
         rows = []
         for cell in unit.subjects:
-            row = describe(cell, batch.flow) | {
-                "session": bench.session,
-                "round": unit.key["round"],
-                "position": turns.index(cell),
-            }
+            row = describe(cell, batch.flow) | {"session": bench.session, **unit.key, "position": turns.index(cell)}
             row |= {"encode_s": encode_s, **taken[cell].outcome}
             if timed_ := taken[cell].value:
                 row |= timed_._asdict() | {"images_per_s": cell.batch_size / timed_.wall_s}
@@ -171,24 +152,16 @@ class TimingTask:
         return Attempt("ok", value=Timed(seconds))
 
 
+DESCRIBED = (
+    "cell_id", "cell_key", "group_id", "dataset", "checkpoint", "decoder", "label", "tau", "options", "guidance",
+    "denoise", "batch_size", "seed", "device", "dtype",
+)  # fmt: skip
+
+
 def describe(cell: Cell, flow: CausalFlow | None) -> dict[str, Any]:
     """The columns that describe a cell in `cells` and `timings`; those of its flow are null where that is absent."""
-    return {
-        **cell.identity,
-        "group_id": cell.group_id,
-        "dataset": cell.dataset,
-        "checkpoint": cell.checkpoint,
-        "decoder": cell.decoder,
-        "label": cell.label,
-        "tau": cell.tau,
-        "options": cell.options,
-        "guidance": cell.guidance,
-        "denoise": cell.denoise,
-        "batch_size": cell.batch_size,
-        "seed": cell.seed,
+    return {name: getattr(cell, name) for name in DESCRIBED} | {
         "num_tokens": flow and flow.num_tokens,
         "num_layers": flow and flow.num_layers,
-        "device": cell.device,
-        "dtype": cell.dtype,
         "threads": torch.get_num_threads(),
     }

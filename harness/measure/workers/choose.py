@@ -8,14 +8,11 @@ from harness.measure.workers.local import Local
 
 
 def executor(on: str = "local", workers: int = 1) -> Executor:
-    """The executor that the command line names.
+    """The executor that the command line names. Raises HarnessError: another name, or a cluster that cannot be reached.
 
     Args:
         on: ``"local"``, ``"ray"``, ``"ray://host:port"`` or ``"ray:ADDRESS"``.
         workers: CPU jobs at a time on this machine, of those that are not timed.
-
-    Raises:
-        HarnessError: another name, or a cluster that cannot be reached.
     """
     if on == "local":
         return Local(workers)

@@ -21,29 +21,17 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True)
 class Reading:
-    """A device at one moment.
+    """A device at one moment."""
 
-    Args:
-        clock_hz: of the GPU's multiprocessors, or the mean over CPU cores.
-        temperature_c: of the GPU, or of the hottest CPU sensor.
-        reasons: why its clock is held back now, where it tells.
-        throttles: how often the CPU was held back since the system started.
-        foreign_processes: besides this one that compute on the GPU.
-        load: processes that ran or waited to, mean over the last minute.
-        busy_s: processor seconds that the whole machine has worked since it started.
-        own_s: those of this process since it started.
-        at_s: when.
-    """
-
-    clock_hz: float | None
-    temperature_c: float | None
-    reasons: tuple[str, ...] | None
-    throttles: int | None
-    foreign_processes: int | None
-    load: float | None
-    busy_s: float
-    own_s: float
-    at_s: float
+    clock_hz: float | None  # of the GPU's multiprocessors, or the mean over CPU cores
+    temperature_c: float | None  # of the GPU, or of the hottest CPU sensor
+    reasons: tuple[str, ...] | None  # why its clock is held back now, where it tells
+    throttles: int | None  # how often the CPU was held back since the system started
+    foreign_processes: int | None  # besides this one that compute on the GPU
+    load: float | None  # processes that ran or waited to, mean over the last minute
+    busy_s: float  # processor seconds that the whole machine has worked since it started
+    own_s: float  # those of this process since it started
+    at_s: float  # when
 
 
 @contextmanager

@@ -29,29 +29,21 @@ class Started:
 
 @dataclass(frozen=True)
 class Finished:
-    """A unit was measured; its worker goes on when the next event is asked for.
-
-    Args:
-        attempts: times that its job was begun, 1 when nothing was lost.
-    """
+    """A unit was measured; its worker goes on when the next event is asked for."""
 
     job: Job
     unit: Unit
     outcome: Outcome
-    attempts: int
+    attempts: int  # times that its job was begun, 1 when nothing was lost
 
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker was lost.
-
-    Args:
-        again: whether what is left of its job runs again.
-    """
+    """A worker was lost."""
 
     job: Job
     reason: str
-    again: bool
+    again: bool  # whether what is left of its job runs again
 
 
 Event = Started | Finished | Lost
@@ -65,15 +57,10 @@ class _Attempted:
 
 
 @dataclass
-class _Raised:
-    error: BaseException
-
-
-@dataclass
 class _Message:
     """An event on its way to the caller; `heard` is set when the caller has dealt with it."""
 
-    event: Event | _Raised
+    event: Event
     heard: threading.Event = field(default_factory=threading.Event)
 
 
@@ -81,16 +68,12 @@ def dispatch(executor: Executor, jobs: Sequence[Job], folder: Path, retries: int
     """Run jobs, as many at once as the executor has slots, and tell of every unit.
 
     A worker waits until its last event was dealt with, so that storing rows never runs beside what the same worker
-    measures next.
+    measures next. Raises HarnessError: whatever a worker raised; everything else is stopped.
 
     Args:
-        executor: where.
         jobs: what, on one kind of device; those at the front are begun first.
         folder: where the files lie that units name.
         retries: times that a job whose worker was lost is run again, with the units that are missing.
-
-    Raises:
-        HarnessError: whatever a worker raised; everything else is stopped.
     """
     if jobs:
         yield from _Dispatcher(executor, jobs, folder, retries).events()
@@ -102,27 +85,26 @@ class _Dispatcher:
         self.waiting = deque(_Attempted(job) for job in jobs)
         self.unfinished = len(jobs)
         self.changed = threading.Condition()
-        self.messages: queue.Queue[_Message] = queue.Queue()
+        self.messages: queue.Queue[_Message | BaseException | None] = queue.Queue()  # None: a slot has ended
         self.stopped = False
         self.workers: set[Worker] = set()
         slots = executor.slots(jobs[0].device, any(job.exclusive for job in jobs))
         self.slots = min(len(jobs), slots)
 
     def events(self) -> Generator[Event]:
-        threads = [threading.Thread(target=self._slot, daemon=True) for _ in range(self.slots)]
-        for thread in threads:
-            thread.start()
-        ended = 0
+        for _ in range(self.slots):
+            threading.Thread(target=self._slot, daemon=True).start()
+        running = self.slots
         try:
-            while ended < len(threads):
+            while running:
                 message = self.messages.get()  # blocks
-                if isinstance(message.event, _Raised):
-                    if not isinstance(message.event.error, _SlotEnded):
-                        raise message.event.error
-                    ended += 1
-                    continue
-                yield message.event
-                message.heard.set()
+                if isinstance(message, BaseException):
+                    raise message
+                if message is None:
+                    running -= 1
+                else:
+                    yield message.event
+                    message.heard.set()
         finally:
             self._stop()
 
@@ -142,8 +124,8 @@ class _Dispatcher:
                 self._run(tried)
         except BaseException as error:  # the caller's thread raises it
             if not self.stopped:
-                self.messages.put(_Message(_Raised(error)))
-        self.messages.put(_Message(_Raised(_SlotEnded())))
+                self.messages.put(error)
+        self.messages.put(None)
 
     def _next(self) -> _Attempted | None:
         """The next job; waits while others may come back, and gives None when all are done."""
@@ -195,7 +177,3 @@ class _Dispatcher:
         self.messages.put(message)
         while not self.stopped and not message.heard.wait(timeout=1):  # it is dealt with in milliseconds
             pass
-
-
-class _SlotEnded(Exception):
-    """A slot has nothing left to do."""

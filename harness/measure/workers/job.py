@@ -28,21 +28,15 @@ class Job:
     """Plain values, so that it travels to other processes and machines.
 
     Args:
-        task: what is measured.
-        units: in the order in which they are measured; those of a paired group are one job.
-        failed: cells that failed while they were timed.
-        device: ``"cpu"`` or ``"cuda"``.
-        threads: of torch on the CPU, or None for as many as it takes there.
-        code: version of flows and decoders that it must be measured with.
         path: where modules are found besides, for decoders of the user's own.
     """
 
     task: Task
-    units: tuple[Unit, ...]
-    failed: Mapping[str, Attempt[Any]] = field(default_factory=dict)
+    units: tuple[Unit, ...]  # in the order in which they are measured; those of a paired group are one job
+    failed: Mapping[str, Attempt[Any]] = field(default_factory=dict)  # cells that failed while they were timed
     device: str = "cpu"
-    threads: int | None = None
-    code: str = CODE
+    threads: int | None = None  # of torch on the CPU, or None for as many as it takes there
+    code: str = CODE  # version of flows and decoders that it must be measured with
     path: tuple[str, ...] = field(default_factory=lambda: tuple(filter(None, sys.path)))
 
     @property
@@ -53,21 +47,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a unit came to.
+    """What a unit came to."""
 
-    Args:
-        rows: by table.
-        files: what is written into the run folder, by relative path.
-        session: names the process that measured it.
-        surroundings: of that process: environment, and when it started.
-        notes: sentences for the user.
-    """
-
-    rows: Mapping[str, Rows]
-    files: Mapping[str, bytes]
-    session: str
-    surroundings: Mapping[str, Any]
-    notes: Sequence[str] = ()
+    rows: Mapping[str, Rows]  # by table
+    files: Mapping[str, bytes]  # what is written into the run folder, by relative path
+    session: str  # names the process that measured it
+    surroundings: Mapping[str, Any]  # of that process: environment, and when it started
+    notes: Sequence[str] = ()  # sentences for the user
 
 
 class JobProcess:
@@ -111,11 +97,9 @@ def jobs_of(task: Task, units: Sequence[Unit], slots: int, **shared: Any) -> lis
     """Units as jobs.
 
     Args:
-        task: what is measured.
         units: those whose keys are equal are one job. Where only one job runs at a time, all are one, so that what
             they share is made once; what is timed keeps a process of its own.
         slots: jobs that run at a time.
-        shared: further arguments of `Job`.
     """
     together: dict[Hashable, list[Unit]] = {}
     for unit in units:

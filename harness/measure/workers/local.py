@@ -32,18 +32,15 @@ class Local:
         self._gpus: queue.SimpleQueue[str] | None = None
 
     def prepare(self, device: str) -> None:
-        """See `Executor.prepare`."""
         if device == "cpu":
             FreshProcess(*PRELOAD).prepare()
 
     def slots(self, device: str, exclusive: bool) -> int:
-        """See `Executor.slots`."""
         if device == "cuda":
             return len(_gpus())
         return 1 if exclusive else self.workers
 
     def open(self, job: Job) -> Worker:
-        """See `Executor.open`."""
         if job.device == "cpu":
             if self.workers > 1 and not job.exclusive and job.threads is None:  # they share the cores
                 job = replace(job, threads=max(1, torch.get_num_threads() // self.workers))

@@ -49,7 +49,6 @@ class FreshProcess:
         self._environment = dict(environment or {})
 
     def prepare(self) -> None:
-        """Let the server, where there is one, import its modules while other things are done."""
         if self._context.get_start_method() == "forkserver":
             from multiprocessing import forkserver
 
@@ -65,12 +64,6 @@ class FreshProcess:
             return process.ask(*arguments)
 
     def open(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> Conversation:
-        """Start a process that answers with what ``make(*arguments)`` returns, a function that is made there once.
-
-        Raises:
-            ProcessDied: it could not be started.
-            HarnessError: the folder for temporary files has too long a path for a socket.
-        """
         ours, theirs = self._context.Pipe()
         payload = pickle.dumps((make, arguments))  # unpickled, and so imported, when the environment is set
         process = self._context.Process(target=_serve, args=(theirs, self._environment, payload))  # type: ignore[attr-defined]
@@ -126,10 +119,6 @@ def _start(process: Any) -> None:
     """Start a process, by a new server where the one there was has been ended.
 
     A server that was killed is replaced only once the system has put it away, which takes a moment on a busy machine.
-
-    Raises:
-        ProcessDied: no server could be reached.
-        HarnessError: the folder for temporary files has too long a path for a server's socket.
     """
     for pause in SERVER_GOES_S:
         try:

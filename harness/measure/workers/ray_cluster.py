@@ -60,13 +60,11 @@ class RayCluster:
         """See `Executor.prepare`; the cluster is there."""
 
     def slots(self, device: str, exclusive: bool) -> int:
-        """See `Executor.slots`."""
         if device == "cuda":
             return max(1, sum(int(node["Resources"].get("GPU", 0)) for node in self._nodes()))
         return max(1, len(self._nodes()))
 
     def open(self, job: Job) -> Worker:
-        """See `Executor.open`."""
         if job.device == "cuda":
             return self._start(job, None, num_gpus=1, num_cpus=1)
         node = self._take_node()
@@ -76,7 +74,6 @@ class RayCluster:
         return self._start(job, node["NodeID"], num_cpus=node["Resources"]["CPU"], scheduling_strategy=here)
 
     def close(self) -> None:
-        """See `Executor.close`."""
         self._ray.shutdown()
 
     def _start(self, job: Job, node: str | None, **options: Any) -> Worker:
@@ -93,11 +90,7 @@ class RayCluster:
         return [node for node in self._ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
 
     def _take_node(self) -> dict[str, Any]:
-        """A node that no job of ours holds; blocks until there is one. Those that lost a worker come last.
-
-        Raises:
-            HarnessError: no node is left.
-        """
+        """A node that no job of ours holds; blocks until there is one. Those that lost a worker come last."""
         with self._changed:
             while True:
                 nodes = self._nodes()
@@ -127,11 +120,7 @@ class _RayWorker:
         self._lost = self._closed = False
 
     def wait(self) -> None:
-        """Block until the actor has its device.
-
-        Raises:
-            WorkerLost: it never gets it.
-        """
+        """Block until the actor has its device."""
         self._get(self._actor.ready.remote(), begun=False)
 
     def measure(self, unit: Unit, inputs: Sequence[bytes]) -> Outcome:
@@ -159,11 +148,7 @@ class _RayWorker:
 
 
 def _require_listening(address: str) -> None:
-    """Find out in seconds what Ray takes minutes for.
-
-    Raises:
-        HarnessError: nobody answers at an address of the form ``[ray://]host:port``.
-    """
+    """Find out in seconds what Ray takes minutes for."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:

@@ -12,11 +12,7 @@ from typing import Any
 
 
 class RayWorker:
-    """An actor that measures the units of one job.
-
-    Args:
-        job: pickled.
-    """
+    """An actor that measures the units of one job."""
 
     def __init__(self, job: bytes) -> None:
         self._job = job
@@ -27,7 +23,6 @@ class RayWorker:
         """Answered once the actor has its device."""
 
     def measure(self, unit: bytes, inputs: Sequence[bytes]) -> tuple[bool, Any]:
-        """Whether a pickled unit was measured, and what it came to: its outcome, or what was raised."""
         try:
             if self._process is None:
                 from harness.measure.workers.job import JobProcess

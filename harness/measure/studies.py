@@ -1,7 +1,8 @@
-"""What a study needs measured: its plan file, validated."""
+"""Studies: the paper's claims and open questions; CONTRIBUTING.md says how one is made."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -10,7 +11,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.errors import HarnessError, unknown
 from harness.measure.matrix import Matrix, Table, build_matrix, matrix_path, merged, read_toml
+from harness.measure.probes.probe import build_probe
+from harness.measure.run_matrix import run_matrix
+from harness.measure.run_probe import run_probe
 from harness.options import sentence
+from harness.progress import Reporter
 
 SHIPPED = Path(str(files("analysis"))) / "studies"
 PROFILES = ("fast", "full")
@@ -31,11 +36,7 @@ class MatrixRun(Table):
     profiles: dict[str, dict[str, Any]] = {}
 
     def parse(self, profile: str) -> Matrix:
-        """The matrix under a profile of the study.
-
-        Raises:
-            HarnessError: a mistake in it; the sentence names the key.
-        """
+        """The matrix under a profile of the study. Raises HarnessError: a mistake in it; the sentence names the key."""
         raw = read_toml(matrix_path(self.matrix)) if isinstance(self.matrix, str) else dict(self.matrix)
         inner = raw.pop("profiles", {})
         over = inner.get(profile, {}) if isinstance(self.matrix, dict) and isinstance(inner, dict) else {}
@@ -61,21 +62,16 @@ class StudyPlan(Table):
     """A plan file.
 
     Args:
-        folder: where the plan lies, with the study's text and findings.
-        title: heading of the text and of the list of studies.
-        reads: other studies whose runs this one's text rests on too; they are run before it.
         threads: of torch on the CPU: part of the plan, since sums in another order end in other digits.
-        run: matrices.
-        probe: probes.
     """
 
     name: Name
-    folder: Path
-    title: str
-    reads: list[Name] = []
+    folder: Path  # where the plan lies, with the study's text and findings
+    title: str  # heading of the text and of the list of studies
+    reads: list[Name] = []  # other studies whose runs this one's text rests on too; they are run before it
     threads: Annotated[int, Field(ge=1)] = 2
-    run: list[MatrixRun] = []
-    probe: list[ProbeRun] = []
+    run: list[MatrixRun] = []  # matrices
+    probe: list[ProbeRun] = []  # probes
 
     @field_validator("reads")
     @classmethod
@@ -140,3 +136,41 @@ def plans(name: str) -> list[StudyPlan]:
     for one in studies() if name == "all" else [name]:
         add(one, ())
     return list(found.values())
+
+
+def execute(
+    plan: StudyPlan,
+    profile: str,
+    out: Path,
+    reporter: Callable[[], Reporter],
+    *,
+    resume: bool = False,
+    data_root: str | None = None,
+) -> Path:
+    """Measure what a study needs, or what a killed run has left of it.
+
+    Args:
+        out: the folder of all studies; this one's runs go to ``out/STUDY/RUN``.
+        reporter: makes what is told of every unit, once for each run.
+        resume: continue what is there.
+
+    Returns:
+        The study's folder, which holds its run folders.
+
+    Raises:
+        HarnessError: a mistake in the plan, found before anything is measured, or what `run_matrix` and
+            `run_probe` raise.
+    """
+    folder = out / plan.name
+    matrices = [(run.name, run.parse(profile)) for run in plan.run]
+    probes = [(run, build_probe(run.probe, **run.settings(profile))) for run in plan.probe]
+    shared: dict[str, Any] = {"resume": resume, "threads": plan.threads, "data_root": data_root}
+    for name, matrix in matrices:
+        progress = reporter()
+        progress.note(f"study {plan.name}, run {name}")
+        run_matrix(matrix, folder / name, progress, **shared)
+    for run, probe in probes:
+        progress = reporter()
+        progress.note(f"study {plan.name}, probe {run.name}")
+        run_probe(probe, run.flow, folder / run.name, progress, **shared)
+    return folder
