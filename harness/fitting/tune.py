@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.statistics import RootMean, root_mean
 from harness.decoders import Decoder, build_decoder
 from harness.decoders.auto import Auto, bind_choices
 from harness.decoders.exact import ExactBatch, LayerProblem, parts_of
 from harness.decoders.schedule import LayerChoice, LayerSchedule, schedule_suffix
 from harness.decoders.sequential import Sequential
 from harness.decoders.stored import checkpoint_digest, storage
+from harness.fitting.bounds import RootMean, root_mean
 from harness.flows.precision import multiplies_bfloat16
 from harness.flows.protocols import CausalFlow
 from harness.metrics.lock import device_lock
