@@ -93,7 +93,6 @@ class Case:
 
     @cached_property
     def exact(self) -> Tensor:
-        """(B, L, D) the sequential samples of the latents and labels."""
         return ExactBatch(self.flow, self.latents, self.labels).exact
 
 

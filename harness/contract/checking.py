@@ -39,9 +39,6 @@ def check(
 
     Yields:
         One finding per flow and clause.
-
-    Raises:
-        HarnessError: no such decoder, flow or clause.
     """
     decoders.get(decoder)
     wanted = list(only) or list(CLAUSES)

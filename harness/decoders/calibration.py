@@ -69,9 +69,6 @@ class LayerFit(nn.Module):
     Args:
         guess: of the layer's outputs, from its inputs and classes.
         corrections: one per iteration, all of one kind; the last one also stands for the iterations after it.
-
-    Raises:
-        ValueError: corrections that are none, of several kinds, or not strictly causal.
     """
 
     corrections: Any  # a ModuleList, which cannot say of what
@@ -114,7 +111,6 @@ class Calibration(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def fit(self, layer: CausalLayer) -> LayerFit:
-        """What was fitted to a layer."""
         return self.layers[layer.number - 1]
 
     @property
@@ -142,11 +138,7 @@ class Calibration(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: no such file, or one that holds something else.
-        """
+        """Read what `save` wrote."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -181,9 +173,6 @@ def find_calibration(flow: CausalFlow, given: Calibration | Path | None = None) 
     Args:
         flow: what is decoded.
         given: a calibration, or its file; None for the one that is stored for the flow, or kept with it.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or belongs to another checkpoint.
     """
     if isinstance(given, Calibration):
         return _checked(given, flow.source)

@@ -103,11 +103,7 @@ class Decoder(ABC):
         return Footprint(layer.num_tokens - 1)
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
-        """The decoder that decodes a batch of this flow: itself, unless it has to know the flow or the batch first.
-
-        Raises:
-            HarnessError: options that do not fit the flow.
-        """
+        """The decoder that decodes a batch of this flow: itself, unless it has to know the flow or the batch first."""
         return self
 
     @property
@@ -120,15 +116,10 @@ class Decoder(ABC):
         return []
 
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
-        """Digest of what it reads, or None. Part of a measured cell's identity.
-
-        Raises:
-            HarnessError: something is missing.
-        """
+        """Digest of what it reads, or None. Part of a measured cell's identity."""
         return None
 
     def options(self) -> dict[str, Any]:
-        """The options this decoder was built with, as plain values."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
     @torch.no_grad()
@@ -212,9 +203,6 @@ class Decoder(ABC):
 
 def build_decoder(name: str, **options: Any) -> Decoder:
     """Build a decoder by its registered name, or by ``package.module:Class``.
-
-    Raises:
-        HarnessError: no such decoder, an option that it does not have, or a value out of range.
 
     Example:
         >>> build_decoder("sejd", tau=0.1).tau

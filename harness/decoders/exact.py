@@ -79,12 +79,10 @@ class ExactBatch:
 
     @cached_property
     def condition(self) -> Condition:
-        """What the batch is sampled under."""
         return self.flow.condition(len(self), self.labels, self.guidance)
 
     @cached_property
     def exact(self) -> Tensor:
-        """(B, L, D) the sequential samples."""
         return self.decode(Sequential(), self.size)
 
     def result(self, decoder: Decoder) -> DecodeResult:
@@ -105,7 +103,6 @@ class ExactBatch:
             yield self.select(slice(first, first + (size or len(self))))
 
     def select(self, rows: slice | Tensor) -> ExactBatch:
-        """The batch of some of the samples."""
         labels = None if self.labels is None else self.labels[rows]
         return ExactBatch(self.flow, self.latents[rows], labels, self.guidance, self.size)
 

@@ -38,7 +38,6 @@ class FittedDecoder(JacobiDecoder):
     fallback: Fallback = "non-finite"
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Spend the layer's budget."""
         if self.tau == 0:
             return self.solve_jacobi(layer, inputs, condition)
         budget = self.iterations[min(layer.number, len(self.iterations)) - 1]

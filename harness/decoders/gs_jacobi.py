@@ -111,7 +111,6 @@ class GaussSeidelJacobi(JacobiDecoder):
         return super().missing(flow, batch)
 
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
-        """Of the calibration, and of the settings that its metrics lead to."""
         if self.strategy != AUTO:
             return super().fits_digest(flow, batch)
         settings = str(self._automatic(flow)) + (calibration_of(flow, self.calibration).content if self._fitted else "")
@@ -143,14 +142,12 @@ class GaussSeidelJacobi(JacobiDecoder):
         return super().bind(flow, batch)
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Solve the layer by its own entries."""
         windows, initial = self.windows(layer), _entry(self._settings.initial, layer)
         if windows is None:
             return solve_sequential(layer, inputs, condition)
         return self.solve_windows(layer, inputs, condition, windows, initial=initial, clamp=self.clamp)
 
     def windows(self, layer: CausalLayer) -> Windows | None:
-        """The layer's blocks."""
         blocks = _entry(self._settings.blocks, layer)
         if not blocks:
             return None

@@ -60,14 +60,12 @@ class JacobiDecoder(Decoder):
         return Blocks(layer.num_tokens, self.tau, self.max_iterations)
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Evaluate the layer's windows."""
         windows = self.windows(layer)
         if windows is None:
             return solve_sequential(layer, inputs, condition)
         return self.solve_windows(layer, inputs, condition, windows)
 
     def footprint(self, layer: CausalLayer) -> Footprint:
-        """By the layer's windows."""
         windows = self.windows(layer)
         return SEQUENTIAL if windows is None else footprint(windows, layer, self.scope)
 
@@ -108,22 +106,18 @@ class JacobiDecoder(Decoder):
 
     @property
     def reads_fits(self) -> bool:
-        """When something fitted is asked for."""
         return FITTED in (self.initial, self.correction)
 
     def missing(self, flow: CausalFlow, batch: int) -> list[Missing]:
         return [CALIBRATION] if self.reads_fits and find_calibration(flow, self.calibration) is None else []
 
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
-        """Of the calibration."""
         return calibration_of(flow, self.calibration).content if self.reads_fits else None
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
-        """With the flow's calibration, when something fitted is asked for."""
         return replace(self, calibration=calibration_of(flow, self.calibration)) if self.reads_fits else self
 
     def fit(self, layer: CausalLayer) -> LayerFit:
-        """What was fitted to a layer."""
         if not isinstance(self.calibration, Calibration):
             raise HarnessError("what was fitted is known only once the decoder is bound to a flow")
         return self.calibration.fit(layer)

@@ -71,9 +71,6 @@ class Plan:
 def parse_bytes(text: Any) -> int:
     """A number of bytes, or a text such as ``"2GB"`` or ``"512 MiB"``.
 
-    Raises:
-        HarnessError: it is neither, or not above 0.
-
     Example:
         >>> parse_bytes("1.5 GB"), parse_bytes("2KiB"), parse_bytes(4096)
         (1500000000, 2048, 4096)
@@ -273,7 +270,6 @@ class LiveBytes(TorchDispatchMode):
 
     @property
     def bytes(self) -> int:
-        """Bytes alive after the last operation."""
         return sum(size for _, size in self._known.values())
 
     def _note(self, tensors: Any, made: bool) -> None:

@@ -74,7 +74,6 @@ class LayerSchedule:
     digest: str = ""
 
     def save(self, path: Path) -> None:
-        """Write it as TOML."""
         facts = {
             "checkpoint": self.digest,
             "device": self.device,
@@ -96,11 +95,7 @@ class LayerSchedule:
 
     @classmethod
     def load(cls, path: Path) -> LayerSchedule:
-        """Read what `save` wrote, or somebody edited.
-
-        Raises:
-            HarnessError: no such file, or not a schedule.
-        """
+        """Read what `save` wrote, or somebody edited."""
         facts = read_toml(path)
         try:
             layers = tuple(LayerChoice(str(layer.pop("decoder")), layer) for layer in facts["layers"])
@@ -124,11 +119,7 @@ def schedule_suffix(device: str, batch: int | str, budget: float | None) -> str:
 
 
 def find_schedule(flow: CausalFlow, batch: int, budget: float | None) -> LayerSchedule | None:
-    """The schedule of a flow whose batch size is nearest, by ratio; None when there is none for the device and budget.
-
-    Raises:
-        HarnessError: it is damaged, or belongs to another checkpoint.
-    """
+    """The schedule of a flow whose batch size is nearest, by ratio; None where the device and budget have none."""
 
     def nearness(size: int) -> tuple[float, int]:
         return abs(math.log(size / batch)), size

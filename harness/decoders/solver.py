@@ -213,7 +213,6 @@ class _Batch:
         return self.tokens[:, start + 1 : end + 1], update
 
     def keep(self, places: list[int]) -> None:
-        """Go on with some of the samples only."""
         self.finish()
         keep = torch.tensor(places, device=self.tokens.device)
         self._rows = self._rows[keep]

@@ -53,17 +53,14 @@ class DecodeResult:
 
     @property
     def converged(self) -> bool:
-        """Whether every layer converged."""
         return all(trace.converged for trace in self.layers)
 
     @property
     def depth(self) -> int:
-        """Network calls that had to follow each other, summed over layers."""
         return sum(trace.depth for trace in self.layers)
 
     @property
     def token_evaluations(self) -> float:
-        """Tokens pushed through the layers' networks, per sample."""
         return sum(trace.token_evaluations for trace in self.layers)
 
     @property

@@ -23,7 +23,6 @@ class Uncached(Decoder):
     takes_tau = False
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Invert one layer in L - 1 forward passes."""
         tokens = inputs.clone()
         steps = layer.num_tokens - 1
         for position in range(1, steps + 1):

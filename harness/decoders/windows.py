@@ -97,18 +97,15 @@ class Blocks:
         return self.first()[1] >= last
 
     def first(self) -> Window:
-        """Tokens 1 .. size - 1."""
         return (0, max(self.size - 1, 1))
 
     def next(self, window: Window, size: int, norms: list[float], calls: int) -> tuple[Window, bool]:
-        """The same block again, or the next one."""
         settled = calls >= size or any(calm(norm, self.tau) for norm in norms)
         if settled or calls == self.cap:
             return (window[1], window[1] + self.size), settled
         return window, True
 
     def visits(self, window: Window, size: int, calls: int) -> list[Visit]:
-        """All as often as the window was evaluated."""
         return [(0, size, calls)]
 
 
@@ -134,7 +131,6 @@ class Frontier:
         return False
 
     def first(self) -> Window:
-        """The first tokens."""
         return (0, self.window)
 
     def next(self, window: Window, size: int, norms: list[float], calls: int) -> tuple[Window, bool]:
@@ -175,7 +171,6 @@ class Slide:
         return False
 
     def first(self) -> Window:
-        """One stride."""
         return (0, self.stride)
 
     def next(self, window: Window, size: int, norms: list[float], calls: int) -> tuple[Window, bool]:

@@ -25,9 +25,6 @@ def prepare(decoder: Decoder, flow: CausalFlow, batch: int, report: Callable[[st
         flow: what will be decoded.
         batch: samples decoded together.
         report: is given a sentence on each thing before it is made.
-
-    Raises:
-        HarnessError: what is stored is damaged, or cannot be made for this flow.
     """
     flow = untapped(flow)
     name = flow.source or "this flow"

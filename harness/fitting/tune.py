@@ -152,7 +152,6 @@ class Tuner:
         return self._deviations[key]
 
     def _fastest(self, batch: int, schedules: Sequence[Layers]) -> Layers:
-        """The schedule whose whole decodes take least time."""
         if len(schedules) == 1:
             return schedules[0]
         drawn = ExactBatch.draw(self.flow, batch, torch.Generator().manual_seed(0))
@@ -189,7 +188,6 @@ class _Fixed(Auto):
         self._choices = layers
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
-        """With these choices."""
         self._layers = bind_choices(flow, batch, self._choices)
         return self
 

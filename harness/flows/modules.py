@@ -44,7 +44,6 @@ class FlowModule(nn.Module, CausalFlow):
 
     @property
     def layers(self) -> list[Any]:
-        """The layers in decoding order: from the prior to the data."""
         return list(reversed(self.blocks))
 
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:

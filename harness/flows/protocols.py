@@ -83,9 +83,7 @@ class Cache(Protocol):
     """Keys and values of a decoded prefix, allocated once and written in place."""
 
     @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        ...
+    def nbytes(self) -> int: ...
 
 
 @runtime_checkable
@@ -150,11 +148,7 @@ class CausalLayer(Protocol):
         return affine_update(inputs, log_scale, shift, start)
 
     def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
-        """The layer with its network in another dtype, the same one each time.
-
-        Raises:
-            HarnessError: it has no such copy.
-        """
+        """The layer with its network in another dtype, the same one each time."""
         raise HarnessError(f"layers of type {type(self).__name__} have no copy in another dtype")
 
 
@@ -175,9 +169,7 @@ class CausalFlow(Protocol):
     """What was fitted to this flow, and read for it."""
 
     @property
-    def device(self) -> torch.device:
-        """Where the flow runs."""
-        ...
+    def device(self) -> torch.device: ...
 
     @property
     def dtype(self) -> torch.dtype:
@@ -185,9 +177,7 @@ class CausalFlow(Protocol):
         ...
 
     @property
-    def layers(self) -> Sequence[CausalLayer]:
-        """The layers in decoding order."""
-        ...
+    def layers(self) -> Sequence[CausalLayer]: ...
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to noise: ``(latents (B, L, D), logdet (B,))``, latents on the prior's own scale."""

@@ -43,7 +43,6 @@ class KeyValueCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for keys and values."""
         return self.data.nbytes
 
 
@@ -70,7 +69,6 @@ class LayerNorm(nn.LayerNorm):
     """Layer normalisation that runs in float32 or wider, whatever the network's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
         if x.dtype in (torch.float16, torch.bfloat16):
             return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float()).to(x.dtype)
         return super().forward(x)
@@ -122,7 +120,6 @@ class MLP(nn.Module):
         self.main = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
         return self.main(self.norm(x))
 
 
@@ -135,6 +132,5 @@ class TransformerLayer(nn.Module):
         self.mlp = MLP(channels)
 
     def forward(self, x: Tensor, cache: Tensor | None, start: int, context: Context) -> Tensor:
-        """As `Attention.forward`."""
         x = x + self.attention(x, cache, start, context)
         return x + self.mlp(x)

@@ -64,21 +64,17 @@ class ZukoLayer(LayerModule):
         self.network.biases[0].sub_(self.network.weights[0] @ shift)
 
     def arrange(self, tokens: Tensor) -> Tensor:
-        """(B, L, 1) features in this layer's order."""
         return tokens[:, self.order]
 
     def restore(self, tokens: Tensor) -> Tensor:
-        """Undo `arrange`."""
         return tokens[:, self.rank]
 
     def new_cache(self, batch: int, condition: Condition) -> ActivationCache:
-        """Room for the prefix of `batch` samples."""
         return self.network.new_cache(batch)
 
     def affine(
         self, tokens: Tensor, cache: ActivationCache | None, start: int, condition: Condition
     ) -> tuple[Tensor, Tensor]:
-        """(log_scale, shift), each (B, W, 1), for positions start+1..start+W; see `CausalLayer.affine`."""
         if cache is None and start:
             raise ValueError(f"a window that starts at {start} needs the cache of its prefix")
         outputs = self.network(tokens[..., 0].to(self.outer.dtype), start, cache)
@@ -173,15 +169,9 @@ class ZukoFlow(FlowModule):
         return latents * log_scale.exp() + shift
 
     def to_images(self, tokens: Tensor) -> Tensor | None:
-        """(B, L, 1) features to (B, C, H, W) images, or None when the data are no images."""
         return None if self.image_shape is None else tokens.reshape(len(tokens), *self.image_shape)
 
     def condition(self, batch: int, labels: Tensor | None = None, guidance: Guidance | None = None) -> Condition:
-        """No labels and no guidance.
-
-        Raises:
-            HarnessError: either was given.
-        """
         if labels is not None:
             raise HarnessError("labels were given, but this flow has no classes")
         if guidance is not None and guidance.scale != 0:
@@ -190,7 +180,6 @@ class ZukoFlow(FlowModule):
 
     @classmethod
     def recognises(cls, state: dict[str, Tensor]) -> bool:
-        """Whether a state dict looks like that of a zuko flow of autoregressive transforms."""
         return "transform.transforms.0.hyper.0.weight" in state
 
     @classmethod
@@ -200,9 +189,6 @@ class ZukoFlow(FlowModule):
         Args:
             state: as from ``flow.state_dict()``.
             metadata: as from `checkpoint_metadata`; ReLU is assumed where there is none.
-
-        Raises:
-            CheckpointError: zuko is not installed, or the tensors fit no affine `MAF` of zuko.
         """
         try:
             from zuko.flows import MAF
