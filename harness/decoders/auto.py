@@ -37,7 +37,6 @@ class Auto(Decoder):
         budget: the deviation allowed, RMSE of tokens to the exact sample; None for that of SeJD at tau 0.5; 0 for the
             exact sample. With tau 0 the budget is 0.
         schedule: a file that `harness tune` wrote; None for the one of the checkpoint.
-        fallback: as for any decoder; only what overflowed is decoded again.
     """
 
     budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None

@@ -42,11 +42,7 @@ class LayerMetrics:
     """How tough a layer is for Jacobi iteration (arXiv 2505.12849); see `harness.fitting.crm`.
 
     Args:
-        layer: place in decoding order.
-        block: the checkpoint's own index.
-        crm: convergence ranking metric.
         share: of the flow's summed CRM.
-        tough: whether it dominates.
         igm: initial guessing metric of each guess, ``"input"`` and ``"zeros"``.
     """
 
@@ -95,8 +91,6 @@ class Calibration(nn.Module):
     """The fits of all layers of one checkpoint, in decoding order.
 
     Args:
-        digest: SHA-256 of the checkpoint.
-        layers: one per layer.
         samples: how many exactly decoded samples they were fitted on.
         metrics: one per layer, or None where layers do not show their output weights.
     """
@@ -171,7 +165,6 @@ def find_calibration(flow: CausalFlow, given: Calibration | Path | None = None) 
     """The calibration of a flow, on the flow's device; None when nothing was fitted to it.
 
     Args:
-        flow: what is decoded.
         given: a calibration, or its file; None for the one that is stored for the flow, or kept with it.
     """
     if isinstance(given, Calibration):

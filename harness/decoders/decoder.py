@@ -85,7 +85,6 @@ class Decoder(ABC):
         Args:
             layer: reached only through `new_cache` and `affine`; `layer.number` is its place in decoding order.
             inputs: (B, L, D) the layer's inputs z_in in its own order; not to be modified.
-            condition: to be passed on to the layer.
 
         Returns:
             The layer's outputs, (B, L, D) in its own order, and how they were found; the walk adds the seconds.
@@ -133,10 +132,8 @@ class Decoder(ABC):
         """Draw the samples that belong to some latents.
 
         Args:
-            flow: any flow of causal layers.
             latents: (B, L, D) standard normal numbers, as from `flow.sample_latents`; never modified.
             labels: (B,) classes, negative for none; None when the flow has none or no sample has one.
-            guidance: classifier-free guidance, or None.
 
         Raises:
             HarnessError: latents of the wrong shape, labels that the flow does not have, or a `max_memory` that is too

@@ -28,7 +28,6 @@ class Strategy:
     Args:
         blocks: G, the blocks of a layer: 0 decodes it sequentially, 1 is plain Jacobi.
         max_iterations: J, the cap on the iterations of a block.
-        initial: where a layer starts.
     """
 
     blocks: tuple[int, ...]
@@ -81,7 +80,6 @@ class GaussSeidelJacobi(JacobiDecoder):
     Args:
         blocks: G, the blocks of a layer: 0 decodes it sequentially, 1 is plain Jacobi.
         max_iterations: J, the cap on the iterations of a block; None for as many as make it exact.
-        initial: as for any Jacobi decoder.
         strategy: a published setting of all three, by a name in `STRATEGIES`, in place of them; ``"auto"`` chooses them
             from the paper's metrics, see `automatic`.
         clamp: bound on the magnitude of iterates, against overflow; the paper's code uses 3. A clamped decode is not

@@ -95,9 +95,7 @@ class MicroBatches:
     """How the layers of one batch are solved so that no more than so many bytes are alive at once, weights apart.
 
     Args:
-        bound: in bytes.
         latents: (B, L, D), or anything of that shape, dtype and device.
-        condition: of the batch.
     """
 
     def __init__(self, bound: int, latents: Tensor, condition: Condition) -> None:
@@ -167,13 +165,7 @@ def merged(traces: Sequence[LayerTrace], sizes: Sequence[int]) -> LayerTrace:
 
 
 class PartedLayer(LayerWrapper):
-    """A layer whose network sees a few samples at a time.
-
-    Args:
-        layer: what is called.
-        size: samples in one call.
-        device: of the tokens.
-    """
+    """A layer whose network sees a few samples at a time."""
 
     def __init__(self, layer: CausalLayer, size: int, device: torch.device) -> None:
         super().__init__(layer)

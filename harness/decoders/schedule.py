@@ -54,14 +54,11 @@ class LayerSchedule:
     """What was tuned for a checkpoint, a kind of device and a batch size.
 
     Args:
-        layers: one choice per layer, in decoding order.
-        device: ``"cpu"`` or ``"cuda"``.
         batch: samples decoded together when it was tuned.
         budget: the deviation (RMSE of tokens to the exact sample) that was allowed; None for SeJD's at tau 0.5.
         allowed: the deviation that the budget came to; SeJD's own is a lower bound of it, see `harness.fitting.tune`.
         deviation: what latents that were not tuned on had; its upper bound is within what is allowed.
         predicted_s: seconds of one decode, from the cost of each layer's choice.
-        digest: of the checkpoint; empty for a flow without one.
     """
 
     layers: tuple[LayerChoice, ...]

@@ -39,16 +39,10 @@ class Correction(Protocol):
 
         It must be strictly causal and map 0 to 0: then tokens that were exact stay exact.
         """
-        ...
 
 
 def solve_sequential(layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
     """Invert one layer exactly: L - 1 calls of one token each.
-
-    Args:
-        layer: the layer to invert.
-        inputs: (B, L, D) z_in in the layer's order.
-        condition: passed on to the layer.
 
     Returns:
         (B, L, D) outputs and their trace; ``converged`` is False only when they overflowed.
@@ -89,17 +83,13 @@ def solve_windows(
     """Invert one layer by evaluating the windows of a windows.
 
     Args:
-        layer: the layer to invert.
         inputs: (B, L, D) z_in in the layer's order.
-        condition: passed on to the layer.
         tokens: (B, L, D) the first iterate; overwritten, and returned.
-        windows: which ones.
         norm: of the update, by its name in `NORMS`.
         scope: ``"batch"`` moves one window for all samples. With ``"sample"`` each sample has a window of its own and
             is updated in there only, so that it never depends on another; a call covers all of them.
         clamp: bound on the magnitude of iterates, against overflow; None for none.
         max_calls: cap on the calls, after which the tokens are left as they are.
-        correction: added to every update.
 
     Returns:
         (B, L, D) outputs and their trace. A residual that grows is only flagged; a non-finite one ends the layer.

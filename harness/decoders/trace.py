@@ -22,7 +22,6 @@ class LayerTrace:
         token_evaluations: tokens pushed through the layer's network, per sample, every pass and attempt counted.
         depth: network calls that had to follow each other, every attempt counted.
         flags: what was noticed: ``"non-finite"``, ``"cap"``, ``"growing"``, ``"redecoded"``.
-        wall_s: seconds.
     """
 
     layer: int
@@ -44,7 +43,6 @@ class DecodeResult:
     Args:
         tokens: (B, L, D) samples in raster order.
         images: (B, C, H, W) the same as images, or None when the flow's data are no images.
-        layers: one trace per layer, in decoding order.
     """
 
     tokens: Tensor

@@ -22,35 +22,28 @@ class Windows(Protocol):
     @property
     def mode(self) -> str:
         """What the trace calls the method."""
-        ...
 
     @property
     def tau(self) -> float:
         """Threshold of the norm of an update."""
-        ...
 
     @property
     def width(self) -> int:
         """The most tokens of a window."""
-        ...
 
     @property
     def adaptive(self) -> bool:
         """Whether the next window depends on the last update; otherwise the device is never waited for."""
-        ...
 
     @property
     def per_token(self) -> bool:
         """Whether every token has a norm of its own, rather than the window as a whole."""
-        ...
 
     def whole(self, last: int) -> bool:
         """Whether every call evaluates all `last` tokens of a layer, so that no prefix has to be kept."""
-        ...
 
     def first(self) -> Window:
         """The first window."""
-        ...
 
     def next(self, window: Window, size: int, norms: list[float], calls: int) -> tuple[Window, bool]:
         """The window after this one, and whether the tokens that the move freezes are known to be good.
@@ -59,16 +52,13 @@ class Windows(Protocol):
         norms; what it does not know to be good is looked at when the layer is done.
 
         Args:
-            window: the one just evaluated.
             size: its tokens, those beyond the sequence not counted.
             norms: of its update, `size` of them when `per_token`, else one; empty unless `adaptive`.
             calls: on this very window so far.
         """
-        ...
 
     def visits(self, window: Window, size: int, calls: int) -> list[Visit]:
         """How often the tokens of a window had been updated before its call number `calls`, from 0."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,6 @@ class Blocks:
 
     Args:
         size: tokens per block; the first block needs one position less, because token 0 is given.
-        tau: threshold of the norm.
         cap: calls per block; None for as many as make it exact.
         adaptive: whether a block is left before its cap when it has converged.
     """
@@ -111,12 +100,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Frontier:
-    """After every call the window starts where the converged prefix ends.
-
-    Args:
-        window: tokens per call.
-        tau: threshold of a token's own norm.
-    """
+    """After every call the window starts where the converged prefix ends."""
 
     window: int
     tau: float

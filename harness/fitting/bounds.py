@@ -23,7 +23,6 @@ def root_mean(squares: np.ndarray, together: int = 1, confidence: float = 0.95) 
     Args:
         squares: (samples,) such as each sample's mean squared deviation.
         together: samples that depend on each other, one after the other; those count as one.
-        confidence: of each bound by itself.
 
     Example:
         >>> root_mean(np.array([4.0, 4.0, 4.0]))

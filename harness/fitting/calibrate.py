@@ -52,8 +52,6 @@ def calibrate(flow: CausalFlow, samples: int | None = None, seed: int = 0, diges
         flow: what is decoded; a conditional one with classes drawn uniformly.
         samples: how many latents are decoded exactly for it; None for `SAMPLES`, or `DENSE_SAMPLES` where maps are
             dense, which have more to learn from sequences that cost less.
-        seed: of latents and classes.
-        digest: of the checkpoint.
     """
     lags = neighbours(flow)
     samples = samples or (DENSE_SAMPLES if lags is None else SAMPLES)

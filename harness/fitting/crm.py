@@ -33,9 +33,7 @@ def layer_metrics(flow: CausalFlow, tokens: Tensor, labels: Tensor | None = None
     """Both metrics of every layer, in decoding order.
 
     Args:
-        flow: whose layers show their last linear map as `output_weights`.
         tokens: (B, L, D) data in raster order.
-        labels: (B,) classes, or None.
     """
     condition, found = flow.condition(len(tokens), labels), []
     for layer in reversed(flow.layers):

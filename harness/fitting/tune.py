@@ -92,9 +92,7 @@ class Tuner:
     """What is measured of a flow once, and the schedules that follow from it.
 
     Args:
-        flow: what is decoded.
         samples: latents that errors are measured on, and as many to confirm a schedule; None for `SAMPLES`.
-        seed: of the latents and classes.
     """
 
     @torch.no_grad()
@@ -115,7 +113,6 @@ class Tuner:
         """The fastest schedule within a budget.
 
         Args:
-            batch: samples decoded together.
             budget: the deviation allowed, RMSE of tokens to the exact sample; None for that of SeJD at tau 0.5.
         """
         seconds, allowed = self.seconds(batch), self.allowed(batch, budget)

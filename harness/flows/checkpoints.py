@@ -37,7 +37,6 @@ def checkpoint_path(name_or_path: str | Path, root: Path | str | None = None) ->
     """The file of a flow: a shipped, a published or one's own by name, any by path, one of random weights by shape.
 
     Args:
-        name_or_path: see `load_flow`.
         root: of the data, where published checkpoints and one's own are looked for; by default $HARNESS_DATA. The
             user's cache folder is looked into besides.
     """
@@ -72,7 +71,6 @@ def load_flow(
     Args:
         name_or_path: such as ``"digits"``, ``"tarflow-afhq-256"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or
             ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights.
-        device: where the flow runs.
         dtype: of its networks; latents and tokens are float32 where it is narrower.
 
     Example:

@@ -56,12 +56,7 @@ class _Buffers:
 
 
 class GraphedLayer(LayerWrapper):
-    """A layer whose calls are replayed; see the module's docstring.
-
-    Args:
-        layer: says ``capturable``.
-        capture: how a call is captured.
-    """
+    """A layer whose calls are replayed; see the module's docstring."""
 
     def __init__(self, layer: CausalLayer, capture: Capture = cuda_capture) -> None:
         if not layer.capturable:

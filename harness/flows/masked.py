@@ -104,7 +104,6 @@ class MaskedNetwork(nn.Module):
 
         Args:
             window: (B, W) inputs at positions start..start+W-1.
-            start: position of the first.
             cache: holds what the prefix [0, start) determines; the window is written behind it. None at start 0.
 
         Returns:

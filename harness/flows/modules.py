@@ -57,11 +57,7 @@ class FlowModule(nn.Module, CausalFlow):
 
 
 class LayerWrapper(CausalLayer):
-    """A layer that answers for another one; subclasses say what they do differently.
-
-    Args:
-        layer: what is behind it.
-    """
+    """A layer that answers for another one; subclasses say what they do differently."""
 
     def __init__(self, layer: CausalLayer) -> None:
         self.layer, self.kept = layer, Kept()

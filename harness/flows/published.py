@@ -27,15 +27,9 @@ class Published:
     """A published checkpoint.
 
     Args:
-        name: as commands take it.
-        file: its file name.
-        dataset: what it was trained on.
-        image_size: side of its images.
         shape: patch-channels-blocks-layers.
         sigma: standard deviation of the noise in training, in image units.
         classes: 0 for an unconditional flow.
-        publisher: the repository that offers it.
-        url: where it is downloaded, or the page that links to it.
         guidance: that it was evaluated with, or None where that is not known.
         denoise: multiple of the denoising step that it was evaluated with, or None.
         sha256: of the file, or None where none is published.
@@ -55,12 +49,7 @@ class Published:
     sha256: str | None = None
 
     def doubts(self, flow: CausalFlow, sha256: str) -> str | None:
-        """A sentence on why a file of this name need not be what was published, or None.
-
-        Args:
-            flow: what was loaded from it.
-            sha256: of the file.
-        """
+        """A sentence on why a file of this name need not be what was published, or None."""
         patch, _, blocks, _ = map(int, self.shape.split("-"))
         image = (3, self.image_size, self.image_size)
         found = (flow.num_layers, flow.num_tokens, flow.num_classes, flow.image_shape)
@@ -105,7 +94,6 @@ def find_checkpoint(name: str, root: Path | str | None = None) -> Path | None:
 
     Args:
         name: of a published checkpoint, or the file's name without its suffix.
-        root: of the data, see `folders`.
 
     Returns:
         None where no such file lies there.

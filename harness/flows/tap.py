@@ -34,7 +34,6 @@ class Call:
     Args:
         tokens: (b, W, D) the window.
         start: position of its first token.
-        condition: what the rows were sampled under.
         answer: what `CausalLayer.update` gave, (b, V, D) tokens, or `CausalLayer.affine`, log_scale and shift.
     """
 

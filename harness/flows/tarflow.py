@@ -226,9 +226,7 @@ class TarFlow(FlowModule):
         ``x - lr * grad_x loss(x)`` with ``lr = multiplier * B*C*H*W * sigma**2`` (arXiv 2412.06329, Sec. 3.3).
 
         Args:
-            images: (B, C, H, W) samples.
             sigma: standard deviation of the Gaussian noise that the flow was trained with.
-            labels: as in `encode`.
             multiplier: 1 is the score-based (Tweedie) step.
         """
         with torch.enable_grad():

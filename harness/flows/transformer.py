@@ -22,7 +22,6 @@ class Context:
     Args:
         offset: (rows or 1, L, C) position and class embeddings, in the layer's order, added after `proj_in`.
         logit_scale: (rows, 1, 1, 1) factor on the attention logits, or None for 1.
-        masked_lags: of `Condition`.
     """
 
     offset: Tensor
@@ -88,10 +87,7 @@ class Attention(nn.Module):
         """(rows, W, C) -> (rows, W, C).
 
         Args:
-            x: hidden states of the window.
             cache: (2, rows, heads, L, head_dim) keys and values, whose positions [0, start) are filled.
-            start: position of the window's first token.
-            context: its logit scale and masked lags are used.
         """
         rows, window, channels = x.shape
         qkv = self.qkv(self.norm(x)).view(rows, window, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)

@@ -40,8 +40,6 @@ class ZukoLayer(LayerModule):
 
     Args:
         transform: zuko's `MaskedAutoregressiveTransform`, affine and without context.
-        block: its index, counted from the data side.
-        num_layers: K.
         outer: (2, L) log_scale and shift from zuko's to this harness's coordinates of the layer's outputs.
     """
 
@@ -152,7 +150,6 @@ class ZukoFlow(FlowModule):
 
         Args:
             images: (B, C, H, W) where the data are images, otherwise (B, L) or (B, L, 1) features.
-            labels: none are known.
 
         Returns:
             latents (B, L, 1) on the prior's own scale, that of `scale_latents`; and logdet (B,), the sum over layers
@@ -187,7 +184,6 @@ class ZukoFlow(FlowModule):
         """A flow from the state dict of a zuko `MAF`, its shape inferred from the tensors.
 
         Args:
-            state: as from ``flow.state_dict()``.
             metadata: as from `checkpoint_metadata`; ReLU is assumed where there is none.
         """
         try:
