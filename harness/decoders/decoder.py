@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -169,15 +170,15 @@ class Decoder(ABC):
         self, flow: CausalFlow, latents: Tensor, condition: Condition, parts: MicroBatches | None
     ) -> tuple[Tensor, list[LayerTrace]]:
         tokens = flow.scale_latents(latents)
-        clock = _LayerClock(tokens.device)
-        traces = []
+        traces, marks = [], [_mark(tokens.device)]
         for layer in flow.layers:
-            with clock:
-                solved = graphed(layer) if self.cuda_graphs and untapped(flow) is flow else layer
-                tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, parts)
-                tokens = layer.restore(tokens)
+            solved = graphed(layer) if self.cuda_graphs and untapped(flow) is flow else layer
+            tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, parts)
+            tokens = layer.restore(tokens)
             traces.append(trace)
-        return tokens, [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, clock.seconds(), strict=True)]
+            marks.append(_mark(tokens.device))
+        seconds = _seconds_between(marks, tokens.device)
+        return tokens, [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, seconds, strict=True)]
 
     def _solve_or_fall_back(
         self, layer: CausalLayer, inputs: Tensor, condition: Condition, parts: MicroBatches | None
@@ -211,29 +212,18 @@ def build_decoder(name: str, **options: Any) -> Decoder:
     return build(cls, "decoder", name, options)
 
 
-class _LayerClock:
-    """Seconds of each layer, without making the device wait between layers: on CUDA the events are read at the end."""
+def _mark(device: torch.device) -> Any:
+    """A moment, without making the device wait for it: on CUDA an event, to be read at the end."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.marks: list[tuple[Any, Any]] = []
 
-    def _now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def __enter__(self) -> None:
-        self._start = self._now()
-
-    def __exit__(self, *exc: object) -> None:
-        self.marks.append((self._start, self._now()))
-
-    def seconds(self) -> list[float]:
-        """Seconds of each layer so far; on CUDA this waits for the last one."""
-        if not self.cuda:
-            return [end - start for start, end in self.marks]
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) / 1000 for start, end in self.marks]
+def _seconds_between(marks: list[Any], device: torch.device) -> list[float]:
+    """On CUDA this waits for the last mark."""
+    if device.type != "cuda":
+        return [end - start for start, end in pairwise(marks)]
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]

@@ -69,10 +69,6 @@ class JacobiDecoder(Decoder):
         windows = self.windows(layer)
         return SEQUENTIAL if windows is None else footprint(windows, layer, self.scope)
 
-    def solve_jacobi(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Iterate over all tokens at once until the norm of the update falls below tau, or is 0, or at the cap."""
-        return self.solve_windows(layer, inputs, condition, Blocks(layer.num_tokens, self.tau, self.max_iterations))
-
     def solve_windows(
         self,
         layer: CausalLayer,
@@ -85,11 +81,16 @@ class JacobiDecoder(Decoder):
         max_calls: int | None = None,
     ) -> tuple[Tensor, LayerTrace]:
         """Solve a layer by some windows, with this decoder's start, corrections and stopping rule."""
+        initial = initial or self.initial
+        if initial == FITTED:
+            tokens = self.fit(layer).guess(inputs, condition.labels)
+        else:
+            tokens = INITIAL[initial](layer, inputs)
         return solve_windows(
             layer.in_dtype(HALF[self.network_dtype]) if self.network_dtype and self.tau else layer,
             inputs,
             condition,
-            self.start(layer, inputs, condition, initial or self.initial),
+            tokens,
             windows,
             norm=self.norm,
             scope=self.scope,
@@ -97,12 +98,6 @@ class JacobiDecoder(Decoder):
             max_calls=max_calls,
             correction=self.fit(layer).correction if self.correction else None,
         )
-
-    def start(self, layer: CausalLayer, inputs: Tensor, condition: Condition, initial: str) -> Tensor:
-        """(B, L, D) the first iterate, a new tensor."""
-        if initial == FITTED:
-            return self.fit(layer).guess(inputs, condition.labels)
-        return INITIAL[initial](layer, inputs)
 
     @property
     def reads_fits(self) -> bool:

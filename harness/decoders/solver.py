@@ -42,29 +42,21 @@ class Correction(Protocol):
 
 
 def solve_sequential(layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-    """Invert one layer exactly: L - 1 calls of one token each.
-
-    Returns:
-        (B, L, D) outputs and their trace; ``converged`` is False only when they overflowed.
-    """
+    """Invert one layer exactly, (B, L, D) z_in in its order: L - 1 calls of one token each."""
     tokens = inputs.clone()
     cache = layer.new_cache(len(inputs), condition)
     steps = layer.num_tokens - 1
     for position in range(steps):
         window = tokens[:, position : position + 1]
         tokens[:, position + 1 : position + 2] = layer.update(inputs, window, cache, position, condition)
-    finite = bool(tokens.isfinite().all())
-    return tokens, LayerTrace(
-        layer=layer.number,
-        block=layer.block,
-        mode="sequential",
-        iterations=steps,
-        converged=finite,
-        residuals=[],
-        token_evaluations=steps * condition.passes,
-        depth=steps,
-        flags=() if finite else ("non-finite",),
-    )
+    return tokens, exact_trace(layer, "sequential", tokens, steps * condition.passes)
+
+
+def exact_trace(layer: CausalLayer, mode: str, tokens: Tensor, token_evaluations: float) -> LayerTrace:
+    """Of a layer whose (B, L, D) outputs took L - 1 calls and are exact unless they overflowed."""
+    steps, finite = layer.num_tokens - 1, bool(tokens.isfinite().all())
+    flags = () if finite else ("non-finite",)
+    return LayerTrace(layer.number, layer.block, mode, steps, finite, [], token_evaluations, steps, flags)
 
 
 def solve_windows(

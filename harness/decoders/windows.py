@@ -66,32 +66,28 @@ class Blocks:
     """Gauss-Seidel over blocks, Jacobi inside: a block is left when it has converged, all of it at once.
 
     Args:
-        size: tokens per block; the first block needs one position less, because token 0 is given.
+        width: tokens per block; the first block needs one position less, because token 0 is given.
         cap: calls per block; None for as many as make it exact.
         adaptive: whether a block is left before its cap when it has converged.
     """
 
-    size: int
+    width: int
     tau: float
     cap: int | None = None
     adaptive: bool = True
     mode: str = "jacobi"
     per_token = False
 
-    @property
-    def width(self) -> int:
-        return self.size
-
     def whole(self, last: int) -> bool:
         return self.first()[1] >= last
 
     def first(self) -> Window:
-        return (0, max(self.size - 1, 1))
+        return (0, max(self.width - 1, 1))
 
     def next(self, window: Window, size: int, norms: list[float], calls: int) -> tuple[Window, bool]:
         settled = calls >= size or any(calm(norm, self.tau) for norm in norms)
         if settled or calls == self.cap:
-            return (window[1], window[1] + self.size), settled
+            return (window[1], window[1] + self.width), settled
         return window, True
 
     def visits(self, window: Window, size: int, calls: int) -> list[Visit]:
@@ -102,26 +98,22 @@ class Blocks:
 class Frontier:
     """After every call the window starts where the converged prefix ends."""
 
-    window: int
+    width: int
     tau: float
     mode: str = "frontier"
     adaptive = per_token = True
-
-    @property
-    def width(self) -> int:
-        return self.window
 
     def whole(self, last: int) -> bool:
         return False
 
     def first(self) -> Window:
-        return (0, self.window)
+        return (0, self.width)
 
     def next(self, window: Window, size: int, norms: list[float], calls: int) -> tuple[Window, bool]:
         """Past the calm prefix and the token after it, whose own inputs were calm."""
         prefix = next((i for i, norm in enumerate(norms) if not calm(norm, self.tau)), size)
         start = window[0] + min(prefix + 1, size)
-        return (start, start + self.window), True
+        return (start, start + self.width), True
 
     def visits(self, window: Window, size: int, calls: int) -> list[Visit]:
         """As if all were new: how often each was updated is not kept."""
@@ -130,26 +122,22 @@ class Frontier:
 
 @dataclass(frozen=True)
 class Slide:
-    """A window that moves by a fixed stride: every token is evaluated window / stride times, its last being its best.
+    """A window that moves by a fixed stride: every token is evaluated width / stride times, its last being its best.
 
     It opens to its full width by one stride per call, so that the first tokens are evaluated as often as the others.
 
     Args:
-        window: tokens per call, a multiple of the stride.
+        width: tokens per call, a multiple of the stride.
         stride: tokens frozen per call.
         tau: what the last update of a frozen token is compared with; the window moves in any case.
     """
 
-    window: int
+    width: int
     stride: int
     tau: float
     mode: str = "slide"
     per_token = True
     adaptive = False
-
-    @property
-    def width(self) -> int:
-        return self.window
 
     def whole(self, last: int) -> bool:
         return False
@@ -160,7 +148,7 @@ class Slide:
     def next(self, window: Window, size: int, norms: list[float], calls: int) -> tuple[Window, bool]:
         """One stride further; a token that enters and leaves alone is exact."""
         end = window[1] + self.stride
-        return (max(0, end - self.window), end), self.stride == 1
+        return (max(0, end - self.width), end), self.stride == 1
 
     def visits(self, window: Window, size: int, calls: int) -> list[Visit]:
         """One group per stride: the last is new, the one before it was updated once, and so on."""

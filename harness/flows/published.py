@@ -90,13 +90,10 @@ def sigma_in_name(path: Path) -> float | None:
 
 
 def find_checkpoint(name: str, root: Path | str | None = None) -> Path | None:
-    """The file of a published checkpoint, by its name, or of one's own, by its stem, in the folders for them.
+    """The file of a published checkpoint, by its name, or of one's own, by its stem, in the folders for them; or None.
 
     Args:
         name: of a published checkpoint, or the file's name without its suffix.
-
-    Returns:
-        None where no such file lies there.
     """
     known = published().get(name)
     names = [known.file] if known else [f"{name}{suffix}" for suffix in SUFFIXES]
