@@ -43,13 +43,7 @@ def build(cls: type[T], kind: str, name: str, options: Mapping[str, Any]) -> T:
     """Build an instance from its options.
 
     Args:
-        cls: a keyword-only dataclass.
         kind: the word for what it is, such as ``"decoder"``.
-        name: as the user knows it.
-        options: by the names of its fields.
-
-    Raises:
-        HarnessError: an option that it does not have, or a value of the wrong kind or out of range.
     """
     known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
     for option in options:

@@ -33,9 +33,6 @@ class Finding:
     """What came of one clause.
 
     Args:
-        clause: its name.
-        flow: name of the flow that it was checked on.
-        seed: reproduces it.
         outcome: ``"passed"``, ``"failed"`` or ``"not applicable"``.
         evidence: a figure or a reason.
     """
@@ -53,8 +50,6 @@ class Case:
 
     Args:
         decoder: a registered name, or ``package.module:Class``.
-        flow: what it decodes.
-        flow_name: as the user knows it.
         seed: of latents, labels and the random flows.
         batch: B, samples decoded together.
         options: that the decoder is built with wherever a clause does not set them.
@@ -93,7 +88,6 @@ class Case:
 
     @cached_property
     def exact(self) -> Tensor:
-        """(B, L, D) the sequential samples of the latents and labels."""
         return ExactBatch(self.flow, self.latents, self.labels).exact
 
 

@@ -33,15 +33,9 @@ def check(
     Args:
         decoder: a registered name, or ``package.module:Class``.
         flows: names in `CONTRACT_FLOWS`, shipped flows or paths of checkpoints; by default `default_flows()`.
-        seed: of latents and random flows.
-        only: clauses to check; by default all.
-        options: that the decoder is built with.
 
     Yields:
         One finding per flow and clause.
-
-    Raises:
-        HarnessError: no such decoder, flow or clause.
     """
     decoders.get(decoder)
     wanted = list(only) or list(CLAUSES)

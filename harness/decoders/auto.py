@@ -37,7 +37,6 @@ class Auto(Decoder):
         budget: the deviation allowed, RMSE of tokens to the exact sample; None for that of SeJD at tau 0.5; 0 for the
             exact sample. With tau 0 the budget is 0.
         schedule: a file that `harness tune` wrote; None for the one of the checkpoint.
-        fallback: as for any decoder; only what overflowed is decoded again.
     """
 
     budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
@@ -49,7 +48,6 @@ class Auto(Decoder):
         self._layers: list[Decoder] = []
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
-        """With one bound decoder per layer."""
         bound = replace(self)
         bound._layers = self._find(flow, batch)
         return bound
@@ -70,7 +68,6 @@ class Auto(Decoder):
         return [*calibration, ScheduleRequest(batch, self.budget)]
 
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
-        """Of the schedule, and of the calibration where a layer uses it."""
         if not self.reads_fits:
             return None
         choices = [str(choice) for choice in self._schedule(flow, batch).layers]
@@ -78,11 +75,9 @@ class Auto(Decoder):
         return hashlib.sha256(json.dumps([choices, sorted(fits)]).encode()).hexdigest()[:16]
 
     def footprint(self, layer: CausalLayer) -> Footprint:
-        """Of the layer's own way."""
         return self._layers[layer.number - 1].footprint(layer) if self._layers else super().footprint(layer)
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Solve the layer in its own way."""
         if not self._layers:
             raise HarnessError("what the schedule is, is known only once the decoder is bound to a flow")
         return self._layers[layer.number - 1].solve(layer, inputs, condition)
@@ -112,11 +107,7 @@ class Auto(Decoder):
 
 
 def bind_choices(flow: CausalFlow, batch: int, choices: Sequence[LayerChoice]) -> list[Decoder]:
-    """One decoder per layer, bound to the flow; layers of one choice share theirs.
-
-    Raises:
-        HarnessError: there are not as many choices as the flow has layers.
-    """
+    """One decoder per layer, bound to the flow; layers of one choice share theirs."""
     if len(choices) != flow.num_layers:
         raise HarnessError(f"the schedule has {len(choices)} layers, but the flow has {flow.num_layers}")
     built = {str(choice): choice.build().bind(flow, batch) for choice in choices}

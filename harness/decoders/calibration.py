@@ -42,11 +42,7 @@ class LayerMetrics:
     """How tough a layer is for Jacobi iteration (arXiv 2505.12849); see `harness.fitting.crm`.
 
     Args:
-        layer: place in decoding order.
-        block: the checkpoint's own index.
-        crm: convergence ranking metric.
         share: of the flow's summed CRM.
-        tough: whether it dominates.
         igm: initial guessing metric of each guess, ``"input"`` and ``"zeros"``.
     """
 
@@ -69,9 +65,6 @@ class LayerFit(nn.Module):
     Args:
         guess: of the layer's outputs, from its inputs and classes.
         corrections: one per iteration, all of one kind; the last one also stands for the iterations after it.
-
-    Raises:
-        ValueError: corrections that are none, of several kinds, or not strictly causal.
     """
 
     corrections: Any  # a ModuleList, which cannot say of what
@@ -98,8 +91,6 @@ class Calibration(nn.Module):
     """The fits of all layers of one checkpoint, in decoding order.
 
     Args:
-        digest: SHA-256 of the checkpoint.
-        layers: one per layer.
         samples: how many exactly decoded samples they were fitted on.
         metrics: one per layer, or None where layers do not show their output weights.
     """
@@ -114,7 +105,6 @@ class Calibration(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def fit(self, layer: CausalLayer) -> LayerFit:
-        """What was fitted to a layer."""
         return self.layers[layer.number - 1]
 
     @property
@@ -142,11 +132,7 @@ class Calibration(nn.Module):
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: no such file, or one that holds something else.
-        """
+        """Read what `save` wrote."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -179,11 +165,7 @@ def find_calibration(flow: CausalFlow, given: Calibration | Path | None = None) 
     """The calibration of a flow, on the flow's device; None when nothing was fitted to it.
 
     Args:
-        flow: what is decoded.
         given: a calibration, or its file; None for the one that is stored for the flow, or kept with it.
-
-    Raises:
-        CheckpointError: the file is missing or damaged, or belongs to another checkpoint.
     """
     if isinstance(given, Calibration):
         return _checked(given, flow.source)

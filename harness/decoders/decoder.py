@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -85,7 +86,6 @@ class Decoder(ABC):
         Args:
             layer: reached only through `new_cache` and `affine`; `layer.number` is its place in decoding order.
             inputs: (B, L, D) the layer's inputs z_in in its own order; not to be modified.
-            condition: to be passed on to the layer.
 
         Returns:
             The layer's outputs, (B, L, D) in its own order, and how they were found; the walk adds the seconds.
@@ -103,11 +103,7 @@ class Decoder(ABC):
         return Footprint(layer.num_tokens - 1)
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
-        """The decoder that decodes a batch of this flow: itself, unless it has to know the flow or the batch first.
-
-        Raises:
-            HarnessError: options that do not fit the flow.
-        """
+        """The decoder that decodes a batch of this flow: itself, unless it has to know the flow or the batch first."""
         return self
 
     @property
@@ -120,15 +116,10 @@ class Decoder(ABC):
         return []
 
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
-        """Digest of what it reads, or None. Part of a measured cell's identity.
-
-        Raises:
-            HarnessError: something is missing.
-        """
+        """Digest of what it reads, or None. Part of a measured cell's identity."""
         return None
 
     def options(self) -> dict[str, Any]:
-        """The options this decoder was built with, as plain values."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
     @torch.no_grad()
@@ -142,10 +133,8 @@ class Decoder(ABC):
         """Draw the samples that belong to some latents.
 
         Args:
-            flow: any flow of causal layers.
             latents: (B, L, D) standard normal numbers, as from `flow.sample_latents`; never modified.
             labels: (B,) classes, negative for none; None when the flow has none or no sample has one.
-            guidance: classifier-free guidance, or None.
 
         Raises:
             HarnessError: latents of the wrong shape, labels that the flow does not have, or a `max_memory` that is too
@@ -181,15 +170,15 @@ class Decoder(ABC):
         self, flow: CausalFlow, latents: Tensor, condition: Condition, parts: MicroBatches | None
     ) -> tuple[Tensor, list[LayerTrace]]:
         tokens = flow.scale_latents(latents)
-        clock = _LayerClock(tokens.device)
-        traces = []
+        traces, marks = [], [_mark(tokens.device)]
         for layer in flow.layers:
-            with clock:
-                solved = graphed(layer) if self.cuda_graphs and untapped(flow) is flow else layer
-                tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, parts)
-                tokens = layer.restore(tokens)
+            solved = graphed(layer) if self.cuda_graphs and untapped(flow) is flow else layer
+            tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, parts)
+            tokens = layer.restore(tokens)
             traces.append(trace)
-        return tokens, [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, clock.seconds(), strict=True)]
+            marks.append(_mark(tokens.device))
+        seconds = _seconds_between(marks, tokens.device)
+        return tokens, [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, seconds, strict=True)]
 
     def _solve_or_fall_back(
         self, layer: CausalLayer, inputs: Tensor, condition: Condition, parts: MicroBatches | None
@@ -213,9 +202,6 @@ class Decoder(ABC):
 def build_decoder(name: str, **options: Any) -> Decoder:
     """Build a decoder by its registered name, or by ``package.module:Class``.
 
-    Raises:
-        HarnessError: no such decoder, an option that it does not have, or a value out of range.
-
     Example:
         >>> build_decoder("sejd", tau=0.1).tau
         0.1
@@ -226,29 +212,18 @@ def build_decoder(name: str, **options: Any) -> Decoder:
     return build(cls, "decoder", name, options)
 
 
-class _LayerClock:
-    """Seconds of each layer, without making the device wait between layers: on CUDA the events are read at the end."""
+def _mark(device: torch.device) -> Any:
+    """A moment, without making the device wait for it: on CUDA an event, to be read at the end."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.marks: list[tuple[Any, Any]] = []
 
-    def _now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def __enter__(self) -> None:
-        self._start = self._now()
-
-    def __exit__(self, *exc: object) -> None:
-        self.marks.append((self._start, self._now()))
-
-    def seconds(self) -> list[float]:
-        """Seconds of each layer so far; on CUDA this waits for the last one."""
-        if not self.cuda:
-            return [end - start for start, end in self.marks]
-        torch.cuda.synchronize()
-        return [start.elapsed_time(end) / 1000 for start, end in self.marks]
+def _seconds_between(marks: list[Any], device: torch.device) -> list[float]:
+    """On CUDA this waits for the last mark."""
+    if device.type != "cuda":
+        return [end - start for start, end in pairwise(marks)]
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]

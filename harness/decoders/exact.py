@@ -20,10 +20,8 @@ class LayerProblem:
     """One layer with its exact input and output for some latents.
 
     Args:
-        layer: the layer.
         inputs: (B, L, D) z_in, in the layer's own order.
         exact: (B, L, D) its sequential output.
-        condition: what the batch is sampled under.
         size: samples in a network call; None for all.
     """
 
@@ -52,10 +50,7 @@ class ExactBatch:
     """A batch of a flow's latents, and the exact samples that belong to it, computed when they are first asked for.
 
     Args:
-        flow: any.
         latents: (B, L, D) standard normal numbers.
-        labels: (B,) classes, or None.
-        guidance: classifier-free guidance, or None.
         size: samples decoded together for the exact ones; None for all.
     """
 
@@ -79,12 +74,10 @@ class ExactBatch:
 
     @cached_property
     def condition(self) -> Condition:
-        """What the batch is sampled under."""
         return self.flow.condition(len(self), self.labels, self.guidance)
 
     @cached_property
     def exact(self) -> Tensor:
-        """(B, L, D) the sequential samples."""
         return self.decode(Sequential(), self.size)
 
     def result(self, decoder: Decoder) -> DecodeResult:
@@ -105,7 +98,6 @@ class ExactBatch:
             yield self.select(slice(first, first + (size or len(self))))
 
     def select(self, rows: slice | Tensor) -> ExactBatch:
-        """The batch of some of the samples."""
         labels = None if self.labels is None else self.labels[rows]
         return ExactBatch(self.flow, self.latents[rows], labels, self.guidance, self.size)
 

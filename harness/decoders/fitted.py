@@ -38,9 +38,8 @@ class FittedDecoder(JacobiDecoder):
     fallback: Fallback = "non-finite"
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Spend the layer's budget."""
         if self.tau == 0:
-            return self.solve_jacobi(layer, inputs, condition)
+            return super().solve(layer, inputs, condition)
         budget = self.iterations[min(layer.number, len(self.iterations)) - 1]
         windows = Blocks(
             layer.num_tokens, self.tau, min(budget, self.max_iterations or budget), adaptive=False, mode="fitted"

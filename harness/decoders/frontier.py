@@ -40,7 +40,6 @@ class FrontierDecoder(JacobiDecoder):
             raise HarnessError(f"advance {self.advance} must be a divisor of the window, {self.window}")
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Move a window over the layer."""
         max_calls = None if self.advance == "window" else self.max_iterations
         return self.solve_windows(layer, inputs, condition, self.windows(layer), max_calls=max_calls)
 
@@ -49,7 +48,6 @@ class FrontierDecoder(JacobiDecoder):
         return num_tokens**2 if self.advance == "window" else num_tokens * (num_tokens + 1) // 2
 
     def windows(self, layer: CausalLayer) -> Windows:
-        """The windows that a layer is decoded by."""
         window = self.window or layer.num_tokens
         if self.advance == "window":
             return Blocks(window, self.tau, self.max_iterations, mode="frontier")

@@ -28,7 +28,6 @@ class Strategy:
     Args:
         blocks: G, the blocks of a layer: 0 decodes it sequentially, 1 is plain Jacobi.
         max_iterations: J, the cap on the iterations of a block.
-        initial: where a layer starts.
     """
 
     blocks: tuple[int, ...]
@@ -81,7 +80,6 @@ class GaussSeidelJacobi(JacobiDecoder):
     Args:
         blocks: G, the blocks of a layer: 0 decodes it sequentially, 1 is plain Jacobi.
         max_iterations: J, the cap on the iterations of a block; None for as many as make it exact.
-        initial: as for any Jacobi decoder.
         strategy: a published setting of all three, by a name in `STRATEGIES`, in place of them; ``"auto"`` chooses them
             from the paper's metrics, see `automatic`.
         clamp: bound on the magnitude of iterates, against overflow; the paper's code uses 3. A clamped decode is not
@@ -111,7 +109,6 @@ class GaussSeidelJacobi(JacobiDecoder):
         return super().missing(flow, batch)
 
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
-        """Of the calibration, and of the settings that its metrics lead to."""
         if self.strategy != AUTO:
             return super().fits_digest(flow, batch)
         settings = str(self._automatic(flow)) + (calibration_of(flow, self.calibration).content if self._fitted else "")
@@ -143,14 +140,12 @@ class GaussSeidelJacobi(JacobiDecoder):
         return super().bind(flow, batch)
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Solve the layer by its own entries."""
         windows, initial = self.windows(layer), _entry(self._settings.initial, layer)
         if windows is None:
             return solve_sequential(layer, inputs, condition)
         return self.solve_windows(layer, inputs, condition, windows, initial=initial, clamp=self.clamp)
 
     def windows(self, layer: CausalLayer) -> Windows | None:
-        """The layer's blocks."""
         blocks = _entry(self._settings.blocks, layer)
         if not blocks:
             return None

@@ -60,20 +60,14 @@ class JacobiDecoder(Decoder):
         return Blocks(layer.num_tokens, self.tau, self.max_iterations)
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Evaluate the layer's windows."""
         windows = self.windows(layer)
         if windows is None:
             return solve_sequential(layer, inputs, condition)
         return self.solve_windows(layer, inputs, condition, windows)
 
     def footprint(self, layer: CausalLayer) -> Footprint:
-        """By the layer's windows."""
         windows = self.windows(layer)
         return SEQUENTIAL if windows is None else footprint(windows, layer, self.scope)
-
-    def solve_jacobi(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Iterate over all tokens at once until the norm of the update falls below tau, or is 0, or at the cap."""
-        return self.solve_windows(layer, inputs, condition, Blocks(layer.num_tokens, self.tau, self.max_iterations))
 
     def solve_windows(
         self,
@@ -87,11 +81,16 @@ class JacobiDecoder(Decoder):
         max_calls: int | None = None,
     ) -> tuple[Tensor, LayerTrace]:
         """Solve a layer by some windows, with this decoder's start, corrections and stopping rule."""
+        initial = initial or self.initial
+        if initial == FITTED:
+            tokens = self.fit(layer).guess(inputs, condition.labels)
+        else:
+            tokens = INITIAL[initial](layer, inputs)
         return solve_windows(
             layer.in_dtype(HALF[self.network_dtype]) if self.network_dtype and self.tau else layer,
             inputs,
             condition,
-            self.start(layer, inputs, condition, initial or self.initial),
+            tokens,
             windows,
             norm=self.norm,
             scope=self.scope,
@@ -100,30 +99,20 @@ class JacobiDecoder(Decoder):
             correction=self.fit(layer).correction if self.correction else None,
         )
 
-    def start(self, layer: CausalLayer, inputs: Tensor, condition: Condition, initial: str) -> Tensor:
-        """(B, L, D) the first iterate, a new tensor."""
-        if initial == FITTED:
-            return self.fit(layer).guess(inputs, condition.labels)
-        return INITIAL[initial](layer, inputs)
-
     @property
     def reads_fits(self) -> bool:
-        """When something fitted is asked for."""
         return FITTED in (self.initial, self.correction)
 
     def missing(self, flow: CausalFlow, batch: int) -> list[Missing]:
         return [CALIBRATION] if self.reads_fits and find_calibration(flow, self.calibration) is None else []
 
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
-        """Of the calibration."""
         return calibration_of(flow, self.calibration).content if self.reads_fits else None
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
-        """With the flow's calibration, when something fitted is asked for."""
         return replace(self, calibration=calibration_of(flow, self.calibration)) if self.reads_fits else self
 
     def fit(self, layer: CausalLayer) -> LayerFit:
-        """What was fitted to a layer."""
         if not isinstance(self.calibration, Calibration):
             raise HarnessError("what was fitted is known only once the decoder is bound to a flow")
         return self.calibration.fit(layer)

@@ -23,9 +23,6 @@ class LaggedMap(nn.Module):
     Args:
         lags: k >= 0, ascending.
         weight: (lags * D, D), lag-major.
-
-    Raises:
-        ValueError: a weight of another shape, or lags that are not ascending.
     """
 
     weight: Tensor
@@ -41,7 +38,6 @@ class LaggedMap(nn.Module):
 
     @property
     def strictly_causal(self) -> bool:
-        """Whether no token looks at itself."""
         return self.lags is not None and self.lags[0] >= 1
 
     def features(self, tokens: Tensor) -> Tensor:
@@ -54,7 +50,6 @@ class LaggedMap(nn.Module):
         return features[:, first:end] @ self.weight
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
         return self.features(tokens) @ self.weight
 
 
@@ -64,9 +59,6 @@ class DenseMap(nn.Module):
     Args:
         weight: (C + 1, L, D, L, D), from token m and number to token l and number, 0 where m > l; the last class is
             none. C is 0 for an unconditional flow.
-
-    Raises:
-        ValueError: a weight of another shape.
     """
 
     lags = None
@@ -106,7 +98,6 @@ class DenseMap(nn.Module):
         return values.view(batch, end - first, dim)
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
         return self.span(self.features(tokens), labels, 0, 0, tokens.shape[1])
 
 
@@ -114,11 +105,7 @@ CausalMap = LaggedMap | DenseMap
 
 
 def causal_map(lags: tuple[int, ...] | None, weight: Tensor) -> CausalMap:
-    """The map of some lags, or the dense one for None.
-
-    Raises:
-        ValueError: they do not fit.
-    """
+    """The map of some lags, or the dense one for None."""
     return DenseMap(weight) if lags is None else LaggedMap(lags, weight)
 
 
@@ -128,9 +115,6 @@ class Guess(nn.Module):
     Args:
         causal: A.
         bias: (C + 1, L, D), the last for samples without a class; C is 0 for an unconditional flow.
-
-    Raises:
-        ValueError: a bias of another shape.
     """
 
     bias: Tensor

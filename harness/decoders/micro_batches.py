@@ -71,9 +71,6 @@ class Plan:
 def parse_bytes(text: Any) -> int:
     """A number of bytes, or a text such as ``"2GB"`` or ``"512 MiB"``.
 
-    Raises:
-        HarnessError: it is neither, or not above 0.
-
     Example:
         >>> parse_bytes("1.5 GB"), parse_bytes("2KiB"), parse_bytes(4096)
         (1500000000, 2048, 4096)
@@ -98,9 +95,7 @@ class MicroBatches:
     """How the layers of one batch are solved so that no more than so many bytes are alive at once, weights apart.
 
     Args:
-        bound: in bytes.
         latents: (B, L, D), or anything of that shape, dtype and device.
-        condition: of the batch.
     """
 
     def __init__(self, bound: int, latents: Tensor, condition: Condition) -> None:
@@ -170,13 +165,7 @@ def merged(traces: Sequence[LayerTrace], sizes: Sequence[int]) -> LayerTrace:
 
 
 class PartedLayer(LayerWrapper):
-    """A layer whose network sees a few samples at a time.
-
-    Args:
-        layer: what is called.
-        size: samples in one call.
-        device: of the tokens.
-    """
+    """A layer whose network sees a few samples at a time."""
 
     def __init__(self, layer: CausalLayer, size: int, device: torch.device) -> None:
         super().__init__(layer)
@@ -273,7 +262,6 @@ class LiveBytes(TorchDispatchMode):
 
     @property
     def bytes(self) -> int:
-        """Bytes alive after the last operation."""
         return sum(size for _, size in self._known.values())
 
     def _note(self, tensors: Any, made: bool) -> None:

@@ -54,14 +54,11 @@ class LayerSchedule:
     """What was tuned for a checkpoint, a kind of device and a batch size.
 
     Args:
-        layers: one choice per layer, in decoding order.
-        device: ``"cpu"`` or ``"cuda"``.
         batch: samples decoded together when it was tuned.
         budget: the deviation (RMSE of tokens to the exact sample) that was allowed; None for SeJD's at tau 0.5.
         allowed: the deviation that the budget came to; SeJD's own is a lower bound of it, see `harness.fitting.tune`.
         deviation: what latents that were not tuned on had; its upper bound is within what is allowed.
         predicted_s: seconds of one decode, from the cost of each layer's choice.
-        digest: of the checkpoint; empty for a flow without one.
     """
 
     layers: tuple[LayerChoice, ...]
@@ -74,7 +71,6 @@ class LayerSchedule:
     digest: str = ""
 
     def save(self, path: Path) -> None:
-        """Write it as TOML."""
         facts = {
             "checkpoint": self.digest,
             "device": self.device,
@@ -96,11 +92,7 @@ class LayerSchedule:
 
     @classmethod
     def load(cls, path: Path) -> LayerSchedule:
-        """Read what `save` wrote, or somebody edited.
-
-        Raises:
-            HarnessError: no such file, or not a schedule.
-        """
+        """Read what `save` wrote, or somebody edited."""
         facts = read_toml(path)
         try:
             layers = tuple(LayerChoice(str(layer.pop("decoder")), layer) for layer in facts["layers"])
@@ -124,11 +116,7 @@ def schedule_suffix(device: str, batch: int | str, budget: float | None) -> str:
 
 
 def find_schedule(flow: CausalFlow, batch: int, budget: float | None) -> LayerSchedule | None:
-    """The schedule of a flow whose batch size is nearest, by ratio; None when there is none for the device and budget.
-
-    Raises:
-        HarnessError: it is damaged, or belongs to another checkpoint.
-    """
+    """The schedule of a flow whose batch size is nearest, by ratio; None where the device and budget have none."""
 
     def nearness(size: int) -> tuple[float, int]:
         return abs(math.log(size / batch)), size

@@ -22,5 +22,4 @@ class SelectiveJacobi(JacobiDecoder):
     sequential_layers: tuple[Count, ...] = (1,)
 
     def windows(self, layer: CausalLayer) -> Windows | None:
-        """Sequential where the layer was chosen to be, Jacobi elsewhere."""
         return None if layer.number in self.sequential_layers else super().windows(layer)

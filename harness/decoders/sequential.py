@@ -20,9 +20,7 @@ class Sequential(Decoder):
     takes_tau = False
 
     def footprint(self, layer: CausalLayer) -> Footprint:
-        """One token a call, and no sample depends on another."""
         return SEQUENTIAL
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Invert one layer in L - 1 steps."""
         return solve_sequential(layer, inputs, condition)

@@ -39,38 +39,24 @@ class Correction(Protocol):
 
         It must be strictly causal and map 0 to 0: then tokens that were exact stay exact.
         """
-        ...
 
 
 def solve_sequential(layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-    """Invert one layer exactly: L - 1 calls of one token each.
-
-    Args:
-        layer: the layer to invert.
-        inputs: (B, L, D) z_in in the layer's order.
-        condition: passed on to the layer.
-
-    Returns:
-        (B, L, D) outputs and their trace; ``converged`` is False only when they overflowed.
-    """
+    """Invert one layer exactly, (B, L, D) z_in in its order: L - 1 calls of one token each."""
     tokens = inputs.clone()
     cache = layer.new_cache(len(inputs), condition)
     steps = layer.num_tokens - 1
     for position in range(steps):
         window = tokens[:, position : position + 1]
         tokens[:, position + 1 : position + 2] = layer.update(inputs, window, cache, position, condition)
-    finite = bool(tokens.isfinite().all())
-    return tokens, LayerTrace(
-        layer=layer.number,
-        block=layer.block,
-        mode="sequential",
-        iterations=steps,
-        converged=finite,
-        residuals=[],
-        token_evaluations=steps * condition.passes,
-        depth=steps,
-        flags=() if finite else ("non-finite",),
-    )
+    return tokens, exact_trace(layer, "sequential", tokens, steps * condition.passes)
+
+
+def exact_trace(layer: CausalLayer, mode: str, tokens: Tensor, token_evaluations: float) -> LayerTrace:
+    """Of a layer whose (B, L, D) outputs took L - 1 calls and are exact unless they overflowed."""
+    steps, finite = layer.num_tokens - 1, bool(tokens.isfinite().all())
+    flags = () if finite else ("non-finite",)
+    return LayerTrace(layer.number, layer.block, mode, steps, finite, [], token_evaluations, steps, flags)
 
 
 def solve_windows(
@@ -89,17 +75,13 @@ def solve_windows(
     """Invert one layer by evaluating the windows of a windows.
 
     Args:
-        layer: the layer to invert.
         inputs: (B, L, D) z_in in the layer's order.
-        condition: passed on to the layer.
         tokens: (B, L, D) the first iterate; overwritten, and returned.
-        windows: which ones.
         norm: of the update, by its name in `NORMS`.
         scope: ``"batch"`` moves one window for all samples. With ``"sample"`` each sample has a window of its own and
             is updated in there only, so that it never depends on another; a call covers all of them.
         clamp: bound on the magnitude of iterates, against overflow; None for none.
         max_calls: cap on the calls, after which the tokens are left as they are.
-        correction: added to every update.
 
     Returns:
         (B, L, D) outputs and their trace. A residual that grows is only flagged; a non-finite one ends the layer.
@@ -213,7 +195,6 @@ class _Batch:
         return self.tokens[:, start + 1 : end + 1], update
 
     def keep(self, places: list[int]) -> None:
-        """Go on with some of the samples only."""
         self.finish()
         keep = torch.tensor(places, device=self.tokens.device)
         self._rows = self._rows[keep]

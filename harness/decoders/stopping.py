@@ -32,31 +32,16 @@ def _maximum(norms: Tensor) -> Tensor:
     return norms.amax(0, keepdim=True)
 
 
-def _infinity(update: Tensor, tokens: Tensor) -> Tensor:
-    return update.abs().amax(dim=(1, 2))
-
-
-def _root_mean_square(update: Tensor, tokens: Tensor) -> Tensor:
-    return update.square().mean(dim=(1, 2)).sqrt()
-
-
-def _relative_mean_square(update: Tensor, tokens: Tensor) -> Tensor:
-    return update.square().mean(dim=(1, 2)) / tokens.square().mean(dim=(1, 2))
-
-
-def _frobenius(update: Tensor, tokens: Tensor) -> Tensor:
-    return update.square().sum(dim=(1, 2)).sqrt() / update.shape[-1]
-
-
-def _frobenius_pool(norms: Tensor) -> Tensor:
-    return norms.square().sum(0, keepdim=True).sqrt() / len(norms)
-
-
 NORMS: dict[str, Norm] = {
-    "inf": Norm(_infinity, _maximum),
-    "rms": Norm(_root_mean_square, _maximum),
-    "relative-mse": Norm(_relative_mean_square, _maximum),
-    "frobenius": Norm(_frobenius, _frobenius_pool),
+    "inf": Norm(lambda update, tokens: update.abs().amax(dim=(1, 2)), _maximum),
+    "rms": Norm(lambda update, tokens: update.square().mean(dim=(1, 2)).sqrt(), _maximum),
+    "relative-mse": Norm(
+        lambda update, tokens: update.square().mean(dim=(1, 2)) / tokens.square().mean(dim=(1, 2)), _maximum
+    ),
+    "frobenius": Norm(
+        lambda update, tokens: update.square().sum(dim=(1, 2)).sqrt() / update.shape[-1],
+        lambda norms: norms.square().sum(0, keepdim=True).sqrt() / len(norms),
+    ),
 }
 """Norms of an update by name.
 

@@ -22,7 +22,6 @@ class LayerTrace:
         token_evaluations: tokens pushed through the layer's network, per sample, every pass and attempt counted.
         depth: network calls that had to follow each other, every attempt counted.
         flags: what was noticed: ``"non-finite"``, ``"cap"``, ``"growing"``, ``"redecoded"``.
-        wall_s: seconds.
     """
 
     layer: int
@@ -44,7 +43,6 @@ class DecodeResult:
     Args:
         tokens: (B, L, D) samples in raster order.
         images: (B, C, H, W) the same as images, or None when the flow's data are no images.
-        layers: one trace per layer, in decoding order.
     """
 
     tokens: Tensor
@@ -53,17 +51,14 @@ class DecodeResult:
 
     @property
     def converged(self) -> bool:
-        """Whether every layer converged."""
         return all(trace.converged for trace in self.layers)
 
     @property
     def depth(self) -> int:
-        """Network calls that had to follow each other, summed over layers."""
         return sum(trace.depth for trace in self.layers)
 
     @property
     def token_evaluations(self) -> float:
-        """Tokens pushed through the layers' networks, per sample."""
         return sum(trace.token_evaluations for trace in self.layers)
 
     @property

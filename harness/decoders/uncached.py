@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harness.decoders.decoder import Decoder, LayerTrace, decoders
+from harness.decoders.solver import exact_trace
 from harness.flows.protocols import CausalLayer, Condition
 
 
@@ -23,20 +24,8 @@ class Uncached(Decoder):
     takes_tau = False
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:
-        """Invert one layer in L - 1 forward passes."""
         tokens = inputs.clone()
         steps = layer.num_tokens - 1
         for position in range(1, steps + 1):
             tokens[:, position] = layer.update(inputs, tokens[:, :-1], None, 0, condition)[:, position - 1]
-        finite = bool(tokens.isfinite().all())
-        return tokens, LayerTrace(
-            layer=layer.number,
-            block=layer.block,
-            mode="uncached",
-            iterations=steps,
-            converged=finite,
-            residuals=[],
-            token_evaluations=steps**2 * condition.passes,
-            depth=steps,
-            flags=() if finite else ("non-finite",),
-        )
+        return tokens, exact_trace(layer, "uncached", tokens, steps**2 * condition.passes)

@@ -29,11 +29,7 @@ BATCH = 64
 
 
 def store_calibration(flow: CausalFlow, samples: int | None = None, seed: int = 0) -> Path | None:
-    """Fit to a flow and store the result for its checkpoint, or with the flow where there is none.
-
-    Returns:
-        The path it was written to, if it was.
-    """
+    """Fit to a flow and store that for its checkpoint, or with a flow that has none; the path it was written to."""
     digest = "" if flow.source is None else checkpoint_digest(flow.source)
     made = calibrate(flow, samples, seed, digest)
     if flow.source is None:
@@ -52,8 +48,6 @@ def calibrate(flow: CausalFlow, samples: int | None = None, seed: int = 0, diges
         flow: what is decoded; a conditional one with classes drawn uniformly.
         samples: how many latents are decoded exactly for it; None for `SAMPLES`, or `DENSE_SAMPLES` where maps are
             dense, which have more to learn from sequences that cost less.
-        seed: of latents and classes.
-        digest: of the checkpoint.
     """
     lags = neighbours(flow)
     samples = samples or (DENSE_SAMPLES if lags is None else SAMPLES)

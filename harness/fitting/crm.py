@@ -33,12 +33,7 @@ def layer_metrics(flow: CausalFlow, tokens: Tensor, labels: Tensor | None = None
     """Both metrics of every layer, in decoding order.
 
     Args:
-        flow: whose layers show their last linear map as `output_weights`.
         tokens: (B, L, D) data in raster order.
-        labels: (B,) classes, or None.
-
-    Raises:
-        HarnessError: a flow whose layers do not show it.
     """
     condition, found = flow.condition(len(tokens), labels), []
     for layer in reversed(flow.layers):
@@ -77,11 +72,7 @@ def _norm(tokens: Tensor) -> float:
 
 
 def metrics_of(flow: CausalFlow) -> list[LayerMetrics]:
-    """The metrics on exact samples of the flow itself.
-
-    Raises:
-        HarnessError: as `layer_metrics`.
-    """
+    """The metrics on exact samples of the flow itself."""
     latents = flow.sample_latents(SAMPLES, torch.Generator().manual_seed(0))
     labels = torch.arange(SAMPLES, device=flow.device) % flow.num_classes if flow.num_classes else None
     return layer_metrics(flow, ExactBatch(flow, latents, labels).exact, labels)

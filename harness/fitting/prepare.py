@@ -19,15 +19,6 @@ def prepare(decoder: Decoder, flow: CausalFlow, batch: int, report: Callable[[st
     """Make what a decoder would read for such a batch and is missing, with as many samples as the fit asks for.
 
     It is stored for the flow's checkpoint, or kept with a flow that has none.
-
-    Args:
-        decoder: any.
-        flow: what will be decoded.
-        batch: samples decoded together.
-        report: is given a sentence on each thing before it is made.
-
-    Raises:
-        HarnessError: what is stored is damaged, or cannot be made for this flow.
     """
     flow = untapped(flow)
     name = flow.source or "this flow"

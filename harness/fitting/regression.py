@@ -33,7 +33,6 @@ class Samples:
 
     Args:
         labels: (N,) classes, or None for an unconditional flow.
-        classes: C, how many there are.
         lags: of predecessors, from 1, for lagged maps; None for dense ones.
     """
 
@@ -47,13 +46,7 @@ class Samples:
 
 
 def fit_guess(inputs: Tensor, outputs: Tensor, samples: Samples) -> Guess:
-    """The linear guess of a layer's outputs from its inputs.
-
-    Args:
-        inputs: (N, L, D) z_in in the layer's order.
-        outputs: (N, L, D) for these inputs.
-        samples: which they are.
-    """
+    """The linear guess of a layer's outputs from its inputs."""
     rows, classes = samples.rows(len(inputs)).to(inputs.device), samples.classes
     sources, targets = group_means(inputs, rows, classes), group_means(outputs, rows, classes)
     if not _finite(sources, targets):  # a layer that overflows teaches nothing: its input stands for its output
@@ -74,7 +67,6 @@ def fit_correction(change: Tensor, error: Tensor, samples: Samples) -> CausalMap
     Args:
         change: (N, L, D) made by the update.
         error: (N, L, D) that is left.
-        samples: which they are.
     """
     _, length, dim = change.shape
     if samples.lags is not None:
@@ -88,13 +80,7 @@ def fit_correction(change: Tensor, error: Tensor, samples: Samples) -> CausalMap
 
 
 def group_means(values: Tensor, rows: Tensor, classes: int) -> Tensor:
-    """(classes + 1, L, D) means of (N, L, D) values by class and position; the last is that of all samples.
-
-    Args:
-        values: of N samples.
-        rows: (N,) their classes; `classes` itself is none.
-        classes: how many there are.
-    """
+    """(classes + 1, L, D) means of (N, L, D) values by class and position; the last is that of all samples."""
     flat = values.mean(dim=(0, 1)).expand(values.shape[1:])
     overall = _shrunk(values, flat)
     means = [_shrunk(values[rows == label], overall) for label in range(classes)]
@@ -134,8 +120,6 @@ def _fit_dense(within: Pair, pooled: Pair, rows: Tensor, classes: int, strict: b
     Args:
         within: (N, L, D) sources and targets of every sample, less the means of its class.
         pooled: the same, less the means of all.
-        rows: (N,) classes.
-        classes: how many there are.
         strict: whether a token is predicted from those before it only.
     """
     weights = [_fit_triangular(pooled, strict)]

@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis.statistics import RootMean, root_mean
 from harness.decoders import Decoder, build_decoder
 from harness.decoders.auto import Auto, bind_choices
 from harness.decoders.exact import ExactBatch, LayerProblem, parts_of
 from harness.decoders.schedule import LayerChoice, LayerSchedule, schedule_suffix
 from harness.decoders.sequential import Sequential
 from harness.decoders.stored import checkpoint_digest, storage
+from harness.fitting.bounds import RootMean, root_mean
 from harness.flows.precision import multiplies_bfloat16
 from harness.flows.protocols import CausalFlow
 from harness.metrics.lock import device_lock
@@ -92,9 +92,7 @@ class Tuner:
     """What is measured of a flow once, and the schedules that follow from it.
 
     Args:
-        flow: what is decoded.
         samples: latents that errors are measured on, and as many to confirm a schedule; None for `SAMPLES`.
-        seed: of the latents and classes.
     """
 
     @torch.no_grad()
@@ -115,7 +113,6 @@ class Tuner:
         """The fastest schedule within a budget.
 
         Args:
-            batch: samples decoded together.
             budget: the deviation allowed, RMSE of tokens to the exact sample; None for that of SeJD at tau 0.5.
         """
         seconds, allowed = self.seconds(batch), self.allowed(batch, budget)
@@ -152,7 +149,6 @@ class Tuner:
         return self._deviations[key]
 
     def _fastest(self, batch: int, schedules: Sequence[Layers]) -> Layers:
-        """The schedule whose whole decodes take least time."""
         if len(schedules) == 1:
             return schedules[0]
         drawn = ExactBatch.draw(self.flow, batch, torch.Generator().manual_seed(0))
@@ -189,7 +185,6 @@ class _Fixed(Auto):
         self._choices = layers
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
-        """With these choices."""
         self._layers = bind_choices(flow, batch, self._choices)
         return self
 

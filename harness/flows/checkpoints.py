@@ -37,12 +37,8 @@ def checkpoint_path(name_or_path: str | Path, root: Path | str | None = None) ->
     """The file of a flow: a shipped, a published or one's own by name, any by path, one of random weights by shape.
 
     Args:
-        name_or_path: see `load_flow`.
         root: of the data, where published checkpoints and one's own are looked for; by default $HARNESS_DATA. The
             user's cache folder is looked into besides.
-
-    Raises:
-        CheckpointError: there is no such file; of a published checkpoint the sentence says where to get it.
     """
     name = str(name_or_path)
     if name.startswith("random:"):
@@ -75,11 +71,7 @@ def load_flow(
     Args:
         name_or_path: such as ``"digits"``, ``"tarflow-afhq-256"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or
             ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights.
-        device: where the flow runs.
         dtype: of its networks; latents and tokens are float32 where it is narrower.
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, or no flow that this harness knows.
 
     Example:
         >>> flow = load_flow("digits")
@@ -102,11 +94,7 @@ def load_flow(
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a checkpoint file, memory-mapped on the CPU.
-
-    Raises:
-        CheckpointError: the file is no safetensors file, or no plain state dict.
-    """
+    """Tensors and metadata of a checkpoint file, memory-mapped on the CPU."""
     if path.suffix == ".safetensors":
         with _open_safetensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
@@ -122,11 +110,7 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a checkpoint says of itself besides its tensors; only safetensors files say anything.
-
-    Raises:
-        CheckpointError: the file is no safetensors file though it is called one.
-    """
+    """What a checkpoint says of itself besides its tensors; only safetensors files say anything."""
     if path.suffix != ".safetensors":
         return {}
     with _open_safetensors(path) as file:
@@ -167,9 +151,6 @@ def training_noise(path: Path) -> float:
 
     It is in the metadata of checkpoints that this harness wrote, and the last part of a published one's name, as in
     ``afhq_model_8_768_8_8_0.07.pth``.
-
-    Raises:
-        CheckpointError: neither tells.
     """
     stated = read_metadata(path).get("sigma")
     try:

@@ -23,7 +23,6 @@ def coupled_tarflow(seed: int = 0, num_classes: int = 0, blocks: int = 3) -> Tar
     Args:
         seed: of its weights; PyTorch's own generator is left as it was.
         num_classes: 0 for an unconditional flow.
-        blocks: K.
 
     Example:
         >>> from harness.decoders import build_decoder

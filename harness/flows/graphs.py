@@ -56,15 +56,7 @@ class _Buffers:
 
 
 class GraphedLayer(LayerWrapper):
-    """A layer whose calls are replayed; see the module's docstring.
-
-    Args:
-        layer: says ``capturable``.
-        capture: how a call is captured.
-
-    Raises:
-        HarnessError: the layer does not say so.
-    """
+    """A layer whose calls are replayed; see the module's docstring."""
 
     def __init__(self, layer: CausalLayer, capture: Capture = cuda_capture) -> None:
         if not layer.capturable:
@@ -77,14 +69,12 @@ class GraphedLayer(LayerWrapper):
         return graphed(self.layer.in_dtype(dtype))
 
     def new_cache(self, batch: int, condition: Condition) -> Any:
-        """The cache that is kept for this batch size, to be filled anew."""
         kept = self._of(batch, condition)
         if kept.cache is None:
             kept.cache = self.layer.new_cache(batch, replace(condition))  # equal to no condition that is passed later
         return kept.cache
 
     def affine(self, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Outputs:
-        """By replaying what was captured for this start and window."""
         batch, window, _ = tokens.shape
         kept = self._of(batch, condition)
         if (start and window > 1) or (cache is not None and cache is not kept.cache):
@@ -115,11 +105,7 @@ class GraphedLayer(LayerWrapper):
 
 
 def graphed(layer: CausalLayer) -> CausalLayer:
-    """The layer with its calls captured, the same one each time.
-
-    Raises:
-        HarnessError: its calls cannot be captured.
-    """
+    """The layer with its calls captured, the same one each time."""
     if GraphedLayer not in layer.kept:
         layer.kept[GraphedLayer] = GraphedLayer(layer)
     return layer.kept[GraphedLayer]

@@ -43,9 +43,6 @@ class Ising:
         side: sites per row and column; N = side**2 and sites are counted row by row.
         temperature: T in units of the coupling; the infinite lattice orders below 2.269.
 
-    Raises:
-        HarnessError: a side or a temperature out of range.
-
     Example:
         >>> model = Ising(side=4, temperature=3.0)
         >>> spins = -torch.ones(1, 16)
@@ -64,7 +61,6 @@ class Ising:
 
     @property
     def sites(self) -> int:
-        """N."""
         return self.side**2
 
     @cached_property

@@ -18,9 +18,7 @@ def indexed_latents(flow: CausalFlow, seed: int, indices: Sequence[int]) -> Tens
     depends on how samples are split into batches.
 
     Args:
-        flow: gives shape, dtype and device.
         seed: 0 or more, below 2**63.
-        indices: of the samples, 0 or more.
     """
     shape = (flow.num_tokens, flow.token_dim)
     draws = np.empty((len(indices), *shape))

@@ -32,7 +32,6 @@ class ActivationCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated."""
         return sum(buffer.nbytes for buffer in self.buffers)
 
     def put(self, layer: int, start: int, values: Tensor) -> Tensor:
@@ -49,9 +48,6 @@ class MaskedNetwork(nn.Module):
         hyper: linear layers with a buffer `mask` (out, in), as zuko's, and an elementwise activation between two.
         order: (L,) the input feature at each position.
         outputs: numbers per feature that the last layer gives, side by side.
-
-    Raises:
-        HarnessError: other modules, or masks that let an output see its own position or a later one.
     """
 
     def __init__(self, hyper: nn.Sequential, order: Tensor, outputs: int = 2) -> None:
@@ -97,7 +93,6 @@ class MaskedNetwork(nn.Module):
         self.ends.append(torch.searchsorted(degrees, limits, right=True).tolist())
 
     def new_cache(self, batch: int) -> ActivationCache:
-        """Room for the activations of `batch` samples."""
         return ActivationCache([self.weights[0].new_zeros(batch, ends[-1]) for ends in self.ends])
 
     def constants(self) -> Tensor:
@@ -109,7 +104,6 @@ class MaskedNetwork(nn.Module):
 
         Args:
             window: (B, W) inputs at positions start..start+W-1.
-            start: position of the first.
             cache: holds what the prefix [0, start) determines; the window is written behind it. None at start 0.
 
         Returns:

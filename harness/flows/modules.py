@@ -44,7 +44,6 @@ class FlowModule(nn.Module, CausalFlow):
 
     @property
     def layers(self) -> list[Any]:
-        """The layers in decoding order: from the prior to the data."""
         return list(reversed(self.blocks))
 
     def sample_latents(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -58,11 +57,7 @@ class FlowModule(nn.Module, CausalFlow):
 
 
 class LayerWrapper(CausalLayer):
-    """A layer that answers for another one; subclasses say what they do differently.
-
-    Args:
-        layer: what is behind it.
-    """
+    """A layer that answers for another one; subclasses say what they do differently."""
 
     def __init__(self, layer: CausalLayer) -> None:
         self.layer, self.kept = layer, Kept()

@@ -83,9 +83,7 @@ class Cache(Protocol):
     """Keys and values of a decoded prefix, allocated once and written in place."""
 
     @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        ...
+    def nbytes(self) -> int: ...
 
 
 @runtime_checkable
@@ -108,15 +106,12 @@ class CausalLayer(Protocol):
 
     def arrange(self, tokens: Tensor) -> Tensor:
         """Bring (B, L, D) tokens into this layer's autoregressive order."""
-        ...
 
     def restore(self, tokens: Tensor) -> Tensor:
         """Undo `arrange`."""
-        ...
 
     def new_cache(self, batch: int, condition: Condition) -> Cache:
         """An empty cache with room for all L tokens of `batch` samples."""
-        ...
 
     def affine(self, tokens: Tensor, cache: Any, start: int, condition: Condition) -> tuple[Tensor, Tensor]:
         """The parameters of the next tokens, given a window of this layer's outputs.
@@ -125,13 +120,10 @@ class CausalLayer(Protocol):
             tokens: (B, W, D), the layer's outputs at positions start..start+W-1, in its own order.
             cache: from `new_cache`, holding the prefix [0, start); the window is written behind it. None is allowed
                 at start 0, for a caller that will not come back for the prefix.
-            start: position of the window's first token.
-            condition: what the batch is sampled under.
 
         Returns:
             (log_scale, shift), each (B, W, D), for positions start+1..start+W.
         """
-        ...
 
     def update(self, inputs: Tensor, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Tensor:
         """The next tokens that one network call makes of a window of this layer's outputs.
@@ -140,8 +132,6 @@ class CausalLayer(Protocol):
             inputs: (B, L, D) z_in of the whole layer, in its own order.
             tokens: (B, W, D), as those of `affine`, and so are the rest.
             cache: the prefix [0, start), or None at start 0.
-            start: position of the window's first token.
-            condition: what the batch is sampled under.
 
         Returns:
             (B, V, D) the tokens start+1..start+V, V being W, or one less where the sequence ends.
@@ -150,11 +140,7 @@ class CausalLayer(Protocol):
         return affine_update(inputs, log_scale, shift, start)
 
     def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
-        """The layer with its network in another dtype, the same one each time.
-
-        Raises:
-            HarnessError: it has no such copy.
-        """
+        """The layer with its network in another dtype, the same one each time."""
         raise HarnessError(f"layers of type {type(self).__name__} have no copy in another dtype")
 
 
@@ -175,39 +161,29 @@ class CausalFlow(Protocol):
     """What was fitted to this flow, and read for it."""
 
     @property
-    def device(self) -> torch.device:
-        """Where the flow runs."""
-        ...
+    def device(self) -> torch.device: ...
 
     @property
     def dtype(self) -> torch.dtype:
         """Of latents and tokens."""
-        ...
 
     @property
-    def layers(self) -> Sequence[CausalLayer]:
-        """The layers in decoding order."""
-        ...
+    def layers(self) -> Sequence[CausalLayer]: ...
 
     def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data to noise: ``(latents (B, L, D), logdet (B,))``, latents on the prior's own scale."""
-        ...
 
     def sample_latents(self, n: int, generator: Any = None) -> Tensor:
         """(n, L, D) standard normal numbers, before the learned prior scale."""
-        ...
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Standard normal latents times the learned prior scale, as a new tensor."""
-        ...
 
     def to_images(self, tokens: Tensor) -> Tensor | None:
         """(B, L, D) tokens to (B, C, H, W) images, or None when the data are no images."""
-        ...
 
     def condition(self, batch: int, labels: Tensor | None = None, guidance: Guidance | None = None) -> Condition:
         """Check labels and guidance against this flow and bind them for `batch` samples."""
-        ...
 
 
 @runtime_checkable
@@ -216,7 +192,6 @@ class Denoises(Protocol):
 
     def denoise(self, images: Tensor, sigma: float, labels: Tensor | None = None, multiplier: float = 1.0) -> Tensor:
         """(B, C, H, W) images less noise of standard deviation `sigma`, by one gradient step on the likelihood."""
-        ...
 
 
 @runtime_checkable
@@ -225,7 +200,6 @@ class MasksAttention(Protocol):
 
     def mask_attention(self, condition: Condition, lags: range) -> Condition:
         """A condition under which no query sees the keys at these distances before it, 0 being its own."""
-        ...
 
 
 @runtime_checkable
@@ -235,7 +209,6 @@ class ShowsOutputWeights(Protocol):
     @property
     def output_weights(self) -> tuple[Tensor, Tensor]:
         """(D, C) each: to log_scale and to shift."""
-        ...
 
 
 def affine_update(inputs: Tensor, log_scale: Tensor, shift: Tensor, start: int) -> Tensor:
@@ -256,7 +229,6 @@ def encode_tokens(layers: Sequence[CausalLayer], tokens: Tensor, condition: Cond
     Args:
         layers: in decoding order.
         tokens: (B, L, D) data in raster order.
-        condition: of the batch.
 
     Returns:
         latents (B, L, D) and logdet (B,), the sum over layers of ``-mean(log_scale)`` over tokens and channels; token

@@ -27,15 +27,9 @@ class Published:
     """A published checkpoint.
 
     Args:
-        name: as commands take it.
-        file: its file name.
-        dataset: what it was trained on.
-        image_size: side of its images.
         shape: patch-channels-blocks-layers.
         sigma: standard deviation of the noise in training, in image units.
         classes: 0 for an unconditional flow.
-        publisher: the repository that offers it.
-        url: where it is downloaded, or the page that links to it.
         guidance: that it was evaluated with, or None where that is not known.
         denoise: multiple of the denoising step that it was evaluated with, or None.
         sha256: of the file, or None where none is published.
@@ -55,12 +49,7 @@ class Published:
     sha256: str | None = None
 
     def doubts(self, flow: CausalFlow, sha256: str) -> str | None:
-        """A sentence on why a file of this name need not be what was published, or None.
-
-        Args:
-            flow: what was loaded from it.
-            sha256: of the file.
-        """
+        """A sentence on why a file of this name need not be what was published, or None."""
         patch, _, blocks, _ = map(int, self.shape.split("-"))
         image = (3, self.image_size, self.image_size)
         found = (flow.num_layers, flow.num_tokens, flow.num_classes, flow.image_shape)
@@ -101,14 +90,10 @@ def sigma_in_name(path: Path) -> float | None:
 
 
 def find_checkpoint(name: str, root: Path | str | None = None) -> Path | None:
-    """The file of a published checkpoint, by its name, or of one's own, by its stem, in the folders for them.
+    """The file of a published checkpoint, by its name, or of one's own, by its stem, in the folders for them; or None.
 
     Args:
         name: of a published checkpoint, or the file's name without its suffix.
-        root: of the data, see `folders`.
-
-    Returns:
-        None where no such file lies there.
     """
     known = published().get(name)
     names = [known.file] if known else [f"{name}{suffix}" for suffix in SUFFIXES]

@@ -31,9 +31,6 @@ _NAME = re.compile(r"random:(\d+)-(\d+)-(\d+)-(\d+)@(\d+)")
 def synthetic_config(name: str) -> TarFlowConfig:
     """The shape that a name such as ``"random:8-768-8-8@256"`` stands for.
 
-    Raises:
-        CheckpointError: the name does not read so, or there is no such TarFlow.
-
     Example:
         >>> synthetic_config("random:8-768-8-8@256").num_tokens
         1024
@@ -49,12 +46,7 @@ def synthetic_config(name: str) -> TarFlowConfig:
 
 
 def synthetic_checkpoint(name: str) -> Path:
-    """The file of a flow with random weights; written first, if it is not there yet.
-
-    Raises:
-        CheckpointError: as `synthetic_config`.
-        StoreError: the cache folder cannot be written.
-    """
+    """The file of a flow with random weights; written first, if it is not there yet."""
     config = synthetic_config(name)
     path = cache_folder() / "random" / f"{name.replace(':', '-')}.safetensors"
     if not path.is_file():

@@ -34,7 +34,6 @@ class Call:
     Args:
         tokens: (b, W, D) the window.
         start: position of its first token.
-        condition: what the rows were sampled under.
         answer: what `CausalLayer.update` gave, (b, V, D) tokens, or `CausalLayer.affine`, log_scale and shift.
     """
 
@@ -54,7 +53,6 @@ class Call:
 
     @property
     def window(self) -> int:
-        """W, the tokens evaluated."""
         return self.tokens.shape[1]
 
     @property
@@ -125,12 +123,10 @@ class Tally(Observer):
     live_cache_bytes: int = 0
 
     def layer_begins(self, layer: CausalLayer, inputs: Tensor) -> None:
-        """Learn the batch size, and what caches are still alive."""
         tally = self.layers.setdefault(layer.number, LayerTally())
         tally.batch, tally.peak_cache_bytes = len(inputs), max(tally.peak_cache_bytes, self.live_cache_bytes)
 
     def cache_allocated(self, layer: CausalLayer, cache: Cache) -> None:
-        """Count the bytes for as long as the cache lives."""
         self.live_cache_bytes += cache.nbytes
         weakref.finalize(cache, self._released, cache.nbytes)
         tally = self.layers.setdefault(layer.number, LayerTally())
@@ -140,14 +136,12 @@ class Tally(Observer):
         self.live_cache_bytes -= nbytes
 
     def evaluated(self, layer: CausalLayer, call: Call) -> None:
-        """Count the call and its tokens."""
         tally = self.layers.setdefault(layer.number, LayerTally(batch=len(call.tokens)))
         tally.calls += 1
         tally.token_evaluations += call.evaluations / tally.batch
 
     @property
     def peak_cache_bytes(self) -> int:
-        """The most bytes of caches alive at once."""
         return max((tally.peak_cache_bytes for tally in self.layers.values()), default=0)
 
 

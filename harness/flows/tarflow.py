@@ -43,7 +43,6 @@ class TarFlowLayer(LayerModule):
 
     @property
     def output_weights(self) -> tuple[Tensor, Tensor]:
-        """As `ShowsOutputWeights`; the first is 0 where volume is preserved."""
         weight = self.proj_out.weight
         if self.volume_preserving:
             return torch.zeros_like(weight), weight
@@ -56,7 +55,6 @@ class TarFlowLayer(LayerModule):
     restore = arrange  # a reversal undoes itself
 
     def new_cache(self, batch: int, condition: Condition) -> KeyValueCache:
-        """An empty cache for all L positions of `batch` samples, in the network's dtype and on its device."""
         weight = self.proj_in.weight
         heads = weight.shape[0] // self.head_dim
         shape = (len(self.attn_blocks), 2, batch * condition.passes, heads, self.num_tokens, self.head_dim)
@@ -65,7 +63,6 @@ class TarFlowLayer(LayerModule):
     def affine(
         self, tokens: Tensor, cache: KeyValueCache | None, start: int, condition: Condition
     ) -> tuple[Tensor, Tensor]:
-        """(log_scale, shift), each (B, W, D), for positions start+1..start+W; see `CausalLayer.affine`."""
         guidance = condition.guidance
         if cache is None and start:
             raise ValueError(f"a window that starts at {start} needs the cache of its prefix")
@@ -165,15 +162,11 @@ class TarFlow(FlowModule):
         Returns:
             latents (B, L, D) on the scale of the learned prior, so that ``scale_latents`` maps standard normal
             numbers there; and logdet (B,), the sum over blocks of ``-mean(log_scale)`` over tokens and channels.
-
-        Raises:
-            HarnessError: labels that this flow does not have.
         """
         condition = self.condition(len(images), labels)
         return encode_tokens(self.layers, self.to_tokens(images), condition)
 
     def scale_latents(self, latents: Tensor) -> Tensor:
-        """(B, L, D) standard normal latents times the learned standard deviation of the prior."""
         return latents * self.var.sqrt()
 
     def to_tokens(self, images: Tensor) -> Tensor:
@@ -233,9 +226,7 @@ class TarFlow(FlowModule):
         ``x - lr * grad_x loss(x)`` with ``lr = multiplier * B*C*H*W * sigma**2`` (arXiv 2412.06329, Sec. 3.3).
 
         Args:
-            images: (B, C, H, W) samples.
             sigma: standard deviation of the Gaussian noise that the flow was trained with.
-            labels: as in `encode`.
             multiplier: 1 is the score-based (Tweedie) step.
         """
         with torch.enable_grad():
@@ -245,16 +236,11 @@ class TarFlow(FlowModule):
 
     @classmethod
     def recognises(cls, state: dict[str, Tensor]) -> bool:
-        """Whether a state dict looks like a TarFlow's."""
         return "var" in state and "blocks.0.proj_in.weight" in state
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor], metadata: dict[str, str]) -> TarFlow:
-        """A flow that uses the tensors of a published state dict as they are, its shape inferred from theirs.
-
-        Raises:
-            CheckpointError: a tensor is missing, superfluous, or of a shape that fits no TarFlow.
-        """
+        """A flow that uses the tensors of a published state dict as they are, its shape inferred from theirs."""
         config = infer_config(state, metadata)
         with torch.device("meta"):
             flow = cls(config)

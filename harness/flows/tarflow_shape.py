@@ -35,12 +35,10 @@ class TarFlowConfig:
 
     @property
     def num_tokens(self) -> int:
-        """L, the patches of one image."""
         return (self.image_size // self.patch) ** 2
 
     @property
     def token_dim(self) -> int:
-        """D, the numbers of one patch."""
         return self.image_channels * self.patch**2
 
 
@@ -48,9 +46,6 @@ def infer_config(state: dict[str, Tensor], metadata: dict[str, str]) -> TarFlowC
     """The architecture of a published state dict, from the shapes of its tensors.
 
     D is 3 * patch**2 or patch**2, which are never equal, and images are square, so nothing else is needed.
-
-    Raises:
-        CheckpointError: shapes that fit no TarFlow.
     """
 
     def shape(name: str, ndim: int) -> tuple[int, ...]:

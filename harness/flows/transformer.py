@@ -22,7 +22,6 @@ class Context:
     Args:
         offset: (rows or 1, L, C) position and class embeddings, in the layer's order, added after `proj_in`.
         logit_scale: (rows, 1, 1, 1) factor on the attention logits, or None for 1.
-        masked_lags: of `Condition`.
     """
 
     offset: Tensor
@@ -43,7 +42,6 @@ class KeyValueCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for keys and values."""
         return self.data.nbytes
 
 
@@ -70,7 +68,6 @@ class LayerNorm(nn.LayerNorm):
     """Layer normalisation that runs in float32 or wider, whatever the network's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
         if x.dtype in (torch.float16, torch.bfloat16):
             return F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float()).to(x.dtype)
         return super().forward(x)
@@ -90,10 +87,7 @@ class Attention(nn.Module):
         """(rows, W, C) -> (rows, W, C).
 
         Args:
-            x: hidden states of the window.
             cache: (2, rows, heads, L, head_dim) keys and values, whose positions [0, start) are filled.
-            start: position of the window's first token.
-            context: its logit scale and masked lags are used.
         """
         rows, window, channels = x.shape
         qkv = self.qkv(self.norm(x)).view(rows, window, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
@@ -122,7 +116,6 @@ class MLP(nn.Module):
         self.main = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
         return self.main(self.norm(x))
 
 
@@ -135,6 +128,5 @@ class TransformerLayer(nn.Module):
         self.mlp = MLP(channels)
 
     def forward(self, x: Tensor, cache: Tensor | None, start: int, context: Context) -> Tensor:
-        """As `Attention.forward`."""
         x = x + self.attention(x, cache, start, context)
         return x + self.mlp(x)

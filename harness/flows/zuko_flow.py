@@ -40,8 +40,6 @@ class ZukoLayer(LayerModule):
 
     Args:
         transform: zuko's `MaskedAutoregressiveTransform`, affine and without context.
-        block: its index, counted from the data side.
-        num_layers: K.
         outer: (2, L) log_scale and shift from zuko's to this harness's coordinates of the layer's outputs.
     """
 
@@ -64,21 +62,17 @@ class ZukoLayer(LayerModule):
         self.network.biases[0].sub_(self.network.weights[0] @ shift)
 
     def arrange(self, tokens: Tensor) -> Tensor:
-        """(B, L, 1) features in this layer's order."""
         return tokens[:, self.order]
 
     def restore(self, tokens: Tensor) -> Tensor:
-        """Undo `arrange`."""
         return tokens[:, self.rank]
 
     def new_cache(self, batch: int, condition: Condition) -> ActivationCache:
-        """Room for the prefix of `batch` samples."""
         return self.network.new_cache(batch)
 
     def affine(
         self, tokens: Tensor, cache: ActivationCache | None, start: int, condition: Condition
     ) -> tuple[Tensor, Tensor]:
-        """(log_scale, shift), each (B, W, 1), for positions start+1..start+W; see `CausalLayer.affine`."""
         if cache is None and start:
             raise ValueError(f"a window that starts at {start} needs the cache of its prefix")
         outputs = self.network(tokens[..., 0].to(self.outer.dtype), start, cache)
@@ -156,7 +150,6 @@ class ZukoFlow(FlowModule):
 
         Args:
             images: (B, C, H, W) where the data are images, otherwise (B, L) or (B, L, 1) features.
-            labels: none are known.
 
         Returns:
             latents (B, L, 1) on the prior's own scale, that of `scale_latents`; and logdet (B,), the sum over layers
@@ -173,15 +166,9 @@ class ZukoFlow(FlowModule):
         return latents * log_scale.exp() + shift
 
     def to_images(self, tokens: Tensor) -> Tensor | None:
-        """(B, L, 1) features to (B, C, H, W) images, or None when the data are no images."""
         return None if self.image_shape is None else tokens.reshape(len(tokens), *self.image_shape)
 
     def condition(self, batch: int, labels: Tensor | None = None, guidance: Guidance | None = None) -> Condition:
-        """No labels and no guidance.
-
-        Raises:
-            HarnessError: either was given.
-        """
         if labels is not None:
             raise HarnessError("labels were given, but this flow has no classes")
         if guidance is not None and guidance.scale != 0:
@@ -190,7 +177,6 @@ class ZukoFlow(FlowModule):
 
     @classmethod
     def recognises(cls, state: dict[str, Tensor]) -> bool:
-        """Whether a state dict looks like that of a zuko flow of autoregressive transforms."""
         return "transform.transforms.0.hyper.0.weight" in state
 
     @classmethod
@@ -198,11 +184,7 @@ class ZukoFlow(FlowModule):
         """A flow from the state dict of a zuko `MAF`, its shape inferred from the tensors.
 
         Args:
-            state: as from ``flow.state_dict()``.
             metadata: as from `checkpoint_metadata`; ReLU is assumed where there is none.
-
-        Raises:
-            CheckpointError: zuko is not installed, or the tensors fit no affine `MAF` of zuko.
         """
         try:
             from zuko.flows import MAF

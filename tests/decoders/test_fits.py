@@ -146,7 +146,7 @@ def test_corrections_leave_the_exact_prefix_alone(flow, fits, iterations):
 
 
 def test_tokens_of_a_slide_are_corrected_by_their_age():
-    slide = Slide(window=12, stride=4, tau=0.5)
+    slide = Slide(width=12, stride=4, tau=0.5)
     assert slide.visits((0, 4), 4, 0) == [(0, 4, 0)]
     assert slide.visits((0, 8), 8, 0) == [(0, 4, 1), (4, 8, 0)]
     assert slide.visits((8, 20), 12, 0) == [(0, 4, 2), (4, 8, 1), (8, 12, 0)]

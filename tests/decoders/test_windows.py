@@ -61,19 +61,19 @@ def test_freezing_evaluates_less_than_a_triangle(flow, latents, window):
 
 
 def test_every_frozen_token_was_calm_or_follows_calm_ones():
-    window, settled = Frontier(window=8, tau=0.1).next((3, 11), 8, [0.0, 0.05, 0.2, 0.0, 0, 0, 0, 0], 1)
+    window, settled = Frontier(width=8, tau=0.1).next((3, 11), 8, [0.0, 0.05, 0.2, 0.0, 0, 0, 0, 0], 1)
     assert (window, settled) == ((6, 14), True)
-    assert Frontier(window=8, tau=0.1).next((3, 11), 8, [float("nan")] * 8, 1) == ((4, 12), True)
-    assert Frontier(window=8, tau=0.1).next((3, 11), 4, [0.0] * 4, 1) == ((7, 15), True)
+    assert Frontier(width=8, tau=0.1).next((3, 11), 8, [float("nan")] * 8, 1) == ((4, 12), True)
+    assert Frontier(width=8, tau=0.1).next((3, 11), 4, [0.0] * 4, 1) == ((7, 15), True)
 
 
 def test_a_block_is_left_when_calm_or_exact_or_at_its_cap():
-    blocks = Blocks(size=4, tau=0.1, cap=2)
+    blocks = Blocks(width=4, tau=0.1, cap=2)
     assert blocks.first() == (0, 3)
     assert blocks.next((3, 7), 4, [0.2], 1) == ((3, 7), True)
     assert blocks.next((3, 7), 4, [0.05], 1) == ((7, 11), True)
     assert blocks.next((3, 7), 4, [0.2], 2) == ((7, 11), False)
-    assert Blocks(size=4, tau=0.1).next((3, 7), 4, [0.2], 4) == ((7, 11), True)
+    assert Blocks(width=4, tau=0.1).next((3, 7), 4, [0.2], 4) == ((7, 11), True)
 
 
 def test_a_slide_evaluates_every_token_as_often():
