@@ -186,7 +186,7 @@ class Decoder(ABC):
         solve = self.solve if parts is None else parts.within(self.solve, self.footprint(layer))
         tokens, trace = solve(layer, inputs, condition)
         wanted = self.fallback == "sequential" or (self.fallback == "non-finite" and "non-finite" in trace.flags)
-        if trace.converged or trace.mode == "sequential" or not wanted:
+        if trace.converged or trace.exact or not wanted:
             return tokens, trace
         redecode = solve_sequential if parts is None else parts.within(solve_sequential, SEQUENTIAL)
         tokens, exact = redecode(layer, inputs, condition)

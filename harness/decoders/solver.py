@@ -56,7 +56,7 @@ def exact_trace(layer: CausalLayer, mode: str, tokens: Tensor, token_evaluations
     """Of a layer whose (B, L, D) outputs took L - 1 calls and are exact unless they overflowed."""
     steps, finite = layer.num_tokens - 1, bool(tokens.isfinite().all())
     flags = () if finite else ("non-finite",)
-    return LayerTrace(layer.number, layer.block, mode, steps, finite, [], token_evaluations, steps, flags)
+    return LayerTrace(layer.number, layer.block, mode, steps, finite, [], token_evaluations, steps, flags, exact=True)
 
 
 def solve_windows(

@@ -22,6 +22,7 @@ class LayerTrace:
         token_evaluations: tokens pushed through the layer's network, per sample, every pass and attempt counted.
         depth: network calls that had to follow each other, every attempt counted.
         flags: what was noticed: ``"non-finite"``, ``"cap"``, ``"growing"``, ``"redecoded"``.
+        exact: token by token, so that nothing is gained by decoding the layer again.
     """
 
     layer: int
@@ -34,6 +35,7 @@ class LayerTrace:
     depth: int
     flags: tuple[str, ...] = ()
     wall_s: float = math.nan
+    exact: bool = False
 
 
 @dataclass(frozen=True)

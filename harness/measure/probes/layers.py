@@ -170,7 +170,7 @@ class _Choices:
                     "_choice": choice,
                     "batch_size": len(self.batch),
                     "sequential_layers": name_of(choice),
-                    "iterations": sum(trace.iterations for trace in result.layers if trace.mode != "sequential"),
+                    "iterations": sum(trace.iterations for trace in result.layers if not trace.exact),
                     "depth": result.depth,
                     "token_evaluations": result.token_evaluations,
                     **self._deviation(result),
