@@ -21,11 +21,7 @@ MAY_CHANGE = {"remark", "threads", "workers", "evaluate_every", "checkpoint_ever
 
 
 class TrainingConfig(BaseModel):
-    """How any flow is trained: how long, how fast, and how it is run.
-
-    Raises:
-        ValidationError: an unknown key, or a value out of range.
-    """
+    """How any flow is trained: how long, how fast, and how it is run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -130,11 +126,7 @@ class IsingTable(BaseModel):
 
 
 class MafTraining(TrainingConfig):
-    """zuko's `MAF`: of images or a table by maximum likelihood, or of the Ising model by reverse KL.
-
-    Raises:
-        ValidationError: an unknown key, a value out of range, or not exactly one of `dataset` and `ising`.
-    """
+    """zuko's `MAF`: of images or a table by maximum likelihood, or of the Ising model by reverse KL."""
 
     family: Literal["maf"] = "maf"
     dataset: str | None = None
@@ -165,11 +157,7 @@ def shipped_configs() -> list[str]:
 
 
 def read_config(name_or_path: str, **overrides: object) -> tuple[str, TarFlowTraining | MafTraining]:
-    """The name and the configuration of a shipped training, or of a TOML file.
-
-    Args:
-        name_or_path: such as ``"digits"`` or ``"mine.toml"``.
-        overrides: keys to replace; None leaves the file's value.
+    """The name and the configuration of a shipped training, or of a TOML file; overrides of None leave its values.
 
     Raises:
         HarnessError: no such configuration, no TOML, an unknown key, or a value out of range.

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from harness.measure.workers import FreshProcess
+from harness.measure.workers.process import FreshProcess
 from harness.metrics.memory import resident_peak
 
 MIB = 2**20

@@ -21,15 +21,7 @@ VAR_RATE = 0.1
 
 
 class TarFlowTarget(Target):
-    """Noisy images, mirrored, distorted and with a share of their labels dropped, as the configuration says.
-
-    Args:
-        config: the flow's shape and how its batches are drawn.
-        splits: the images.
-
-    Raises:
-        HarnessError: images that are not square, or no multiple of the patch.
-    """
+    """Noisy images, mirrored, distorted and with a share of their labels dropped, as the configuration says."""
 
     config: TarFlowTraining
     measure, unit, note, fused = "held_out_bits_per_dim", "held-out bits/dim", NOTE, True
