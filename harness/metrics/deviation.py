@@ -30,11 +30,7 @@ class Deviation:
     nonfinite: int = 0
 
     def add(self, samples: Tensor, exact: Tensor) -> None:
-        """Take in (B, ...) samples and the exact ones.
-
-        Raises:
-            HarnessError: the two batches have different shapes.
-        """
+        """Take in (B, ...) samples and the exact ones, of the same shape."""
         if samples.shape != exact.shape:
             raise HarnessError(f"cannot compare samples of shape {tuple(samples.shape)} with {tuple(exact.shape)}")
         difference = samples.double() - exact.double()

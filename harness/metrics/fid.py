@@ -24,13 +24,7 @@ _ROWS = 1024  # of a kernel matrix held at once
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean and scatter of a set of features.
-
-    Args:
-        count: n samples.
-        mean: (D,) float64.
-        scatter: (D, D) float64, the sum of outer products of the centred features.
-    """
+    """Mean (D,) and scatter (D, D) of a set of features: the sum of outer products of the centred ones."""
 
     count: int
     mean: NDArray[np.float64]
@@ -38,11 +32,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Array) -> FeatureStatistics:
-        """Statistics of (n, D) features.
-
-        Raises:
-            HarnessError: features that are no matrix or not finite.
-        """
+        """Statistics of (n, D) features, which must be finite."""
         if features.ndim != 2 or not np.isfinite(features).all():
             raise HarnessError("feature statistics need an (n, D) matrix of finite numbers")
         values = features.astype(np.float64)
@@ -51,11 +41,7 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        """(D, D) unbiased covariance.
-
-        Raises:
-            HarnessError: fewer than two samples.
-        """
+        """(D, D) unbiased covariance, of two samples or more."""
         if self.count < 2:
             raise HarnessError(f"a covariance needs at least 2 samples, got {self.count}")
         return self.scatter / (self.count - 1)
@@ -67,9 +53,6 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     ``|m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2)``. With the symmetric root ``C_a = R R``, the last trace is
     the sum of the square roots of the eigenvalues of ``R C_b R``: symmetric, so the eigenvalues are real whatever the
     rounding, and defined for singular covariances, where a root of the product itself is not.
-
-    Raises:
-        HarnessError: features of different dimensions, or fewer than two samples.
     """
     if a.mean.shape != b.mean.shape:
         raise HarnessError(f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared")
@@ -86,7 +69,7 @@ def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class KernelDistance(NamedTuple):
-    """A kernel distance and its standard error."""
+    """An estimate of KID."""
 
     value: float
     standard_error: float
@@ -104,9 +87,6 @@ def kernel_distance(a: Array, b: Array, max_samples: int = KID_SAMPLES, seed: in
         b: (m, D) features, m at least 3.
         max_samples: of either set.
         seed: of the draw; without effect on smaller sets.
-
-    Raises:
-        HarnessError: features of different dimensions, or fewer than three samples.
     """
     if a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < 3:
         raise HarnessError(f"KID needs at least 3 samples of the same dimension, got {a.shape} and {b.shape}")

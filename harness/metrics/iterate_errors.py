@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from harness.decoders.sequential import solve_sequential
 from harness.flows.protocols import CausalLayer, Condition
 from harness.flows.tap import Call, Observer
 
-QUANTILES = (0.1, 0.5, 0.9)
-"""Over samples."""
+PERCENTILES = (10, 50, 90)
+"""Of the errors, over samples."""
 
 
 @dataclass
@@ -37,12 +38,10 @@ class ErrorRecorder(Observer):
     that a decoder applies to its tokens shows from the next call on.
 
     The exact output comes from sequential decoding of the layer for the very inputs that it was given.
-
-    Args:
-        condition: what the whole batch is sampled under.
     """
 
     condition: Condition
+    """What the whole batch is sampled under."""
     layers: dict[int, _Watched] = field(default_factory=dict)
 
     def layer_begins(self, layer: CausalLayer, inputs: Tensor) -> None:
@@ -69,18 +68,11 @@ class ErrorRecorder(Observer):
         if not watched.rms:
             return []
         largest, rms = torch.stack(watched.largest), torch.stack(watched.rms)  # (calls, B)
-        low, middle, high = torch.quantile(rms, rms.new_tensor(QUANTILES), dim=1).tolist()
-        total, inf = rms.square().mean(dim=1).sqrt().tolist(), largest.amax(dim=1).tolist()
+        errors = {"error_inf": largest.amax(dim=1), "error_rms": rms.square().mean(dim=1).sqrt()}
+        for percent in PERCENTILES:
+            errors[f"error_rms_p{percent}"] = torch.quantile(rms, percent / 100, dim=1)
+        calls = zip_longest(trace.residuals[: len(rms)], *(values.tolist() for values in errors.values()))
         return [
-            {
-                "layer": trace.layer,
-                "iteration": call + 1,
-                "residual": trace.residuals[call] if call < len(trace.residuals) else None,
-                "error_inf": inf[call],
-                "error_rms": total[call],
-                "error_rms_p10": low[call],
-                "error_rms_p50": middle[call],
-                "error_rms_p90": high[call],
-            }
-            for call in range(len(total))
+            {"layer": trace.layer, "iteration": call, "residual": residual, **dict(zip(errors, values, strict=True))}
+            for call, (residual, *values) in enumerate(calls, start=1)
         ]

@@ -18,15 +18,9 @@ WAKE_EVERY_S = 1.0
 
 @contextmanager
 def device_lock(device: str) -> Iterator[None]:
-    """Hold the lock of this process's device, all CPU cores together being one; waits its turn.
+    """Hold the lock of ``"cpu"``, all cores together being one, or ``"cuda"``, the first visible GPU; waits its turn.
 
     The system gives it back when the process ends, however it ends.
-
-    Args:
-        device: ``"cpu"``, or ``"cuda"`` for the first visible GPU.
-
-    Raises:
-        HarnessError: the lock files cannot be written.
     """
     folder = Path(tempfile.gettempdir()) / "harness-locks"
     try:

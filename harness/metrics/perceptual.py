@@ -51,11 +51,7 @@ class Total:
 
 
 class Perceptual:
-    """CLIP-IQA (arXiv 2207.12396; 0 to 1, higher is better) and BRISQUE (lower is better), their networks built once.
-
-    Args:
-        allow_download: let piq fetch weights that are not there.
-    """
+    """CLIP-IQA (arXiv 2207.12396; 0 to 1, higher is better) and BRISQUE (lower is better); networks are built once."""
 
     def __init__(self, allow_download: bool = False) -> None:
         clip, hub = Path("~/.cache/clip").expanduser(), Path(torch.hub.get_dir()) / "checkpoints"

@@ -32,17 +32,14 @@ def features_of(images: Tensor, extractor: FeatureExtractor) -> NDArray[np.float
 
 @dataclass(frozen=True)
 class ReferenceFeatures:
-    """What generated images are compared with.
-
-    Args:
-        extractor: name of the features.
-        statistics: of all reference images.
-        features: (n, D) float32 of some of them, for KID.
-    """
+    """What generated images are compared with."""
 
     extractor: str
+    """Name of the features."""
     statistics: FeatureStatistics
+    """Of all reference images."""
     features: NDArray[np.float32]
+    """(n, D) of some of them, for KID."""
 
     @classmethod
     def compute(cls, images: Images, extractor: FeatureExtractor, kept: int = KID_SAMPLES) -> ReferenceFeatures:
@@ -70,36 +67,21 @@ class ReferenceFeatures:
         return cls(extractor.name, FeatureStatistics(int(count), mean, scatter), features)
 
     def save(self, path: Path, **metadata: str) -> None:
-        """Write it to a safetensors file, whole or not at all.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        tensors: dict[str, np.ndarray] = {
-            "mean": self.statistics.mean,
-            "scatter": self.statistics.scatter,
-            "features": self.features,
-            "count": np.array(self.statistics.count),
-        }
+        """Write it to a safetensors file, whole or not at all; a `StoreError` where that cannot be."""
+        tensors = {name: np.asarray(value) for name, value in vars(self.statistics).items()}
         make_folder(path.parent)
         with replacing(path) as partial:
-            save_file(tensors, partial, {"extractor": self.extractor, **metadata})
+            save_file(tensors | {"features": self.features}, partial, {"extractor": self.extractor, **metadata})
 
 
 def reference_features(images: Images, extractor: FeatureExtractor, cache: Path | None = None) -> ReferenceFeatures:
     """Features of real images, computed once for the same images and the same network.
 
-    They are kept under a digest of both, and computed again where that file cannot be read. A cache folder that cannot
-    be written costs time, nothing else.
-
-    Args:
-        images: the real images.
-        extractor: from `feature_extractor`.
-        cache: folder of what is kept; in the user's cache folder by default.
+    They are kept in `cache`, by default in the user's, under a digest of both, and computed again where that file
+    cannot be read. A cache folder that cannot be written costs time, nothing else.
     """
-    folder = cache if cache is not None else cache_folder() / "references"
     key = hashlib.sha256(f"{extractor.name} {images.digest}".encode()).hexdigest()
-    path = folder / f"{key}.safetensors"
+    path = (cache or cache_folder() / "references") / f"{key}.safetensors"
     kept = ReferenceFeatures.load(path, extractor)
     if kept is None:
         kept = ReferenceFeatures.compute(images, extractor)

@@ -21,14 +21,11 @@ def reconstruction(
     in between.
 
     Args:
-        flow: whose data are images.
+        flow: whose data are images; a `HarnessError` for any other.
         decoder: any.
         images: (N, C, H, W) in [-1, 1], on any device.
         labels: (N,) for a class-conditional flow.
         batch_size: images encoded and decoded at a time.
-
-    Raises:
-        HarnessError: the flow's data are no images.
     """
     if flow.image_shape is None:
         raise HarnessError("reconstruction compares images, and this flow's data are none")
