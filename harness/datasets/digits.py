@@ -1,4 +1,4 @@
-"""The handwritten digits of scikit-learn: 1,797 real 8x8 greyscale images, offline; in black and white, for binary MNIST."""
+"""The handwritten digits of scikit-learn: 1,797 real 8x8 greyscale images, offline; in black and white too."""
 
 from __future__ import annotations
 

@@ -60,6 +60,11 @@ def to_pixels(images: Tensor) -> Tensor:
     return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def finite_images(images: Tensor) -> Tensor:
+    """Those of (N, C, H, W) images whose pixels are all finite."""
+    return images[images.isfinite().flatten(1).all(dim=1)]
+
+
 def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Image.Image:
     """(N, 1 or 3, H, W) images in [-1, 1], clipped, side by side and row by row; non-finite pixels are magenta.
 

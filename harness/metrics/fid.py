@@ -7,7 +7,7 @@ values compare only at the same N and with the same features; KID is unbiased an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from harness.errors import HarnessError
 
 Array = NDArray[np.floating]
+Real = TypeVar("Real", bound=np.floating)
 
 KID_SAMPLES = 10_000
 """Beyond this many samples of either set, KID is estimated from a seeded subset: its cost is quadratic."""
@@ -91,7 +92,7 @@ def kernel_distance(a: Array, b: Array, max_samples: int = KID_SAMPLES, seed: in
     if a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < 3:
         raise HarnessError(f"KID needs at least 3 samples of the same dimension, got {a.shape} and {b.shape}")
     generator = np.random.default_rng(seed)
-    a, b = _thin(a, max_samples, generator), _thin(b, max_samples, generator)
+    a, b = (thinned(features, max_samples, generator).astype(np.float64) for features in (a, b))
     n, m = len(a), len(b)
     within_a, within_b = _kernel_sums(a, a)[0] - _diagonal(a), _kernel_sums(b, b)[0] - _diagonal(b)
     across_a, across_b = _kernel_sums(a, b)
@@ -103,10 +104,9 @@ def kernel_distance(a: Array, b: Array, max_samples: int = KID_SAMPLES, seed: in
     return KernelDistance(float(value), float(np.sqrt(variance)))
 
 
-def _thin(features: Array, max_samples: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    if len(features) > max_samples:
-        features = features[generator.choice(len(features), max_samples, replace=False)]
-    return features.astype(np.float64)
+def thinned(features: NDArray[Real], most: int, generator: np.random.Generator) -> NDArray[Real]:
+    """A draw of (n, D) features without replacement; all of them where they are no more than `most`."""
+    return features if len(features) <= most else features[generator.choice(len(features), most, replace=False)]
 
 
 def _kernel_sums(a: Array, b: Array) -> tuple[Array, Array]:

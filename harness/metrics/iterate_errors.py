@@ -45,12 +45,10 @@ class ErrorRecorder(Observer):
     layers: dict[int, _Watched] = field(default_factory=dict)
 
     def layer_begins(self, layer: CausalLayer, inputs: Tensor) -> None:
-        """Solve the layer exactly. A layer that is begun again is watched anew."""
         exact, _ = solve_sequential(layer, inputs, self.condition)
         self.layers[layer.number] = _Watched(inputs.clone(), exact, inputs.clone())
 
     def evaluated(self, layer: CausalLayer, call: Call) -> None:
-        """Write the tokens that this call implies into the iterate, and measure it."""
         watched = self.layers[layer.number]
         rows = slice(None) if call.rows is None else call.rows
         update = call.update(watched.inputs[rows])
@@ -61,12 +59,11 @@ class ErrorRecorder(Observer):
 
     def rows(self, result: DecodeResult) -> list[dict[str, float | int | None]]:
         """Rows of the table `residuals`, cells' columns aside; residuals are those of the layers' traces."""
-        return [row for trace in result.layers if trace.layer in self.layers for row in self._layer_rows(trace)]
+        called = [trace for trace in result.layers if trace.layer in self.layers and self.layers[trace.layer].rms]
+        return [row for trace in called for row in self._layer_rows(trace)]
 
     def _layer_rows(self, trace: LayerTrace) -> list[dict[str, float | int | None]]:
         watched = self.layers[trace.layer]
-        if not watched.rms:
-            return []
         largest, rms = torch.stack(watched.largest), torch.stack(watched.rms)  # (calls, B)
         errors = {"error_inf": largest.amax(dim=1), "error_rms": rms.square().mean(dim=1).sqrt()}
         for percent in PERCENTILES:

@@ -29,16 +29,14 @@ def device_lock(device: str) -> Iterator[None]:
             folder.chmod(0o777)
         lock = FileLock(folder / f"{_name(device)}.lock", mode=0o666, poll_interval=WAKE_EVERY_S)
         try:
-            lock.acquire(blocking=False)
+            held = lock.acquire(blocking=False)
         except Timeout:
             print(f"another process times something on this {device.upper()}; waiting for it", file=sys.stderr)
-            lock.acquire()
+            held = lock.acquire()
     except OSError as error:
         raise HarnessError(f"cannot lock the device through '{folder}': {error.strerror or error}") from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _name(device: str) -> str:

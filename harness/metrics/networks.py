@@ -82,7 +82,7 @@ class Recipe:
     """How a feature network is trained; its shape is described by `NetworkConfig`."""
 
     task: str
-    """``"labels"``, or ``"rotations"``, which needs none: by which quarter turn an image is turned (arXiv 1803.07728)."""
+    """``"labels"``, or ``"rotations"``: by which quarter turn an image was rotated, without labels (1803.07728)."""
     image_size: int
     widths: tuple[int, ...]
     epochs: int

@@ -14,10 +14,11 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from harness.datasets import Images
+from harness.datasets.images import finite_images
 from harness.errors import StoreError
 from harness.files import cache_folder, make_folder, replacing
 from harness.metrics.features import ASSETS, FeatureExtractor
-from harness.metrics.fid import KID_SAMPLES, FeatureStatistics, frechet_distance, kernel_distance
+from harness.metrics.fid import KID_SAMPLES, FeatureStatistics, frechet_distance, kernel_distance, thinned
 
 BATCH = 256
 """Images whose features are computed at a time."""
@@ -25,8 +26,7 @@ BATCH = 256
 
 def features_of(images: Tensor, extractor: FeatureExtractor) -> NDArray[np.float32]:
     """(n, D) features of the finite ones among (B, C, H, W) images in [-1, 1]; values outside count as the nearest."""
-    finite = images[images.isfinite().flatten(1).all(dim=1)]
-    chunks = [extractor(batch).numpy() for batch in finite.split(BATCH) if len(batch)]
+    chunks = [extractor(batch).numpy() for batch in finite_images(images).split(BATCH) if len(batch)]
     return np.concatenate([np.empty((0, extractor.dim), np.float32), *chunks])
 
 
@@ -47,9 +47,7 @@ class ReferenceFeatures:
         batches = (images.scaled(slice(start, start + BATCH)) for start in range(0, len(images), BATCH))
         features = np.concatenate([features_of(batch, extractor) for batch in batches])
         statistics = FeatureStatistics.of(features)
-        if len(features) > kept:
-            features = features[np.random.default_rng(0).choice(len(features), kept, replace=False)]
-        return cls(extractor.name, statistics, features)
+        return cls(extractor.name, statistics, thinned(features, kept, np.random.default_rng(0)))
 
     @classmethod
     def load(cls, path: Path, extractor: FeatureExtractor) -> ReferenceFeatures | None:
