@@ -86,10 +86,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; what was written there takes the place of `path`, synced, at once and only if all went well.
 
     Each call writes to a path of its own, so that two processes may write the same file; the last one stays. The
-    file's mode is what the umask gives: safetensors makes files that nobody else can read.
-
-    Raises:
-        StoreError: it cannot be written, as on a full disk or in a read-only folder; `path` is as it was.
+    file's mode is what the umask gives: safetensors makes files that nobody else can read. Where it cannot be written,
+    as on a full disk or in a read-only folder, there is a `StoreError`, and `path` is as it was.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -115,17 +113,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fetch(url: str, target: Path, md5: str | None = None, timeout: float = 30.0) -> Path:
-    """Download `url` to `target`; the file appears there only when it is whole and its checksum is right.
+    """Download `url` to `target`; the file appears there only when it is whole and has the MD5 that is published.
 
-    Args:
-        url: what to fetch.
-        target: where to; its folder is made.
-        md5: the publisher's checksum in hexadecimal, where one is published.
-        timeout: seconds without an answer.
-
-    Raises:
-        HarnessError: no network, a full disk, or a file that is not the one published; the sentence says where to put
-            the file by hand.
+    No network for `timeout` seconds, a full disk, or another file than the one published are a `HarnessError`, which
+    says where to put the file by hand.
     """
     import urllib.request  # slow to import, and seldom needed
 

@@ -93,14 +93,14 @@ class Registry(Generic[T]):
         try:
             for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
                 importlib.import_module(f"{self.package}.{module.name}")
+            for entry in entry_points(group=self.group):
+                try:
+                    self.register(entry.name)(entry.load())
+                except Exception as error:  # whatever its modules raise when they are imported
+                    self._broken[entry.name] = f"'{entry.value}' fails to load: {str(error) or type(error).__name__}"
         except BaseException:
             self._discovered = False
             raise
-        for entry in entry_points(group=self.group):
-            try:
-                self.register(entry.name)(entry.load())
-            except Exception as error:  # whatever its modules raise when they are imported
-                self._broken[entry.name] = f"'{entry.value}' fails to load: {str(error) or type(error).__name__}"
 
 
 def first_line(obj: object) -> str:

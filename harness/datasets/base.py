@@ -24,7 +24,7 @@ class Dataset(ABC):
     """A source of real images.
 
     Args:
-        root: folder that holds the files; by default ``$HARNESS_DATA``. Embedded datasets need none.
+        root: folder that holds the files; by default ``$HARNESS_DATA``.
         size: side of the square images to produce, or None for the dataset's own.
         skip_corrupt: leave unreadable images out and count them, instead of refusing the dataset.
     """
@@ -85,12 +85,10 @@ def load_dataset(
 ) -> Images:
     """One split of a dataset by its registered name; the arguments are those of `Dataset`.
 
-    Raises:
-        HarnessError: no such dataset or split, or its files cannot be read.
+    No such dataset or split, or files that cannot be read, are a `HarnessError`.
 
-    Example:
-        >>> load_dataset("digits", "test").pixels.shape
-        torch.Size([359, 1, 8, 8])
+    >>> load_dataset("digits", "test").pixels.shape
+    torch.Size([359, 1, 8, 8])
     """
     images = _dataset(name, split, root, size, skip_corrupt).load(split)
     if not len(images):

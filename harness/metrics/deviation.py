@@ -16,12 +16,11 @@ class Deviation:
 
     A sample that is not finite, or whose exact counterpart is not, has no difference: it is left out and counted.
 
-    Example:
-        >>> import torch
-        >>> deviation = Deviation()
-        >>> deviation.add(torch.tensor([[0.0, 0.5], [0.0, float("nan")]]), torch.zeros(2, 2))
-        >>> deviation.result()["deviation_max"], deviation.nonfinite
-        (0.5, 1)
+    >>> import torch
+    >>> deviation = Deviation()
+    >>> deviation.add(torch.tensor([[0.0, 0.5], [0.0, float("nan")]]), torch.zeros(2, 2))
+    >>> deviation.result()["deviation_max"], deviation.nonfinite
+    (0.5, 1)
     """
 
     squares: float = 0.0

@@ -82,12 +82,7 @@ def kernel_distance(a: Array, b: Array, max_samples: int = KID_SAMPLES, seed: in
     All pairs of samples are used, so no drawing of subsets adds noise of its own; sets larger than `max_samples` are
     thinned by a seeded draw without replacement. The standard error is the two-sample jackknife's: unlike the spread
     over overlapping subsets it does not shrink with how often one draws, nor vanish when a subset is the whole set.
-
-    Args:
-        a: (n, D) features, n at least 3.
-        b: (m, D) features, m at least 3.
-        max_samples: of either set.
-        seed: of the draw; without effect on smaller sets.
+    The sets are (n, D) and (m, D), of three samples or more each.
     """
     if a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < 3:
         raise HarnessError(f"KID needs at least 3 samples of the same dimension, got {a.shape} and {b.shape}")

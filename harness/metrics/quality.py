@@ -59,8 +59,12 @@ class ReferenceFeatures:
         except (SafetensorError, OSError):
             return None
         dim = (extractor.dim,)
-        fits = mean.shape == dim and scatter.shape == dim * 2 and features.shape[1:] == dim and name == extractor.name
-        if not fits or not all(np.isfinite(array).all() for array in (mean, scatter, features)):
+        shapes = (mean.shape, scatter.shape, features.shape[1:])
+        if (
+            name != extractor.name
+            or shapes != (dim, dim * 2, dim)
+            or not all(np.isfinite(array).all() for array in (mean, scatter, features))
+        ):
             return None
         return cls(extractor.name, FeatureStatistics(int(count), mean, scatter), features)
 

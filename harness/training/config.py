@@ -158,8 +158,7 @@ def shipped_configs() -> list[str]:
 def read_config(name_or_path: str, **overrides: object) -> tuple[str, TarFlowTraining | MafTraining]:
     """The name and the configuration of a shipped training, or of a TOML file; overrides of None leave its values.
 
-    Raises:
-        HarnessError: no such configuration, no TOML, an unknown key, or a value out of range.
+    No such configuration, no TOML, an unknown key, or a value out of range are a `HarnessError`.
     """
     path = ASSETS / f"{name_or_path}.toml" if name_or_path in shipped_configs() else Path(name_or_path).expanduser()
     if not path.is_file() and path.suffix == ".toml":

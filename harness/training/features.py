@@ -59,13 +59,8 @@ def train_features(
         report(f"left out {train.skipped} corrupt training images and {test.skipped} held-out ones")
     network = fit(recipe, train, seed, report)
     accuracy = held_out_accuracy(network, recipe, test)
-    metadata = {
-        "config": json.dumps(asdict(network.config)),
-        "datasets": json.dumps(recipe.serves),
-        "task": recipe.task,
-        "held_out_accuracy": f"{accuracy:.4f}",
-        "seed": str(seed),
-    }
+    metadata = {"config": json.dumps(asdict(network.config)), "datasets": json.dumps(recipe.serves)}
+    metadata |= {"task": recipe.task, "held_out_accuracy": f"{accuracy:.4f}", "seed": str(seed)}
     path = out / f"features-{dataset}.safetensors"
     make_folder(out)
     with replacing(path) as partial:
@@ -75,8 +70,8 @@ def train_features(
     reference.save(out / f"reference-{dataset}.safetensors", split="test", images=test.digest)
     table = sanity_table(train, test, extractor)
     write_text(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
-    card = _card(f"{dataset}{options}", recipe, network, (len(train), len(test)), accuracy, table)
-    write_text(path.with_suffix(".md"), card)
+    images = (len(train), len(test))
+    write_text(path.with_suffix(".md"), _card(f"{dataset}{options}", recipe, network, images, accuracy, table))
     return path
 
 

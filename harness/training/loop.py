@@ -65,8 +65,7 @@ def train(
         skip_corrupt: leave unreadable images out; the weights' metadata and the model card say how many.
 
     Raises:
-        HarnessError: the data cannot be read, the folder holds another run or cannot be written, or the loss is not
-            finite.
+        HarnessError: the data cannot be read, `folder` is another run's or not writable, or the loss is not finite.
     """
     accelerator = Accelerator(mixed_precision="no")  # which precision is the objective's business
     with limited_threads(config.threads):

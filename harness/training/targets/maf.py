@@ -50,17 +50,14 @@ class MafTarget(Target):
             from zuko.flows import MAF
         except ImportError as error:
             raise HarnessError("training it needs zuko: pip install 'nf-decoding-harness[zuko]'") from error
+        activation = getattr(nn, self.config.activation)
         return MAF(
-            features=self.features,
-            transforms=self.config.transforms,
-            hidden_features=self.config.hidden,
-            activation=getattr(nn, self.config.activation),
+            self.features, transforms=self.config.transforms, hidden_features=self.config.hidden, activation=activation
         )
 
     def loss(self, network: nn.Module, *batch: Tensor) -> Tensor:
         """Negative log-likelihood per feature of the data."""
-        (data,) = batch
-        loss: Tensor = -network().log_prob(data.flatten(1)).mean() / self.features
+        loss: Tensor = -network().log_prob(batch[0].flatten(1)).mean() / self.features
         return loss
 
     def flow(self, network: nn.Module) -> ZukoFlow:
