@@ -11,15 +11,20 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 from safetensors import SafetensorError
 
 from harness.errors import HarnessError, StoreError
 
+if TYPE_CHECKING:
+    from filelock import AcquireReturnProxy
+
 ROOT_VARIABLE = "HARNESS_DATA"
 LONGEST_NAME = 100
+LOCK = ".lock"
+"""Of a folder that one process at a time writes to."""
 _NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -46,12 +51,8 @@ def shown(path: Path) -> str:
 def file_name(kind: str, name: str) -> str:
     """A name that users give to something which is written under it, when it names a file and nothing else.
 
-    Args:
-        kind: what is called so, for the error.
-        name: letters, digits, ``_``, ``.``, ``+`` and ``-``, the first no punctuation; at most `LONGEST_NAME`.
-
-    Raises:
-        HarnessError: it does not.
+    Letters, digits, ``_``, ``.``, ``+`` and ``-``, the first no punctuation, at most `LONGEST_NAME`; a `HarnessError`,
+    which says what `kind` of thing is called so, for any other.
 
     >>> file_name("a matrix", "cifar10-jpeg_0.5")
     'cifar10-jpeg_0.5'
@@ -65,11 +66,7 @@ def file_name(kind: str, name: str) -> str:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
-
-    Raises:
-        HarnessError: it cannot be read as TOML.
-    """
+    """The tables of a TOML file; a `HarnessError` where it cannot be read as TOML."""
     try:
         return parse_toml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -77,11 +74,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The tables of a TOML text.
-
-    Raises:
-        ValueError: it is none, or nested too deeply.
-    """
+    """The tables of a TOML text; a `ValueError` where it is none, or nested too deeply."""
     try:
         return tomllib.loads(text)
     except RecursionError as error:
@@ -93,10 +86,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to; what was written there takes the place of `path`, synced, at once and only if all went well.
 
     Each call writes to a path of its own, so that two processes may write the same file; the last one stays. The
-    file's mode is what the umask gives: safetensors makes files that nobody else can read.
-
-    Raises:
-        StoreError: it cannot be written, as on a full disk or in a read-only folder; `path` is as it was.
+    file's mode is what the umask gives: safetensors makes files that nobody else can read. Where it cannot be written,
+    as on a full disk or in a read-only folder, there is a `StoreError`, and `path` is as it was.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -115,28 +106,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file, and make its folder where there is none.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Replace a text file, and make its folder where there is none; a `StoreError` where it cannot be written."""
     make_folder(path.parent)
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def fetch(url: str, target: Path, md5: str | None = None, timeout: float = 30.0) -> Path:
-    """Download `url` to `target`; the file appears there only when it is whole and its checksum is right.
+    """Download `url` to `target`; the file appears there only when it is whole and has the MD5 that is published.
 
-    Args:
-        url: what to fetch.
-        target: where to; its folder is made.
-        md5: the publisher's checksum in hexadecimal, or None where none is published.
-        timeout: seconds without an answer.
-
-    Raises:
-        HarnessError: no network, a full disk, or a file that is not the one published; the sentence says where to put
-            the file by hand.
+    No network for `timeout` seconds, a full disk, or another file than the one published are a `HarnessError`, which
+    says where to put the file by hand.
     """
     import urllib.request  # slow to import, and seldom needed
 
@@ -156,15 +136,27 @@ def fetch(url: str, target: Path, md5: str | None = None, timeout: float = 30.0)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are not there.
-
-    Raises:
-        StoreError: it cannot be made.
-    """
+    """Make a folder and those above it, where they are not there; a `StoreError` where it cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def locked(folder: Path, doing: str) -> AcquireReturnProxy:
+    """The lock of a folder, held by this process until its end or, as a context, that of the block.
+
+    Raises:
+        StoreError: another process holds it, which is `doing` the folder something; or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout  # slow to import
+
+    try:
+        return FileLock(folder / LOCK).acquire(blocking=False)
+    except Timeout as error:
+        raise StoreError(f"another process {doing} '{folder}'; wait for it or give another --out") from error
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def unwritable(path: Path, error: OSError | SafetensorError) -> StoreError:

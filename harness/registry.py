@@ -21,13 +21,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to objects of one kind.
-
-    Args:
-        kind: the word used in error messages, such as ``"decoder"``.
-        package: the package whose modules register themselves when imported.
-        group: the entry-point group through which installed packages register theirs.
-    """
+    """Names to objects of one kind, which errors call so: those of `package`, and of the entry points of `group`."""
 
     def __init__(self, kind: str, package: str, group: str) -> None:
         self.kind, self.package, self.group = kind, package, group
@@ -67,8 +61,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The object called `name`, or the one at ``package.module:Attribute``.
 
-        Raises:
-            HarnessError: nothing is called that; the sentence names the nearest known name, or why a plugin is broken.
+        For any other, a `HarnessError` names the nearest known name, or says why a plugin is broken.
         """
         if ":" in name:
             return self._import(name)
@@ -98,19 +91,16 @@ class Registry(Generic[T]):
             return
         self._discovered = True  # a module that asks for names while it is imported gets those known so far
         try:
-            self._import_all()
+            for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+            for entry in entry_points(group=self.group):
+                try:
+                    self.register(entry.name)(entry.load())
+                except Exception as error:  # whatever its modules raise when they are imported
+                    self._broken[entry.name] = f"'{entry.value}' fails to load: {str(error) or type(error).__name__}"
         except BaseException:
             self._discovered = False
             raise
-
-    def _import_all(self) -> None:
-        for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
-        for entry in entry_points(group=self.group):
-            try:
-                self.register(entry.name)(entry.load())
-            except Exception as error:  # whatever its modules raise when they are imported
-                self._broken[entry.name] = f"'{entry.value}' fails to load: {str(error) or type(error).__name__}"
 
 
 def first_line(obj: object) -> str:

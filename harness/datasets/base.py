@@ -24,7 +24,7 @@ class Dataset(ABC):
     """A source of real images.
 
     Args:
-        root: folder that holds the files; by default ``$HARNESS_DATA``. Embedded datasets need none.
+        root: folder that holds the files; by default ``$HARNESS_DATA``.
         size: side of the square images to produce, or None for the dataset's own.
         skip_corrupt: leave unreadable images out and count them, instead of refusing the dataset.
     """
@@ -37,27 +37,16 @@ class Dataset(ABC):
 
     @abstractmethod
     def load(self, split: str) -> Images:
-        """The ``"train"`` or ``"test"`` split.
-
-        Raises:
-            DatasetError: a file is missing, unreadable or cut short; the sentence names it and says what would help.
-        """
+        """The ``"train"`` or ``"test"`` split; a `DatasetError` where a file is missing, unreadable or cut short."""
 
     def files(self, split: str) -> list[Path]:
-        """The files under the root that `load` reads; none where the images come from elsewhere.
-
-        Raises:
-            DatasetError: there are none, and `load` would say the same.
-        """
+        """The files under the root that `load` reads, in its order; none where the images come from elsewhere."""
         return []
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 of what determines `load(split)`: bytes and names of its files, and how they are read.
 
         Nothing is decoded, except where there are no `files`: then it is the digest of the images.
-
-        Raises:
-            DatasetError: as `files`, or a file cannot be read.
         """
         paths = self.files(split)
         if not paths:
@@ -68,22 +57,11 @@ class Dataset(ABC):
         return sha.hexdigest()
 
     def download(self) -> Path:
-        """Fetch the files into the root folder, where their publisher allows it.
-
-        Returns:
-            What was fetched, or what was there already.
-
-        Raises:
-            DatasetError: this dataset cannot be fetched automatically.
-        """
+        """Fetch what is not there into the root folder, where its publisher allows it, else a `DatasetError`."""
         raise DatasetError(f"{first_line(type(self))} This dataset cannot be fetched automatically; put it there.")
 
     def required_root(self, wanted: str, exists: bool = True) -> Path:
-        """The root folder, for a dataset that needs one; `wanted` names what is looked for in it.
-
-        Raises:
-            DatasetError: no root was given, or it should exist and is no folder.
-        """
+        """The root folder, for a dataset that needs one; `wanted` names what is looked for in it, for the error."""
         if self.root is None:
             raise DatasetError(
                 f"this dataset is read from files: give the data root, or set ${ROOT_VARIABLE}, to the folder that "
@@ -95,11 +73,7 @@ class Dataset(ABC):
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
+    """The content of a file; a `DatasetError` where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -111,12 +85,10 @@ def load_dataset(
 ) -> Images:
     """One split of a dataset by its registered name; the arguments are those of `Dataset`.
 
-    Raises:
-        HarnessError: no such dataset or split, or its files cannot be read.
+    No such dataset or split, or files that cannot be read, are a `HarnessError`.
 
-    Example:
-        >>> load_dataset("digits", "test").pixels.shape
-        torch.Size([359, 1, 8, 8])
+    >>> load_dataset("digits", "test").pixels.shape
+    torch.Size([359, 1, 8, 8])
     """
     images = _dataset(name, split, root, size, skip_corrupt).load(split)
     if not len(images):
@@ -127,11 +99,7 @@ def load_dataset(
 def dataset_fingerprint(
     name: str, split: str, root: Path | str | None = None, size: int | None = None, skip_corrupt: bool = False
 ) -> str:
-    """What determines the images that `load_dataset` gives for the same arguments, as SHA-256; nothing is decoded.
-
-    Raises:
-        HarnessError: no such dataset or split, or there are no files of it.
-    """
+    """What determines the images that `load_dataset` gives for the same arguments, as SHA-256; nothing is decoded."""
     return _dataset(name, split, root, size, skip_corrupt).fingerprint(split)
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from harness.datasets.base import Dataset, datasets, read_bytes
 from harness.datasets.decode import resize
@@ -39,19 +40,16 @@ class CifarArchive(Dataset):
     """Number of classes of every label byte; the last one is the label."""
 
     def load(self, split: str) -> Images:
-        """The split, 32x32 unless another size was asked for."""
         paths = self.files(split)
         if paths[0].name == self.archive:
             contents = _read_archive(paths[0], [f"{self.folder}/{name}" for name in self.members[split]])
         else:
             contents = {str(path): read_bytes(path) for path in paths}
         parts = [self._records(name, content) for name, content in contents.items()]
-        pixels = torch.cat([part.pixels for part in parts])
-        labels = torch.cat([part.labels for part in parts if part.labels is not None])
-        return Images(resize(pixels, self.size), labels, skipped=sum(part.skipped for part in parts))
+        pixels, labels, skipped = zip(*parts, strict=True)
+        return Images(resize(torch.cat(pixels), self.size), torch.cat(labels), sum(skipped))
 
     def files(self, split: str) -> list[Path]:
-        """The extracted members of a split, else the archive."""
         root = self.required_root(self.archive)
         extracted, archive = root / self.folder, root / self.archive
         if extracted.is_dir():
@@ -64,19 +62,20 @@ class CifarArchive(Dataset):
         )
 
     def download(self) -> Path:
-        """Fetch the archive into the root and check it; what is there already stays as it is."""
         target = self.required_root(self.archive, exists=False) / self.archive
         return target if target.is_file() else fetch(f"{SITE}/{self.archive}", target, md5=self.md5)
 
-    def _records(self, name: str, content: bytes) -> Images:
-        size = len(self.label_classes) + PIXELS
+    def _records(self, name: str, content: bytes) -> tuple[Tensor, Tensor, int]:
+        """Pixels, labels, and how many corrupt records were left out."""
+        classes = len(self.label_classes)
+        size = classes + PIXELS
         if not content or len(content) % size:
             raise DatasetError(
                 f"'{name}' holds {len(content):,} bytes, which is no multiple of a record's {size:,}: record "
                 f"{len(content) // size} is cut short"
             )
         records = np.frombuffer(content, dtype=np.uint8).reshape(-1, size)
-        label_bytes = records[:, : len(self.label_classes)]
+        label_bytes = records[:, :classes]
         valid = (label_bytes < np.array(self.label_classes)).all(axis=1)
         if not valid.all() and not self.skip_corrupt:
             row = int(np.argmin(valid))
@@ -85,9 +84,8 @@ class CifarArchive(Dataset):
                 f"{list(self.label_classes)}; --skip-corrupt leaves such out"
             )
         records = records[valid]
-        pixels = torch.from_numpy(records[:, len(self.label_classes) :].reshape(-1, 3, 32, 32).copy())
-        labels = torch.from_numpy(records[:, len(self.label_classes) - 1].astype(np.int64))
-        return Images(pixels, labels, skipped=int((~valid).sum()))
+        pixels = torch.from_numpy(records[:, classes:].reshape(-1, 3, 32, 32).copy())
+        return pixels, torch.from_numpy(records[:, classes - 1].astype(np.int64)), int((~valid).sum())
 
 
 @datasets.register("cifar10")

@@ -26,13 +26,7 @@ MOST_PIXELS = 1 << 26
 
 @dataclass(frozen=True)
 class Record:
-    """One encoded image.
-
-    Args:
-        name: what an error calls it, such as ``"train.parquet, row 17"``.
-        source: the file, or its bytes.
-        label: class from 0, or None.
-    """
+    """One encoded image, its class from 0, and what an error calls it, such as ``"train.parquet, row 17"``."""
 
     name: str
     source: Path | bytes
@@ -40,17 +34,13 @@ class Record:
 
 
 def decode_records(records: Sequence[Record], size: int | None, skip_corrupt: bool) -> Images:
-    """Decode every record, in order, into RGB images of one size.
+    """Decode every record, in order, into RGB images of one size; all have a label, or none has.
 
-    Args:
-        records: all with a label, or all without.
-        size: side of the square: the largest centred square of an image is resampled to it with Pillow's Lanczos
-            filter, whose support grows with the reduction (it is antialiased). None keeps the images' own size, which
-            must then be the same for all.
-        skip_corrupt: leave unreadable images out and count them.
+    The largest centred square of an image is resampled to a side of `size` with Pillow's Lanczos filter, whose support
+    grows with the reduction (it is antialiased). None keeps the images' own size, which must then be the same for all.
 
     Raises:
-        DatasetError: an image that cannot be decoded, or of another size than the first.
+        DatasetError: an image that cannot be decoded, unless `skip_corrupt`, or of another size than the first.
     """
     pixels: Tensor | None = None
     labels: list[int] = []

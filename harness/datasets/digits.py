@@ -1,4 +1,4 @@
-"""The handwritten digits of scikit-learn: 1,797 real 8x8 greyscale images, offline."""
+"""The handwritten digits of scikit-learn: 1,797 real 8x8 greyscale images, offline; in black and white too."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from harness.errors import DatasetError
 
 TEST_EVERY = 5
 """Every fifth image is held out, so both splits hold every writer's style and every digit."""
+THRESHOLD = 128
+"""Grey levels from here on are ink: the upper half of 0..255."""
 
 
 @datasets.register("digits")
@@ -19,14 +21,23 @@ class Digits(Dataset):
     embedded = True
 
     def load(self, split: str) -> Images:
-        """The split; grey levels 0..16 become 0..255."""
         if self.size not in (None, 8):
             raise DatasetError(f"digits are 8x8 and are not resized; got size {self.size}")
         from sklearn.datasets import load_digits
 
         data = load_digits()
+        # grey levels 0..16 become 0..255
         pixels = torch.from_numpy(data.images).mul(255 / 16).round().to(torch.uint8)[:, None]
         labels = torch.from_numpy(data.target).long()
         held_out = torch.arange(len(pixels)) % TEST_EVERY == TEST_EVERY - 1
         rows = held_out if split == "test" else ~held_out
         return Images(pixels[rows], labels[rows])
+
+
+@datasets.register("binary-digits")
+class BinaryDigits(Digits):
+    """The digits with two levels, 8x8, 10 classes, 1,438 + 359 images, embedded (scikit-learn's `load_digits`)."""
+
+    def load(self, split: str) -> Images:
+        grey = super().load(split)
+        return Images((grey.pixels >= THRESHOLD).to(torch.uint8) * 255, grey.labels)

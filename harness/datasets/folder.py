@@ -28,12 +28,10 @@ class FolderImages(Dataset):
         """The images of a split, in order."""
 
     def load(self, split: str) -> Images:
-        """The split; images are decoded in order of class and name."""
         records = [Record(f"'{path}'", path, label) for path, label in self._some(split)]
         return decode_records(records, self.size, self.skip_corrupt)
 
     def files(self, split: str) -> list[Path]:
-        """Every image of the split."""
         return [path for path, _ in self._some(split)]
 
     def fingerprint(self, split: str) -> str:
@@ -52,7 +50,6 @@ class ImageFolder(FolderImages):
     """Any folder of images: ROOT/{train,test}/CLASS/*, or ROOT/CLASS/* (every tenth held out), or without classes."""
 
     def labelled(self, split: str) -> Labelled:
-        """Classes are numbered by the sorted names of all subfolders, of both splits."""
         root = self.required_root("train")
         folders = {name: _split_folder(root, name) for name in SPLIT_FOLDERS}
         given = [folder for folder in folders.values() if folder is not None]
@@ -77,7 +74,6 @@ class Afhq(FolderImages):
     classes = ("cat", "dog", "wild")
 
     def labelled(self, split: str) -> Labelled:
-        """Labels 0 cat, 1 dog, 2 wild."""
         root = self.required_root("afhq/train/cat")
         base = root / "afhq" if (root / "afhq").is_dir() else root
         folder = _split_folder(base, split)

@@ -16,17 +16,14 @@ from harness.files import make_folder, replacing
 
 @dataclass(frozen=True)
 class Images:
-    """One split of a dataset, decoded and at its final size.
-
-    Args:
-        pixels: (N, C, H, W) uint8.
-        labels: (N,) int64 classes from 0, or None when there are none.
-        skipped: corrupt images left out.
-    """
+    """One split of a dataset, decoded and at its final size."""
 
     pixels: Tensor
+    """(N, C, H, W) uint8."""
     labels: Tensor | None = None
+    """(N,) int64 classes from 0, where there are any."""
     skipped: int = 0
+    """Corrupt images left out."""
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -63,14 +60,15 @@ def to_pixels(images: Tensor) -> Tensor:
     return ((images.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Image.Image:
-    """Images side by side, row by row.
+def finite_images(images: Tensor) -> Tensor:
+    """Those of (N, C, H, W) images whose pixels are all finite."""
+    return images[images.isfinite().flatten(1).all(dim=1)]
 
-    Args:
-        images: (N, C, H, W) in [-1, 1], C of 1 or 3; clipped. Non-finite pixels are magenta.
-        columns: images per row.
-        scale: every pixel becomes a square of this side.
-        gap: mid-grey pixels between images, before scaling.
+
+def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Image.Image:
+    """(N, 1 or 3, H, W) images in [-1, 1], clipped, side by side and row by row; non-finite pixels are magenta.
+
+    Every pixel becomes a square of side `scale`; `gap` mid-grey pixels are between images before that.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise HarnessError(f"a grid needs images of shape (N, 1 or 3, H, W), got {tuple(images.shape)}")
@@ -88,11 +86,7 @@ def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Im
 
 
 def save_grid(images: Tensor, path: Path, columns: int, scale: int = 1, gap: int = 1) -> None:
-    """Write `image_grid` to a PNG file.
-
-    Raises:
-        StoreError: the file cannot be written.
-    """
+    """Write `image_grid` to a PNG file."""
     make_folder(path.parent)
     with replacing(path) as partial:
         image_grid(images, columns, scale, gap).save(partial, format="PNG", optimize=True)

@@ -26,12 +26,10 @@ class ParquetImages(Dataset):
     """Where the files lie under the root."""
 
     def load(self, split: str) -> Images:
-        """The split, of the images' own size unless another was asked for."""
         records = [record for shard in self.files(split) for record in _records(shard)]
         return decode_records(records, self.size, self.skip_corrupt)
 
     def files(self, split: str) -> list[Path]:
-        """The shards of a split, in order."""
         folder = self.required_root(f"{self.folder or '.'}/{split}.parquet") / self.folder
         patterns = (f"{split}.parquet", f"{split}-*.parquet")
         shards = sorted(path for where in (folder, folder / "data") for name in patterns for path in where.glob(name))
@@ -58,11 +56,6 @@ class AfhqCat(ParquetImages):
 
 
 def _records(path: Path) -> list[Record]:
-    """The encoded images of one file.
-
-    Raises:
-        DatasetError: the file is no Parquet file, is cut short, or has other columns.
-    """
     try:
         schema = pq.read_schema(path)
         image, label = _first(schema, IMAGE_COLUMNS), _first(schema, LABEL_COLUMNS)

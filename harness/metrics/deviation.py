@@ -16,12 +16,11 @@ class Deviation:
 
     A sample that is not finite, or whose exact counterpart is not, has no difference: it is left out and counted.
 
-    Example:
-        >>> import torch
-        >>> deviation = Deviation()
-        >>> deviation.add(torch.tensor([[0.0, 0.5], [0.0, float("nan")]]), torch.zeros(2, 2))
-        >>> deviation.result()["deviation_max"], deviation.nonfinite
-        (0.5, 1)
+    >>> import torch
+    >>> deviation = Deviation()
+    >>> deviation.add(torch.tensor([[0.0, 0.5], [0.0, float("nan")]]), torch.zeros(2, 2))
+    >>> deviation.result()["deviation_max"], deviation.nonfinite
+    (0.5, 1)
     """
 
     squares: float = 0.0
@@ -30,11 +29,7 @@ class Deviation:
     nonfinite: int = 0
 
     def add(self, samples: Tensor, exact: Tensor) -> None:
-        """Take in (B, ...) samples and the exact ones.
-
-        Raises:
-            HarnessError: the two batches have different shapes.
-        """
+        """Take in (B, ...) samples and the exact ones, of the same shape."""
         if samples.shape != exact.shape:
             raise HarnessError(f"cannot compare samples of shape {tuple(samples.shape)} with {tuple(exact.shape)}")
         difference = samples.double() - exact.double()

@@ -39,7 +39,6 @@ class FeatureExtractor(Protocol):
     digest: str
     """SHA-256 of the weights: two files may share a name."""
     dim: int
-    """Number of features."""
     image_shape: tuple[int, int, int] | None
     """(C, H, W) of the images that it was made for, or None where it resizes all alike."""
 
@@ -67,11 +66,7 @@ def feature_extractor(
 
 
 def shipped_network(dataset: str, device: str | torch.device = "cpu") -> NetworkFeatures:
-    """The small network shipped for a dataset, or one that the user trained for it.
-
-    Raises:
-        HarnessError: there is none.
-    """
+    """The small network shipped for a dataset, or one that the user trained for it."""
     for folder in (ASSETS, own_networks()):
         for path in sorted(folder.glob("features-*.safetensors")):
             extractor = NetworkFeatures(path, device)
@@ -84,15 +79,7 @@ def shipped_network(dataset: str, device: str | torch.device = "cpu") -> Network
 
 
 class NetworkFeatures:
-    """Features of a small network written by `harness train-features`.
-
-    Args:
-        path: its safetensors file.
-        device: where it runs.
-
-    Raises:
-        HarnessError: the file is no feature network.
-    """
+    """Features of a small network written by `harness train-features`; a `HarnessError` for any other file."""
 
     def __init__(self, path: Path, device: str | torch.device = "cpu") -> None:
         try:
@@ -106,21 +93,14 @@ class NetworkFeatures:
             raise HarnessError(f"'{path}' is not a feature network: {error}") from error
         self.network.eval().requires_grad_(False).to(device)
         self.datasets: list[str] = json.loads(metadata.get("datasets", "[]"))
-        self.metadata = metadata
+        self.metadata, self.device, self.dim = metadata, device, self.network.config.dim
         self.digest = _digest_of_network(state, metadata["config"])
         self.name = f"{path.stem}@{self.digest[:12]}"
-        self.dim = self.network.config.dim
         size = self.network.config.image_size
         self.image_shape: tuple[int, int, int] | None = (self.network.config.image_channels, size, size)
-        self.device = device
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) images in [-1, 1] to (B, dim) float32 on the CPU.
-
-        Raises:
-            HarnessError: images with another number of channels than the network's.
-        """
         expected = self.network.config.image_channels
         if images.ndim != 4 or images.shape[1] != expected:
             raise HarnessError(f"'{self.name}' takes images of shape (B, {expected}, H, W), got {tuple(images.shape)}")
@@ -130,12 +110,7 @@ class NetworkFeatures:
 class InceptionFeatures:
     """The 2048 Inception features of FID, with clean-fid's resizing (Parmar et al., arXiv 2104.11222).
 
-    Args:
-        weights: the torchscript file ``inception-2015-12-05.pt``.
-        device: where it runs.
-
-    Raises:
-        HarnessError: the file cannot be read as torchscript.
+    `weights` is the torchscript file ``inception-2015-12-05.pt``, a `HarnessError` where it is none.
     """
 
     dim = 2048
@@ -162,7 +137,6 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) images in [-1, 1], grey or RGB, to (B, 2048) float32 on the CPU."""
         pixels = to_pixels(images).cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
         resized = np.stack([self.resize(image) for image in pixels])
         return self.network(torch.from_numpy(resized).permute(0, 3, 1, 2).to(self.device)).float().cpu()

@@ -7,7 +7,7 @@ values compare only at the same N and with the same features; KID is unbiased an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from harness.errors import HarnessError
 
 Array = NDArray[np.floating]
+Real = TypeVar("Real", bound=np.floating)
 
 KID_SAMPLES = 10_000
 """Beyond this many samples of either set, KID is estimated from a seeded subset: its cost is quadratic."""
@@ -24,13 +25,7 @@ _ROWS = 1024  # of a kernel matrix held at once
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Mean and scatter of a set of features.
-
-    Args:
-        count: n samples.
-        mean: (D,) float64.
-        scatter: (D, D) float64, the sum of outer products of the centred features.
-    """
+    """Mean (D,) and scatter (D, D) of a set of features: the sum of outer products of the centred ones."""
 
     count: int
     mean: NDArray[np.float64]
@@ -38,11 +33,7 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features: Array) -> FeatureStatistics:
-        """Statistics of (n, D) features.
-
-        Raises:
-            HarnessError: features that are no matrix or not finite.
-        """
+        """Statistics of (n, D) features, which must be finite."""
         if features.ndim != 2 or not np.isfinite(features).all():
             raise HarnessError("feature statistics need an (n, D) matrix of finite numbers")
         values = features.astype(np.float64)
@@ -51,11 +42,7 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        """(D, D) unbiased covariance.
-
-        Raises:
-            HarnessError: fewer than two samples.
-        """
+        """(D, D) unbiased covariance, of two samples or more."""
         if self.count < 2:
             raise HarnessError(f"a covariance needs at least 2 samples, got {self.count}")
         return self.scatter / (self.count - 1)
@@ -67,9 +54,6 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     ``|m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^(1/2)``. With the symmetric root ``C_a = R R``, the last trace is
     the sum of the square roots of the eigenvalues of ``R C_b R``: symmetric, so the eigenvalues are real whatever the
     rounding, and defined for singular covariances, where a root of the product itself is not.
-
-    Raises:
-        HarnessError: features of different dimensions, or fewer than two samples.
     """
     if a.mean.shape != b.mean.shape:
         raise HarnessError(f"features of {len(a.mean)} and {len(b.mean)} dimensions cannot be compared")
@@ -86,7 +70,7 @@ def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class KernelDistance(NamedTuple):
-    """A kernel distance and its standard error."""
+    """An estimate of KID."""
 
     value: float
     standard_error: float
@@ -98,20 +82,12 @@ def kernel_distance(a: Array, b: Array, max_samples: int = KID_SAMPLES, seed: in
     All pairs of samples are used, so no drawing of subsets adds noise of its own; sets larger than `max_samples` are
     thinned by a seeded draw without replacement. The standard error is the two-sample jackknife's: unlike the spread
     over overlapping subsets it does not shrink with how often one draws, nor vanish when a subset is the whole set.
-
-    Args:
-        a: (n, D) features, n at least 3.
-        b: (m, D) features, m at least 3.
-        max_samples: of either set.
-        seed: of the draw; without effect on smaller sets.
-
-    Raises:
-        HarnessError: features of different dimensions, or fewer than three samples.
+    The sets are (n, D) and (m, D), of three samples or more each.
     """
     if a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < 3:
         raise HarnessError(f"KID needs at least 3 samples of the same dimension, got {a.shape} and {b.shape}")
     generator = np.random.default_rng(seed)
-    a, b = _thin(a, max_samples, generator), _thin(b, max_samples, generator)
+    a, b = (thinned(features, max_samples, generator).astype(np.float64) for features in (a, b))
     n, m = len(a), len(b)
     within_a, within_b = _kernel_sums(a, a)[0] - _diagonal(a), _kernel_sums(b, b)[0] - _diagonal(b)
     across_a, across_b = _kernel_sums(a, b)
@@ -123,10 +99,9 @@ def kernel_distance(a: Array, b: Array, max_samples: int = KID_SAMPLES, seed: in
     return KernelDistance(float(value), float(np.sqrt(variance)))
 
 
-def _thin(features: Array, max_samples: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    if len(features) > max_samples:
-        features = features[generator.choice(len(features), max_samples, replace=False)]
-    return features.astype(np.float64)
+def thinned(features: NDArray[Real], most: int, generator: np.random.Generator) -> NDArray[Real]:
+    """A draw of (n, D) features without replacement; all of them where they are no more than `most`."""
+    return features if len(features) <= most else features[generator.choice(len(features), most, replace=False)]
 
 
 def _kernel_sums(a: Array, b: Array) -> tuple[Array, Array]:

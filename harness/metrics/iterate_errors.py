@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from harness.decoders.sequential import solve_sequential
 from harness.flows.protocols import CausalLayer, Condition
 from harness.flows.tap import Call, Observer
 
-QUANTILES = (0.1, 0.5, 0.9)
-"""Over samples."""
+PERCENTILES = (10, 50, 90)
+"""Of the errors, over samples."""
 
 
 @dataclass
@@ -37,21 +38,17 @@ class ErrorRecorder(Observer):
     that a decoder applies to its tokens shows from the next call on.
 
     The exact output comes from sequential decoding of the layer for the very inputs that it was given.
-
-    Args:
-        condition: what the whole batch is sampled under.
     """
 
     condition: Condition
+    """What the whole batch is sampled under."""
     layers: dict[int, _Watched] = field(default_factory=dict)
 
     def layer_begins(self, layer: CausalLayer, inputs: Tensor) -> None:
-        """Solve the layer exactly. A layer that is begun again is watched anew."""
         exact, _ = solve_sequential(layer, inputs, self.condition)
         self.layers[layer.number] = _Watched(inputs.clone(), exact, inputs.clone())
 
     def evaluated(self, layer: CausalLayer, call: Call) -> None:
-        """Write the tokens that this call implies into the iterate, and measure it."""
         watched = self.layers[layer.number]
         rows = slice(None) if call.rows is None else call.rows
         update = call.update(watched.inputs[rows])
@@ -62,25 +59,17 @@ class ErrorRecorder(Observer):
 
     def rows(self, result: DecodeResult) -> list[dict[str, float | int | None]]:
         """Rows of the table `residuals`, cells' columns aside; residuals are those of the layers' traces."""
-        return [row for trace in result.layers if trace.layer in self.layers for row in self._layer_rows(trace)]
+        called = [trace for trace in result.layers if trace.layer in self.layers and self.layers[trace.layer].rms]
+        return [row for trace in called for row in self._layer_rows(trace)]
 
     def _layer_rows(self, trace: LayerTrace) -> list[dict[str, float | int | None]]:
         watched = self.layers[trace.layer]
-        if not watched.rms:
-            return []
         largest, rms = torch.stack(watched.largest), torch.stack(watched.rms)  # (calls, B)
-        low, middle, high = torch.quantile(rms, rms.new_tensor(QUANTILES), dim=1).tolist()
-        total, inf = rms.square().mean(dim=1).sqrt().tolist(), largest.amax(dim=1).tolist()
+        errors = {"error_inf": largest.amax(dim=1), "error_rms": rms.square().mean(dim=1).sqrt()}
+        for percent in PERCENTILES:
+            errors[f"error_rms_p{percent}"] = torch.quantile(rms, percent / 100, dim=1)
+        calls = zip_longest(trace.residuals[: len(rms)], *(values.tolist() for values in errors.values()))
         return [
-            {
-                "layer": trace.layer,
-                "iteration": call + 1,
-                "residual": trace.residuals[call] if call < len(trace.residuals) else None,
-                "error_inf": inf[call],
-                "error_rms": total[call],
-                "error_rms_p10": low[call],
-                "error_rms_p50": middle[call],
-                "error_rms_p90": high[call],
-            }
-            for call in range(len(total))
+            {"layer": trace.layer, "iteration": call, "residual": residual, **dict(zip(errors, values, strict=True))}
+            for call, (residual, *values) in enumerate(calls, start=1)
         ]

@@ -16,10 +16,9 @@ from harness.metrics.memory import Peak
 def live_peak(call: Callable[[], Any]) -> Peak:
     """Most bytes of tensors alive at once among those that a call allocates; what lived before is not counted.
 
-    Example:
-        >>> import torch
-        >>> live_peak(lambda: torch.zeros(256) + torch.zeros(256)).bytes  # both terms and their sum, float32
-        3072
+    >>> import torch
+    >>> live_peak(lambda: torch.zeros(256) + torch.zeros(256)).bytes  # both terms and their sum, float32
+    3072
     """
     with LiveBytes() as counter:
         call()

@@ -18,15 +18,9 @@ WAKE_EVERY_S = 1.0
 
 @contextmanager
 def device_lock(device: str) -> Iterator[None]:
-    """Hold the lock of this process's device, all CPU cores together being one; waits its turn.
+    """Hold the lock of ``"cpu"``, all cores together being one, or ``"cuda"``, the first visible GPU; waits its turn.
 
     The system gives it back when the process ends, however it ends.
-
-    Args:
-        device: ``"cpu"``, or ``"cuda"`` for the first visible GPU.
-
-    Raises:
-        HarnessError: the lock files cannot be written.
     """
     folder = Path(tempfile.gettempdir()) / "harness-locks"
     try:
@@ -35,16 +29,14 @@ def device_lock(device: str) -> Iterator[None]:
             folder.chmod(0o777)
         lock = FileLock(folder / f"{_name(device)}.lock", mode=0o666, poll_interval=WAKE_EVERY_S)
         try:
-            lock.acquire(blocking=False)
+            held = lock.acquire(blocking=False)
         except Timeout:
             print(f"another process times something on this {device.upper()}; waiting for it", file=sys.stderr)
-            lock.acquire()
+            held = lock.acquire()
     except OSError as error:
         raise HarnessError(f"cannot lock the device through '{folder}': {error.strerror or error}") from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _name(device: str) -> str:

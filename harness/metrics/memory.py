@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
 
 class Peak(NamedTuple):
     """Bytes that a call needed at most beyond what was held before it, and how they were found."""
@@ -48,10 +46,16 @@ def resident_peak(call: Callable[[], Any]) -> Peak:
     """
     gc.collect()
     _trim()
-    if _reset_high_water():
-        before = _status_bytes("VmHWM")
-        call()
-        return Peak(_status_bytes("VmHWM") - before, "rss")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return _resident_peak_since_start(call)
+    before = _high_water()
+    call()
+    return Peak(_high_water() - before, "rss")
+
+
+def _resident_peak_since_start(call: Callable[[], Any]) -> Peak:
     before = psutil.Process().memory_info().rss
     call()
     return Peak(max(_highest_ever() - before, 0), "rss_since_start")
@@ -64,19 +68,10 @@ def _trim() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _reset_high_water() -> bool:
-    try:
-        _CLEAR.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _status_bytes(field: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{_STATUS} has no {field}")
+def _high_water() -> int:
+    """Of this process's resident memory, in bytes."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
 
 
 def _highest_ever() -> int:

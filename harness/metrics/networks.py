@@ -15,22 +15,17 @@ TASKS = ("labels", "rotations")
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The shape of a feature network.
-
-    Args:
-        image_channels: of its input.
-        image_size: side of its input; other sizes are resampled to it.
-        widths: channels of each stage; every stage after the first halves the resolution. Their sum is the number of
-            features.
-        outputs: classes of the task that it was trained on.
-        stem_stride: of the very first convolution.
-    """
+    """The shape of a feature network."""
 
     image_channels: int
     image_size: int
+    """Side of its input; other sizes are resampled to it."""
     widths: tuple[int, ...]
+    """Channels of each stage; every stage after the first halves the resolution."""
     outputs: int
+    """Classes of the task that it was trained on."""
     stem_stride: int = 1
+    """Of the very first convolution."""
 
     @property
     def dim(self) -> int:
@@ -84,26 +79,18 @@ def _stage(incoming: int, outgoing: int, stride: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a feature network is trained.
-
-    Args:
-        task: ``"labels"``, or ``"rotations"`` (by which quarter turn an image was rotated; Gidaris et al., arXiv
-            1803.07728), which needs no labels.
-        image_size: side that images are loaded at.
-        widths: see `NetworkConfig`.
-        stem_stride: see `NetworkConfig`.
-        epochs: passes over the train split.
-        flips: mirror half of the images.
-        serves: names of the datasets whose images the features are for.
-    """
+    """How a feature network is trained; its shape is described by `NetworkConfig`."""
 
     task: str
+    """``"labels"``, or ``"rotations"``: by which quarter turn an image was rotated, without labels (1803.07728)."""
     image_size: int
     widths: tuple[int, ...]
     epochs: int
     serves: tuple[str, ...]
+    """Names of the datasets whose images the features are for."""
     stem_stride: int = 1
     flips: bool = False
+    """Mirror half of the images."""
     batch_size: int = 128
     learning_rate: float = 4e-3
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.datasets import to_pixels
+from harness.datasets.images import finite_images
 from harness.files import shown
 from harness.metrics.torchvision_compat import declare_missing_operators
 
@@ -51,11 +52,7 @@ class Total:
 
 
 class Perceptual:
-    """CLIP-IQA (arXiv 2207.12396; 0 to 1, higher is better) and BRISQUE (lower is better), their networks built once.
-
-    Args:
-        allow_download: let piq fetch weights that are not there.
-    """
+    """CLIP-IQA (arXiv 2207.12396; 0 to 1, higher is better) and BRISQUE (lower is better); networks are built once."""
 
     def __init__(self, allow_download: bool = False) -> None:
         clip, hub = Path("~/.cache/clip").expanduser(), Path(torch.hub.get_dir()) / "checkpoints"
@@ -71,8 +68,7 @@ class Perceptual:
 
         Those that are not finite are left out.
         """
-        finite = images[images.isfinite().flatten(1).all(dim=1)]
-        pixels = to_pixels(finite.cpu()).float().div(255).expand(-1, 3, -1, -1)
+        pixels = to_pixels(finite_images(images).cpu()).float().div(255).expand(-1, 3, -1, -1)
         return {name: _total(metric, pixels) for name, metric in self._metrics.items()}
 
 

@@ -14,10 +14,11 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from harness.datasets import Images
+from harness.datasets.images import finite_images
 from harness.errors import StoreError
 from harness.files import cache_folder, make_folder, replacing
 from harness.metrics.features import ASSETS, FeatureExtractor
-from harness.metrics.fid import KID_SAMPLES, FeatureStatistics, frechet_distance, kernel_distance
+from harness.metrics.fid import KID_SAMPLES, FeatureStatistics, frechet_distance, kernel_distance, thinned
 
 BATCH = 256
 """Images whose features are computed at a time."""
@@ -25,24 +26,20 @@ BATCH = 256
 
 def features_of(images: Tensor, extractor: FeatureExtractor) -> NDArray[np.float32]:
     """(n, D) features of the finite ones among (B, C, H, W) images in [-1, 1]; values outside count as the nearest."""
-    finite = images[images.isfinite().flatten(1).all(dim=1)]
-    chunks = [extractor(batch).numpy() for batch in finite.split(BATCH) if len(batch)]
+    chunks = [extractor(batch).numpy() for batch in finite_images(images).split(BATCH) if len(batch)]
     return np.concatenate([np.empty((0, extractor.dim), np.float32), *chunks])
 
 
 @dataclass(frozen=True)
 class ReferenceFeatures:
-    """What generated images are compared with.
-
-    Args:
-        extractor: name of the features.
-        statistics: of all reference images.
-        features: (n, D) float32 of some of them, for KID.
-    """
+    """What generated images are compared with."""
 
     extractor: str
+    """Name of the features."""
     statistics: FeatureStatistics
+    """Of all reference images."""
     features: NDArray[np.float32]
+    """(n, D) of some of them, for KID."""
 
     @classmethod
     def compute(cls, images: Images, extractor: FeatureExtractor, kept: int = KID_SAMPLES) -> ReferenceFeatures:
@@ -50,9 +47,7 @@ class ReferenceFeatures:
         batches = (images.scaled(slice(start, start + BATCH)) for start in range(0, len(images), BATCH))
         features = np.concatenate([features_of(batch, extractor) for batch in batches])
         statistics = FeatureStatistics.of(features)
-        if len(features) > kept:
-            features = features[np.random.default_rng(0).choice(len(features), kept, replace=False)]
-        return cls(extractor.name, statistics, features)
+        return cls(extractor.name, statistics, thinned(features, kept, np.random.default_rng(0)))
 
     @classmethod
     def load(cls, path: Path, extractor: FeatureExtractor) -> ReferenceFeatures | None:
@@ -64,42 +59,31 @@ class ReferenceFeatures:
         except (SafetensorError, OSError):
             return None
         dim = (extractor.dim,)
-        fits = mean.shape == dim and scatter.shape == dim * 2 and features.shape[1:] == dim and name == extractor.name
-        if not fits or not all(np.isfinite(array).all() for array in (mean, scatter, features)):
+        shapes = (mean.shape, scatter.shape, features.shape[1:])
+        if (
+            name != extractor.name
+            or shapes != (dim, dim * 2, dim)
+            or not all(np.isfinite(array).all() for array in (mean, scatter, features))
+        ):
             return None
         return cls(extractor.name, FeatureStatistics(int(count), mean, scatter), features)
 
     def save(self, path: Path, **metadata: str) -> None:
-        """Write it to a safetensors file, whole or not at all.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        tensors: dict[str, np.ndarray] = {
-            "mean": self.statistics.mean,
-            "scatter": self.statistics.scatter,
-            "features": self.features,
-            "count": np.array(self.statistics.count),
-        }
+        """Write it to a safetensors file, whole or not at all; a `StoreError` where that cannot be."""
+        tensors = {name: np.asarray(value) for name, value in vars(self.statistics).items()}
         make_folder(path.parent)
         with replacing(path) as partial:
-            save_file(tensors, partial, {"extractor": self.extractor, **metadata})
+            save_file(tensors | {"features": self.features}, partial, {"extractor": self.extractor, **metadata})
 
 
 def reference_features(images: Images, extractor: FeatureExtractor, cache: Path | None = None) -> ReferenceFeatures:
     """Features of real images, computed once for the same images and the same network.
 
-    They are kept under a digest of both, and computed again where that file cannot be read. A cache folder that cannot
-    be written costs time, nothing else.
-
-    Args:
-        images: the real images.
-        extractor: from `feature_extractor`.
-        cache: folder of what is kept; in the user's cache folder by default.
+    They are kept in `cache`, by default in the user's, under a digest of both, and computed again where that file
+    cannot be read. A cache folder that cannot be written costs time, nothing else.
     """
-    folder = cache if cache is not None else cache_folder() / "references"
     key = hashlib.sha256(f"{extractor.name} {images.digest}".encode()).hexdigest()
-    path = folder / f"{key}.safetensors"
+    path = (cache or cache_folder() / "references") / f"{key}.safetensors"
     kept = ReferenceFeatures.load(path, extractor)
     if kept is None:
         kept = ReferenceFeatures.compute(images, extractor)

@@ -18,17 +18,7 @@ def reconstruction(
     """The deviation of decoded from real images; its `mse` is what the paper reports.
 
     `encode` gives latents on the scale of the learned prior and `decode` applies that scale itself, so it is taken out
-    in between.
-
-    Args:
-        flow: whose data are images.
-        decoder: any.
-        images: (N, C, H, W) in [-1, 1], on any device.
-        labels: (N,) for a class-conditional flow.
-        batch_size: images encoded and decoded at a time.
-
-    Raises:
-        HarnessError: the flow's data are no images.
+    in between. The images are (N, C, H, W) in [-1, 1], on any device; a flow of other data is a `HarnessError`.
     """
     if flow.image_shape is None:
         raise HarnessError("reconstruction compares images, and this flow's data are none")

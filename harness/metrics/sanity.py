@@ -22,12 +22,9 @@ MODES = 10
 
 
 def sanity_table(train: Images, test: Images, extractor: FeatureExtractor, seed: int = 0) -> pd.DataFrame:
-    """Distances of the test split, as it is and made worse, to the train split.
+    """Distances of the test split, as it is (level 0) and made worse, to the train split: a row per change and level.
 
-    Returns:
-        One row per change and level: change, level, num_samples, fid, kid, kid_std. Within each change, ordered by
-        level, the level 0 being the test split itself. Dropping modes leaves fewer samples, which raises FID by itself
-        but not KID.
+    Dropping modes leaves fewer samples, which raises FID by itself but not KID.
     """
     reference = ReferenceFeatures.compute(train, extractor)
     images = test.scaled()
@@ -36,20 +33,16 @@ def sanity_table(train: Images, test: Images, extractor: FeatureExtractor, seed:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
     changes: dict[str, dict[float, Tensor]] = {
         "noise": {sigma: images + sigma * noise for sigma in NOISE},
-        "blur": {sigma: _blurred(images, sigma) for sigma in BLUR},
+        "blur": {sigma: torch.from_numpy(gaussian_filter(images, (0, 0, sigma, sigma))) for sigma in BLUR},
         "modes dropped": {number: images[~torch.isin(modes, order[:number])] for number in DROPPED},
     }
-    rows = []
-    for change, levels in changes.items():
-        for level, changed in {0.0: images, **levels}.items():
-            found = distances(features_of(changed, extractor), reference)
-            rows.append({"change": change, "level": level, **found})
+    rows = [
+        {"change": change, "level": level, **distances(features_of(changed, extractor), reference)}
+        for change, levels in changes.items()
+        for level, changed in {0.0: images, **levels}.items()
+    ]
     columns = ["change", "level", "num_samples", "fid", "kid", "kid_std"]
     return pd.DataFrame(rows)[columns].astype({"fid": float, "kid": float, "kid_std": float})
-
-
-def _blurred(images: Tensor, sigma: float) -> Tensor:
-    return torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, sigma, sigma), mode="reflect"))
 
 
 def _modes(images: Images, seed: int) -> Tensor:

@@ -23,14 +23,9 @@ def timed(call: Callable[[], T], device: str) -> tuple[float, T]:
 
     No garbage is collected meanwhile: a collection would land on whichever call happens to trigger it.
 
-    Args:
-        call: what is timed.
-        device: where it runs, ``"cpu"`` or ``"cuda"``.
-
-    Example:
-        >>> seconds, value = timed(lambda: 2 + 3, "cpu")
-        >>> value
-        5
+    >>> seconds, value = timed(lambda: 2 + 3, "cpu")
+    >>> value
+    5
     """
     collecting = gc.isenabled()
     gc.disable()

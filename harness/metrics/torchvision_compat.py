@@ -8,6 +8,7 @@ declared again, which would fail: torchvision 0.26 has ``nms`` and no ``qnms``.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +23,7 @@ SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 def declare_missing_operators() -> tuple[torch.library.Library, tuple[str, ...]]:
     """Make `import torchvision` work; to be called before it, and before importing what imports it.
 
-    Returns:
-        What holds the declarations, which last as long as it does, and the names of the operators declared.
+    Returns what holds the declarations, which last as long as it does, and the names of the operators declared.
     """
     if _missing():
         _load_compiled()
@@ -42,7 +42,5 @@ def _load_compiled() -> None:
     spec = find_spec("torchvision")  # does not import it
     for folder in spec.submodule_search_locations or [] if spec else []:
         for library in sorted(Path(folder).glob("_C*.*")):
-            try:
+            with suppress(OSError, ImportError):
                 torch.ops.load_library(str(library))
-            except (OSError, ImportError):
-                continue

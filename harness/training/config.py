@@ -21,11 +21,7 @@ MAY_CHANGE = {"remark", "threads", "workers", "evaluate_every", "checkpoint_ever
 
 
 class TrainingConfig(BaseModel):
-    """How any flow is trained: how long, how fast, and how it is run.
-
-    Raises:
-        ValidationError: an unknown key, or a value out of range.
-    """
+    """How any flow is trained: how long, how fast, and how it is run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,14 +80,13 @@ class TrainingConfig(BaseModel):
         """The steps after which the snapshots are taken."""
         return tuple(math.ceil(fraction * self.steps) for fraction in self.snapshots)
 
+    def _plan(self, done: int) -> list[float]:
+        snapshots = [step for step in self.snapshot_steps if step <= done]
+        return [*map(self.learning_rate_at, range(done)), *snapshots]
+
     def difference(self, other: TrainingConfig, done: int) -> str | None:
         """The first key by which the first `done` steps of another training differ from those of this one, if any."""
-        plans = [
-            [config.learning_rate_at(step) for step in range(done)]
-            + [step for step in config.snapshot_steps if step <= done]
-            for config in (self, other)
-        ]
-        free = MAY_CHANGE | ({"steps"} if plans[0] == plans[1] else set())
+        free = MAY_CHANGE | ({"steps"} if self._plan(done) == other._plan(done) else set())
         mine, theirs = self.model_dump(exclude=free), other.model_dump(exclude=free)
         return next((key for key in mine if mine[key] != theirs.get(key)), None)
 
@@ -130,11 +125,7 @@ class IsingTable(BaseModel):
 
 
 class MafTraining(TrainingConfig):
-    """zuko's `MAF`: of images or a table by maximum likelihood, or of the Ising model by reverse KL.
-
-    Raises:
-        ValidationError: an unknown key, a value out of range, or not exactly one of `dataset` and `ising`.
-    """
+    """zuko's `MAF`: of images or a table by maximum likelihood, or of the Ising model by reverse KL."""
 
     family: Literal["maf"] = "maf"
     dataset: str | None = None
@@ -165,22 +156,16 @@ def shipped_configs() -> list[str]:
 
 
 def read_config(name_or_path: str, **overrides: object) -> tuple[str, TarFlowTraining | MafTraining]:
-    """The name and the configuration of a shipped training, or of a TOML file.
+    """The name and the configuration of a shipped training, or of a TOML file; overrides of None leave its values.
 
-    Args:
-        name_or_path: such as ``"digits"`` or ``"mine.toml"``.
-        overrides: keys to replace; None leaves the file's value.
-
-    Raises:
-        HarnessError: no such configuration, no TOML, an unknown key, or a value out of range.
+    No such configuration, no TOML, an unknown key, or a value out of range are a `HarnessError`.
     """
     path = ASSETS / f"{name_or_path}.toml" if name_or_path in shipped_configs() else Path(name_or_path).expanduser()
+    if not path.is_file() and path.suffix == ".toml":
+        raise HarnessError(f"there is no training configuration at '{path}'")
     if not path.is_file():
-        if path.suffix == ".toml":
-            raise HarnessError(f"there is no training configuration at '{path}'")
-        raise HarnessError(
-            f"{unknown('training configuration', name_or_path, shipped_configs())}; or give the path of a TOML file"
-        )
+        nearest = unknown("training configuration", name_or_path, shipped_configs())
+        raise HarnessError(f"{nearest}; or give the path of a TOML file")
     values = read_toml(path) | {key: value for key, value in overrides.items() if value is not None}
     family = values.pop("family", "tarflow")
     if not isinstance(family, str) or family not in FAMILIES:

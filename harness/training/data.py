@@ -24,13 +24,7 @@ Batch = tuple[Tensor, ...]
 
 
 class Batches(Dataset[Batch]):
-    """Batch of step t at index t, as far as it falls to this process.
-
-    Args:
-        draw: the whole batch of a step counted from 0.
-        rank: this process among `world`; each gets its share of every batch.
-        world: number of processes.
-    """
+    """Batch of step t at index t, as far as it falls to process `rank` of `world`; `draw` gives it whole."""
 
     def __init__(self, draw: Callable[[int], Batch], rank: int = 0, world: int = 1) -> None:
         self.draw, self.share = draw, slice(rank, None, world)
@@ -40,24 +34,18 @@ class Batches(Dataset[Batch]):
 
 
 class Epochs:
-    """Which rows of the data a step learns from: all of them, in an order of their own each time round.
-
-    Args:
-        size: rows of the data.
-        config: batch size and seed.
-    """
+    """Which of `size` rows a step learns from: all of them, in an order of their own each time round."""
 
     def __init__(self, size: int, config: TrainingConfig) -> None:
         self.size, self.config = size, config
-        self._order = lru_cache(maxsize=2)(self._permutation)
+        self._order = lru_cache(maxsize=2)(
+            lambda epoch: torch.randperm(size, generator=seeded(config.seed, ORDER, epoch))
+        )
 
     def rows(self, step: int) -> Tensor:
         """(B,) indices of a step counted from 0."""
         places = range(step * self.config.batch_size, (step + 1) * self.config.batch_size)
         return torch.stack([self._order(place // self.size)[place % self.size] for place in places])
-
-    def _permutation(self, epoch: int) -> Tensor:
-        return torch.randperm(self.size, generator=seeded(self.config.seed, ORDER, epoch))
 
 
 def seeded(*key: int) -> torch.Generator:
@@ -73,15 +61,10 @@ def draw_noise(shape: torch.Size, config: TrainingConfig, generator: torch.Gener
 
 
 def distort(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Images under small random affine maps, as a hand or a scanner would vary them.
+    """(B, C, H, W) images in [-1, 1] under small random affine maps, as a hand or a scanner would vary them.
 
     At strength 1 the standard deviations are 0.1 radians of rotation, 0.1 of shear, 5 % of scale, and 6 % of half the
     side of shift. What comes in from outside is as dark as can be.
-
-    Args:
-        images: (B, C, H, W) in [-1, 1].
-        strength: factor on all of them.
-        generator: on the CPU.
     """
     n = len(images)
     angle, shear, scale, right, down = (torch.randn(5, n, generator=generator) * strength).unbind()

@@ -37,19 +37,16 @@ def train_features(
 ) -> Path:
     """Train the feature network of a dataset and write it, its card, its sanity table and reference features.
 
+    A dataset that cannot be read, or has no labels to learn, is a `HarnessError`.
+
     Args:
-        dataset: a registered name.
         out: folder for ``features-DATASET.safetensors``, ``.md`` (the card) and ``.csv`` (the sanity table), and
             ``reference-DATASET.safetensors``, the features of the test split.
-        root: the data root.
         seed: of the weights, the order of the images and the augmentation.
         epochs: instead of the recipe's.
         size: side to train at instead of the recipe's; a dataset of one's own is trained at its own size by default.
         skip_corrupt: leave unreadable images out, and report how many.
         report: is told one line per epoch.
-
-    Raises:
-        HarnessError: the dataset cannot be read, or has no labels to learn.
     """
     given = {"seed": seed, "epochs": epochs, "size": size}
     options = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
@@ -62,13 +59,8 @@ def train_features(
         report(f"left out {train.skipped} corrupt training images and {test.skipped} held-out ones")
     network = fit(recipe, train, seed, report)
     accuracy = held_out_accuracy(network, recipe, test)
-    metadata = {
-        "config": json.dumps(asdict(network.config)),
-        "datasets": json.dumps(recipe.serves),
-        "task": recipe.task,
-        "held_out_accuracy": f"{accuracy:.4f}",
-        "seed": str(seed),
-    }
+    metadata = {"config": json.dumps(asdict(network.config)), "datasets": json.dumps(recipe.serves)}
+    metadata |= {"task": recipe.task, "held_out_accuracy": f"{accuracy:.4f}", "seed": str(seed)}
     path = out / f"features-{dataset}.safetensors"
     make_folder(out)
     with replacing(path) as partial:
@@ -78,8 +70,8 @@ def train_features(
     reference.save(out / f"reference-{dataset}.safetensors", split="test", images=test.digest)
     table = sanity_table(train, test, extractor)
     write_text(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
-    card = _card(f"{dataset}{options}", recipe, network, (len(train), len(test)), accuracy, table)
-    write_text(path.with_suffix(".md"), card)
+    images = (len(train), len(test))
+    write_text(path.with_suffix(".md"), _card(f"{dataset}{options}", recipe, network, images, accuracy, table))
     return path
 
 
@@ -131,8 +123,7 @@ def held_out_accuracy(network: FeatureNetwork, recipe: Recipe, test: Images) -> 
     right = total = 0
     for rows in torch.arange(len(test)).split(256):
         images = test.scaled(rows)
-        turns = range(4) if recipe.task == "rotations" else range(1)
-        for turn in turns:
+        for turn in range(4 if recipe.task == "rotations" else 1):
             targets = torch.full((len(rows),), turn) if recipe.task == "rotations" else test.labels[rows]  # type: ignore[index]
             predicted = network(images.rot90(turn, (2, 3))).argmax(dim=1)
             right += int((predicted == targets).sum())
@@ -149,21 +140,20 @@ def _card(
     table: pd.DataFrame,
 ) -> str:
     """Markdown: what the network is, how it came to be, and what its distances see."""
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    config, parameters = network.config, sum(parameter.numel() for parameter in network.parameters())
     what = "class" if recipe.task == "labels" else "rotation by quarter turns"
     rows = "\n".join(
         f"| {row.change} | {row.level:g} | {row.num_samples} | {row.fid:.4f} | {row.kid:.5f} ± {row.kid_std:.5f} |"
         for row in table.itertuples()
     )
-    threads = torch.get_num_threads()
     return f"""# Feature network for {arguments.partition(" ")[0]}
 
 Features for FID and KID where Inception's weights are not at hand. Values compare only with others of these features.
 
-- Made by `harness train-features {arguments}` (torch {torch.__version__}, {threads} CPU thread(s)).
-- Trained to predict the {what} of {images[0]:,} images at {network.config.image_size}x{network.config.image_size};
+- Made by `harness train-features {arguments}` (torch {torch.__version__}, {torch.get_num_threads()} CPU thread(s)).
+- Trained to predict the {what} of {images[0]:,} images at {config.image_size}x{config.image_size};
   held-out accuracy on {images[1]:,} images: **{accuracy:.1%}**.
-- {network.config.dim} features, {parameters:,} parameters, {recipe.epochs} epochs, batch {recipe.batch_size}.
+- {config.dim} features, {parameters:,} parameters, {recipe.epochs} epochs, batch {recipe.batch_size}.
 - Used for: {", ".join(recipe.serves)}.
 
 ## Sanity table
@@ -180,12 +170,11 @@ where there are fewer than 10 classes. KID is given with its standard error.
 
 def _unseen(table: pd.DataFrame) -> str:
     """A sentence for every change that KID cannot tell from no change, even at its worst."""
-    sentences = ""
-    for change, rows in table.groupby("change", sort=False):
-        first, last = rows.iloc[0], rows.iloc[-1]
-        if last.kid - first.kid < 2 * (first.kid_std**2 + last.kid_std**2) ** 0.5:
-            sentences += (
-                f"\n**Not seen by these features: {change}.** Even the last level's KID is within two standard errors "
-                "of the first's; where the number of samples falls, FID rises by its bias alone.\n"
-            )
-    return sentences
+    levels = table.groupby("change", sort=False)
+    first, last = levels.nth(0).set_index("change"), levels.nth(-1).set_index("change")
+    unseen = last.kid - first.kid < 2 * (first.kid_std**2 + last.kid_std**2) ** 0.5
+    return "".join(
+        f"\n**Not seen by these features: {change}.** Even the last level's KID is within two standard errors of the "
+        "first's; where the number of samples falls, FID rises by its bias alone.\n"
+        for change in unseen.index[unseen]
+    )

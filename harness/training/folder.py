@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from harness.errors import CheckpointError, HarnessError, StoreError
-from harness.files import make_folder, replacing, unwritable
+from harness.errors import CheckpointError, HarnessError
+from harness.files import replacing, unwritable
 from harness.training.config import TrainingConfig
 
 Row = dict[str, Any]
@@ -22,9 +21,7 @@ Row = dict[str, Any]
 class TrainingFolder:
     """`checkpoint.pt`, a plain state dict, and `curve.csv`. Either is whole at any moment, whenever the run is killed.
 
-    Args:
-        path: created when the run starts.
-        measure: column of the curve with what the target is judged by.
+    `measure` is the curve's column with what the target is judged by.
     """
 
     def __init__(self, path: Path, measure: str) -> None:
@@ -32,34 +29,8 @@ class TrainingFolder:
         self.columns = ("step", "loss", "learning_rate", "grad_norm", "wall_s", measure, "cpu_s")
         self.checkpoint, self.curve = path / "checkpoint.pt", path / "curve.csv"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """No other process trains in the folder within the block.
-
-        Raises:
-            StoreError: one does, or the folder cannot be written.
-        """
-        make_folder(self.path)
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise StoreError(f"another process trains in '{self.path}'; wait for it or give another --out") from error
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
     def state(self, config: TrainingConfig, data: str, resume: bool, device: torch.device) -> dict[str, Any] | None:
-        """The state to continue from, or None when the run starts from the beginning.
-
-        Args:
-            config: what is to be trained.
-            data: digest of what it is trained on.
-            resume: whether a run may be continued.
-            device: where the tensors are put.
+        """The state to continue from, its tensors on `device`; None when the run starts from the beginning.
 
         Raises:
             HarnessError: the folder holds a run and `resume` is false, or another run than that of `config`, or one
@@ -78,7 +49,7 @@ class TrainingFolder:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"'{self.checkpoint}' cannot be read as the state of a training: {reason}") from error
         if (key := before.difference(config, done)) is not None:
-            then, now = before.model_dump()[key], config.model_dump()[key]
+            then, now = (of.model_dump()[key] for of in (before, config))
             raise HarnessError(
                 f"the run in '{self.path}' has {key} = {then!r}, not {now!r}; --out names another folder"
             )

@@ -41,31 +41,22 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a training.
-
-    Args:
-        train: what is learned from.
-        held_out: the images of the test split, or the first of them, that bits per dimension are measured on.
-        levels: (levels,) the values in [-1, 1] that pixels take: 17 in the digits, 256 in photographs.
-        config: names the noise and the seed.
-        skipped: corrupt images that were left out.
-    """
+    """The images of a training; `config` names the noise and the seed."""
 
     train: Images
     held_out: Images
+    """Of the test split, or the first of it: what bits per dimension are measured on."""
     levels: Tensor
+    """(levels,) the values in [-1, 1] that pixels take: 17 in the digits, 256 in photographs."""
     config: TrainingConfig
     skipped: int = 0
+    """Corrupt images that were left out."""
 
     @classmethod
     def load(
         cls, config: TrainingConfig, dataset: str, size: int | None, root: Path | None, skip_corrupt: bool
     ) -> Splits:
-        """The splits of a dataset by name.
-
-        Raises:
-            HarnessError: they cannot be read.
-        """
+        """The splits of a dataset by name; a `HarnessError` where they cannot be read."""
         train, test = (load_dataset(dataset, split, root, size, skip_corrupt) for split in SPLITS)
         splits = cls.of(train, test, config)
         if splits.skipped:
@@ -85,7 +76,6 @@ class Splits:
         return count if count > 1 else 0
 
     def held_out_bits_per_dim(self, flow: CausalFlow) -> float:
-        """Of the held-out images."""
         return bits_per_dim(flow, self.held_out, self.levels, self.config)
 
     def noise_bits_per_dim(self) -> float:
@@ -96,19 +86,17 @@ class Splits:
         mass = log_noise_mass(clean + draw_noise(clean.shape, self.config, generator), self.levels, self.config)
         return (entropy + float(mass.mean())) / math.log(2)
 
-    def train_bits_per_dim(self, flow: CausalFlow) -> float:
-        """Of as many training images, undistorted, so that the gap between the two is overfitting."""
-        return bits_per_dim(flow, _first(self.train, len(self.held_out)), self.levels, self.config)
-
     def card_rows(self, flow: CausalFlow, dataset: str, held_out: float) -> list[tuple[str, str]]:
         """What a model card states of the images and of the bits per dimension, `held_out` of them known already."""
         train, noise = self.train, self.config.noise
+        # Undistorted, so that the gap between training and held-out bits is overfitting.
+        learned = bits_per_dim(flow, _first(train, len(self.held_out)), self.levels, self.config)
         return [
             ("training images", f"{dataset}, {len(train):,}, SHA-256 {train.digest[:16]}"),
             *([("corrupt images left out", f"{self.skipped:,}")] if self.skipped else []),
             ("held-out bits/dim", f"{held_out:.4f} on {len(self.held_out):,} images of the test split"),
             ("of these, the noise's own", f"{self.noise_bits_per_dim():.4f}, the least that any flow can reach"),
-            ("training bits/dim", f"{self.train_bits_per_dim(flow):.4f} on as many training images"),
+            ("training bits/dim", f"{learned:.4f} on as many training images"),
             ("noise", f"{noise}, sigma {self.config.sigma} in image units ([-1, 1])"),
         ]
 
@@ -146,12 +134,7 @@ def bits_per_dim(
 ) -> float:
     """The bound above, in bits per dimension, averaged over images, each with one draw of noise by the config's seed.
 
-    Args:
-        flow: on any device; labels are used when it has classes.
-        images: the split to measure.
-        levels: as in `Splits`.
-        config: names the noise and the seed.
-        batch_size: changes the memory taken, not the noise.
+    Labels are used when the flow has classes; `batch_size` changes the memory taken, not the noise.
     """
     generator = torch.Generator().manual_seed(config.seed)
     total = 0.0
@@ -159,7 +142,6 @@ def bits_per_dim(
         clean = images.scaled(slice(start, start + batch_size))
         noisy = clean + draw_noise(clean.shape, config, generator)
         labels = images.labels[start : start + batch_size] if flow.num_classes and images.labels is not None else None
-        density = log_density(flow, noisy.to(flow.device), labels)
-        nats = log_noise_mass(noisy, levels, config) - density
+        nats = log_noise_mass(noisy, levels, config) - log_density(flow, noisy.to(flow.device), labels)
         total += float(nats.sum())
     return total / len(images) / math.log(2)

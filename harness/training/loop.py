@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from harness.errors import HarnessError
-from harness.files import make_folder
+from harness.files import locked, make_folder
 from harness.training.config import MafTraining, TarFlowTraining
 from harness.training.data import Batches
 from harness.training.folder import Row, TrainingFolder
@@ -25,12 +25,9 @@ from harness.training.targets import Decode, Target, target_of
 
 
 class Objective(nn.Module):
-    """What is minimised, as one call, so that a launcher can wrap it: a batch to a loss.
+    """What is minimised, as one call, so that a launcher can wrap it: a batch to a scalar loss in nats.
 
-    Args:
-        target: what is trained.
-        network: of the target's kind.
-        reduced: whether its products are computed in bfloat16.
+    Where it is `reduced`, the network's products are computed in bfloat16.
     """
 
     def __init__(self, target: Target, network: nn.Module, reduced: bool) -> None:
@@ -38,7 +35,6 @@ class Objective(nn.Module):
         self.target, self.network, self.reduced = target, network, reduced
 
     def forward(self, *batch: Tensor) -> Tensor:
-        """A scalar, in nats."""
         with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=self.reduced):
             return self.target.loss(self.network, *batch).float()
 
@@ -53,7 +49,7 @@ def train(
     resume: bool = False,
     skip_corrupt: bool = False,
 ) -> Path:
-    """Train a flow and release it.
+    """Train a flow and release it; the folder with the released files.
 
     Under ``accelerate launch`` every process runs this, and the first one writes.
 
@@ -68,12 +64,8 @@ def train(
         resume: continue the run in `folder`; its curve is that of a run that was never interrupted.
         skip_corrupt: leave unreadable images out; the weights' metadata and the model card say how many.
 
-    Returns:
-        The folder with the released files.
-
     Raises:
-        HarnessError: the data cannot be read, the folder holds another run or cannot be written, or the loss is not
-            finite.
+        HarnessError: the data cannot be read, `folder` is another run's or not writable, or the loss is not finite.
     """
     accelerator = Accelerator(mixed_precision="no")  # which precision is the objective's business
     with limited_threads(config.threads):
@@ -81,9 +73,9 @@ def train(
         files = TrainingFolder(folder, target.measure)
         release = Release(name, target, folder / "release", decode, command)
         run = _Run(target, files, release, accelerator)
-        with files.locked() if run.main else nullcontext():
-            if run.main:
-                make_folder(release.folder)
+        if run.main:
+            make_folder(release.folder)
+        with locked(folder, "trains in") if run.main else nullcontext():
             run.train(resume)
             if run.main:
                 release.write(run.averaged, files.rows())
@@ -105,13 +97,8 @@ class _Run:
             torch.manual_seed(self.config.seed)
             self.network = target.network().to(accelerator.device)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=0.0,
-            betas=(0.9, 0.95),
-            weight_decay=self.config.weight_decay,
-            fused=target.fused,
-        )
+        decay, parameters = self.config.weight_decay, self.network.parameters()
+        optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=decay, fused=target.fused)
         auto = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported()
         reduced = {"auto": auto, "float32": False, "bfloat16": True}[self.config.precision]
         self.objective, self.optimizer = accelerator.prepare(Objective(target, self.network, reduced), optimizer)
@@ -133,8 +120,7 @@ class _Run:
             for step, batch in enumerate(loader, start=start + 1):
                 row = self._step(step, batch)
                 if self.main:
-                    row[self.target.measure] = self._keep(step)
-                    write(row)
+                    write(row := row | {self.target.measure: self._keep(step)})
                     if step % config.checkpoint_every == 0 or step == config.steps:
                         self._save(step)
                     show(row)
@@ -170,7 +156,7 @@ class _Run:
                 "A lower learning_rate or a longer warmup may help"
             )
         self.optimizer.step()
-        average(self.averaged, self.network, decay_at(step, config.ema))
+        average(self.averaged, self.network, min(config.ema, step / (step + 9)))  # short at first: forgets the start
         return {
             "step": step,
             "loss": value,
@@ -198,11 +184,6 @@ def average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
     for mean, current in zip(averaged.state_dict().values(), network.state_dict().values(), strict=True):
         if mean.is_floating_point():
             mean.lerp_(current, 1 - decay)
-
-
-def decay_at(step: int, ema: float) -> float:
-    """The average's decay at a step counted from 1: early averages are short, so that the random start is forgotten."""
-    return min(ema, step / (step + 9))
 
 
 @contextmanager

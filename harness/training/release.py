@@ -8,6 +8,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,25 +27,19 @@ GRID_SIDE = 1024
 
 @dataclass(frozen=True)
 class Release:
-    """The released files of a training.
-
-    Args:
-        name: of the files: NAME.safetensors, NAME.md, and NAME.png of a flow of images.
-        target: what was trained.
-        folder: where the files are written; it exists.
-        decode: how samples are drawn, exactly: ``build_decoder("sequential").decode``.
-        command: the command that made the flow.
-    """
+    """The released files of a training: NAME.safetensors, NAME.md, and NAME.png of a flow of images."""
 
     name: str
     target: Target
     folder: Path
+    """Where the files are written; it exists."""
     decode: Decode
+    """How samples are drawn, exactly: ``build_decoder("sequential").decode``."""
     command: str
+    """That made the flow."""
 
     @property
     def config(self) -> TrainingConfig:
-        """How it was trained."""
         return self.target.config
 
     def write(self, averaged: nn.Module, curve: list[dict[str, str]]) -> None:
@@ -68,6 +63,9 @@ class Release:
             save_grid(samples.images, path, samples.columns, scale=max(1, GRID_SIDE // side))
         return samples
 
+    def _plain(self) -> dict[str, Any]:
+        return self.config.model_dump(mode="json", exclude={"remark"})
+
     def _snapshot_name(self, fraction: float) -> str:
         """Such as ``"cifar10-jpeg-5pct"``."""
         return f"{self.name}-{100 * fraction:g}pct"
@@ -82,12 +80,7 @@ class Release:
         stored = copy.deepcopy(averaged)
         stored.load_state_dict(state)
         score = self.target.evaluate(stored)
-        facts = {
-            "command": self.command,
-            "step": step,
-            self.target.measure: round(score, 4),
-            "config": self.config.model_dump(mode="json", exclude={"remark"}),
-        }
+        facts = {"command": self.command, "step": step, self.target.measure: round(score, 4), "config": self._plain()}
         flat = {"step": str(step), self.target.measure: f"{score:.4f}"}
         with replacing(self.folder / f"{name}.safetensors") as partial:
             partial.write_bytes(in_order(save(state, flat | self.target.metadata(facts))))
@@ -120,18 +113,12 @@ class Release:
             f"    {self.command}",
             "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]),
             target.note,
-            "\n".join(
-                [
-                    f"| step | training loss, mean since the row above | {target.unit} |",
-                    "|---|---|---|",
-                    *curve_lines(curve, target.measure),
-                ]
-            ),
+            "\n".join(curve_lines(curve, target)),
             self._snapshots(),
             f"![samples]({self.name}.png)" if samples else "",
             f"{caption}{config.remark}".strip(),
             "Configuration:",
-            f"```json\n{json.dumps(config.model_dump(mode='json', exclude={'remark'}), indent=1)}\n```",
+            f"```json\n{json.dumps(self._plain(), indent=1)}\n```",
         ]
         return "\n\n".join(filter(None, paragraphs)) + "\n"
 
@@ -146,13 +133,14 @@ class Release:
         return "\n".join(["Snapshots of the training, beside the weights:", "", *lines]) if lines else ""
 
 
-def curve_lines(curve: list[dict[str, str]], measure: str) -> list[str]:
-    """A line of the card for every evaluation: the step, the mean loss since the last one, the measure."""
-    lines, losses = [], []
+def curve_lines(curve: list[dict[str, str]], target: Target) -> list[str]:
+    """The card's table of evaluations: the step, the mean loss since the last one, the measure."""
+    lines = [f"| step | training loss, mean since the row above | {target.unit} |", "|---|---|---|"]
+    losses = []
     for row in curve:
         losses.append(float(row["loss"]))
-        if row[measure]:
-            lines.append(f"| {row['step']} | {fmean(losses):.4f} | {float(row[measure]):.4f} |")
+        if measure := row[target.measure]:
+            lines.append(f"| {row['step']} | {fmean(losses):.4f} | {float(measure):.4f} |")
             losses = []
     return lines
 

@@ -37,21 +37,16 @@ def reverse_kl(flow: nn.Module, log_density: Callable[[Tensor], Tensor], noise: 
         of the divergence's.
     """
     samples = sample(flow, noise)
-    frozen = copy.deepcopy(flow).requires_grad_(False)
-    return frozen().log_prob(samples) - log_density(samples)
+    return copy.deepcopy(flow).requires_grad_(False)().log_prob(samples) - log_density(samples)
 
 
 def sample(flow: nn.Module, noise: Tensor) -> Tensor:
     """Samples of a flow, differentiable in its parameters: (B, L) draws of the base -> (B, L)."""
     tokens = noise
     for transform in reversed(flow.transform.transforms):  # type: ignore[union-attr, arg-type]
-        tokens = solve(_update(transform(None).meta, tokens), tokens)
+        meta = transform(None).meta  # the affine map that some tokens call for
+        tokens = solve(lambda x, meta=meta, noise=tokens: meta(x).inv(noise), tokens)  # type: ignore[misc]
     return tokens
-
-
-def _update(meta: Callable[[Tensor], Any], noise: Tensor) -> Callable[[Tensor], Tensor]:
-    """F of a transform: zuko's `meta` gives the affine map that some tokens call for."""
-    return lambda tokens: meta(tokens).inv(noise)
 
 
 def solve(update: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from harness.datasets import Images, load_dataset, to_unit
 from harness.decoders import build_decoder
 from harness.errors import CheckpointError, HarnessError, StoreError
+from harness.files import locked
 from harness.flows import load_flow
 from harness.flows.checkpoints import ASSETS
 from harness.flows.tarflow import TarFlow, TarFlowConfig
@@ -388,7 +389,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_last_state(tmp_path: Path, mon
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
-    with TrainingFolder(tmp_path, "bits").locked(), pytest.raises(StoreError, match="another process trains in"):
+    with locked(tmp_path, "trains in"), pytest.raises(StoreError, match="another process trains in"):
         run(tmp_path)
     run(tmp_path)
 

@@ -9,23 +9,16 @@ from harness.training.config import MafTraining, TarFlowTraining
 from harness.training.likelihood import Splits
 from harness.training.targets.base import Decode, Samples, Target
 from harness.training.targets.ising import IsingTarget
-from harness.training.targets.maf_images import MafImages
-from harness.training.targets.table import TABLES, TableTarget
+from harness.training.targets.maf import TABLES, MafImages, TableTarget
 from harness.training.targets.tarflow import TarFlowTarget
 
 __all__ = ["Decode", "Samples", "Target", "target_of"]
 
 
 def target_of(config: TarFlowTraining | MafTraining, root: Path | None = None, skip_corrupt: bool = False) -> Target:
-    """The target that a configuration names, its data loaded.
+    """The target that a configuration names, its data loaded as `load_dataset` does.
 
-    Args:
-        config: what is to be trained.
-        root: where a dataset of images lies, see `load_dataset`.
-        skip_corrupt: leave unreadable images out.
-
-    Raises:
-        HarnessError: the data cannot be read, or fit no flow of that shape.
+    Data that cannot be read, or fit no flow of that shape, are a `HarnessError`.
     """
     if isinstance(config, TarFlowTraining):
         return TarFlowTarget(config, Splits.load(config, config.dataset, config.size, root, skip_corrupt))

@@ -23,16 +23,12 @@ COLUMNS, ROWS = 8, 8
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples to look at.
-
-    Args:
-        images: (N, C, H, W) in [-1, 1].
-        columns: images per row of the grid.
-        caption: what a model card says of them.
-    """
+    """Samples to look at."""
 
     images: Tensor
+    """(N, C, H, W) in [-1, 1]."""
     columns: int
+    """Images per row of the grid."""
     caption: str
 
 
@@ -55,11 +51,7 @@ class Target(ABC):
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """A new network, its weights drawn from torch's global generator.
-
-        Raises:
-            HarnessError: what it is built with is not installed.
-        """
+        """A new network, its weights drawn from torch's global generator."""
 
     @abstractmethod
     def batch(self, step: int) -> Batch:

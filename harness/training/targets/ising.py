@@ -22,11 +22,7 @@ OBSERVED = 10_000
 
 
 class IsingTarget(MafTarget):
-    """Fields of the model, see `harness.flows.ising`.
-
-    Args:
-        config: names the lattice, the temperature and the seed.
-    """
+    """Fields of the model, see `harness.flows.ising`."""
 
     measure, unit = "reverse_kl_nats", "nats of reverse KL"
     model: Ising
@@ -63,7 +59,6 @@ class IsingTarget(MafTarget):
         for name, values in self.model.measure(tokens[..., 0], generator).items():
             error = float(values.std()) / math.sqrt(OBSERVED)
             exact, apart = self.model.exact[name], self.model.independent()[name]
-            rows.append(
-                (name, f"{float(values.mean()):.4f} ± {error:.4f}; exact {exact:.4f}; of independent spins {apart:.4f}")
-            )
+            stated = f"{float(values.mean()):.4f} ± {error:.4f}; exact {exact:.4f}; of independent spins {apart:.4f}"
+            rows.append((name, stated))
         return rows

@@ -21,15 +21,7 @@ VAR_RATE = 0.1
 
 
 class TarFlowTarget(Target):
-    """Noisy images, mirrored, distorted and with a share of their labels dropped, as the configuration says.
-
-    Args:
-        config: the flow's shape and how its batches are drawn.
-        splits: the images.
-
-    Raises:
-        HarnessError: images that are not square, or no multiple of the patch.
-    """
+    """Noisy images, mirrored, distorted and with a share of their labels dropped, as the configuration says."""
 
     config: TarFlowTraining
     measure, unit, note, fused = "held_out_bits_per_dim", "held-out bits/dim", NOTE, True
@@ -107,14 +99,14 @@ class TarFlowTarget(Target):
     def samples(self, network: Any, decode: Decode) -> Samples:
         """A class to a row; to its right the same after one denoising step, if that is defined."""
         config, labels = self.config, None
-        rows = min(network.num_classes, 10) or ROWS
+        rows, caption = min(network.num_classes, 10) or ROWS, "unconditional"
         if network.num_classes:
             labels = torch.arange(rows).repeat_interleave(COLUMNS).to(network.var.device)
+            caption = "a class to a row"
         images = draw_images(network, decode, config.seed, labels)
-        caption = "a class to a row" if network.num_classes else "unconditional"
         if config.noise != "gaussian":
             return Samples(images, COLUMNS, caption)
         denoised = network.denoise(images, config.sigma, labels)
-        pairs = torch.stack([images.unflatten(0, (rows, COLUMNS)), denoised.unflatten(0, (rows, COLUMNS))], dim=1)
+        pairs = torch.stack([batch.unflatten(0, (rows, COLUMNS)) for batch in (images, denoised)], dim=1)
         caption += "; right half: the same after one denoising step"
         return Samples(pairs.flatten(0, 2), 2 * COLUMNS, caption)
