@@ -92,8 +92,8 @@ def _stops(samples: pd.DataFrame) -> pd.DataFrame:
     for tau in TAUS:
         below = samples[samples["residual"] < tau]
         first = below.drop_duplicates([*guesses.KEYS, "cell_id", "sample"])  # rows are in the order of iterations
-        found = first.assign(over=first["error_inf"] / tau).groupby(guesses.KEYS, as_index=False)
-        found = found.agg(
+        grouped = first.assign(over=first["error_inf"] / tau).groupby(guesses.KEYS, as_index=False)
+        found = grouped.agg(
             iterations=("iteration", "median"),
             error_rms=("error_rms", "median"),
             error_inf=("error_inf", "median"),
@@ -128,9 +128,9 @@ def _taus(stops: pd.DataFrame) -> pd.DataFrame:
 def _bounds(samples: pd.DataFrame) -> pd.DataFrame:
     """Per flow, layer and iteration from zeros: the error over the residual, each the largest of any number."""
     rows = samples[(samples["initial"] == FROM) & (samples["residual"] > 1e-8) & (samples["iteration"] > 0)]
-    ratio = rows.assign(ratio=rows["error_inf"] / rows["residual"])
-    ratio = ratio.groupby(["flow", "layer", "iteration"], as_index=False)["ratio"]
-    return ratio.agg(median="median", largest="max", samples="size")
+    rows = rows.assign(ratio=rows["error_inf"] / rows["residual"])
+    grouped = rows.groupby(["flow", "layer", "iteration"], as_index=False)
+    return grouped.agg(median=("ratio", "median"), largest=("ratio", "max"), samples=("ratio", "size"))
 
 
 def _orders(samples: pd.DataFrame) -> pd.DataFrame:

@@ -110,7 +110,7 @@ def _iterations(cells: pd.DataFrame, layers: pd.DataFrame) -> Iterator[Finding]:
             f"every layer after the second takes at most {FEW_ITERATIONS}",
         )
     for flow, rows in cells[cells["decoder"].isin(["ujd", "sejd"])].groupby("flow", sort=False):
-        depths = {series: part.sort_values("tau")["depth"] for series, part in rows.groupby("series", sort=False)}
+        depths = {str(series): part.sort_values("tau")["depth"] for series, part in rows.groupby("series", sort=False)}
         words = listing([f"{series} {depth.iloc[0]:g} to {depth.iloc[-1]:g}" for series, depth in depths.items()])
         yield Finding(
             "tau-faster",
