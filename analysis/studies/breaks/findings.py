@@ -20,8 +20,8 @@ _HELD = {
 def findings(runs: Runs) -> Findings:
     """Which cells broke which condition, run by run: two runs of one cell may rest on other numbers of samples."""
     parts = [_of_run(load([run.path]), run.path.name) for run in runs.runs]
-    found, counts, sentences = (pd.concat([part[i] for part in parts], ignore_index=True) for i in range(3))
-    counts = counts.groupby(["flow", "tau", "condition"], sort=False)[["cells", "broken"]].sum().reset_index()
+    found, counts, sentences = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
+    counts = counts.groupby(["flow", "tau", "condition"], sort=False, as_index=False)[["cells", "broken"]].sum()
     return Findings(
         tables={"breaks": found, "counts": counts},
         values={
@@ -47,9 +47,9 @@ def _of_run(runs: Runs, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
         for condition in CONDITIONS:
             ids = set(group["cell_id"]) & measured[condition]
             broken = ids & set(found.loc[found["condition"] == condition, "cell_id"])
-            counts.append({"flow": flow, "tau": tau, "condition": condition, "cells": len(ids), "broken": len(broken)})
+            counts.append((flow, tau, condition, len(ids), len(broken)))
     sentences = [
-        {"run": name, "flow": flow, "batch_size": batch, "sentence": sentence}
+        (name, flow, batch, sentence)
         for (flow, batch), group in cells.groupby(["flow", "batch_size"], sort=False)
         for sentence in warnings(found[found["cell_id"].isin(group["cell_id"])], group)
     ]
@@ -68,18 +68,11 @@ def _wide(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def _claims(counts: pd.DataFrame) -> Iterator[Finding]:
-    for flow, rows in counts.groupby("flow", sort=False):
-        for condition in CONDITIONS:
-            one = rows[rows["condition"] == condition]
-            meant = one[one["tau"] <= PAPER_TAU]
-            above = one[one["tau"] > PAPER_TAU]
-            words = f"broken in {meant['broken'].sum()} of {meant['cells'].sum()} cells up to tau = {PAPER_TAU:g}"
-            if above["cells"].sum():
-                words += f", above it in {above['broken'].sum()} of {above['cells'].sum()}"
-            yield Finding(
-                claim=f"break-{condition}",
-                flow=str(flow),
-                measured=words,
-                agrees=bool(meant["broken"].sum() == 0) if meant["cells"].sum() else None,
-                criterion=f"up to tau = {PAPER_TAU:g} {_HELD[condition]}",
-            )
+    for (flow, condition), rows in counts.groupby(["flow", "condition"], sort=False):
+        meant, above = rows[rows["tau"] <= PAPER_TAU], rows[rows["tau"] > PAPER_TAU]
+        broken, of = meant["broken"].sum(), meant["cells"].sum()
+        words = f"broken in {broken} of {of} cells up to tau = {PAPER_TAU:g}"
+        if above["cells"].sum():
+            words += f", above it in {above['broken'].sum()} of {above['cells'].sum()}"
+        criterion = f"up to tau = {PAPER_TAU:g} {_HELD[str(condition)]}"
+        yield Finding(f"break-{condition}", str(flow), words, bool(broken == 0) if of else None, criterion)

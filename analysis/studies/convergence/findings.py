@@ -30,7 +30,7 @@ FROM = "zeros"
 def findings(runs: Runs) -> Findings:
     """Errors and residuals by guess, orders, exact ends, and norms of the Jacobian's powers."""
     curves, samples = guesses.data(runs), guesses.samples(runs)
-    flows = list(dict.fromkeys(curves["flow"]))
+    flows = curves["flow"].unique().tolist()
     iterations, stops = _iterations(curves), _stops(samples)
     orders, ends, bits, bounds = _orders(samples), _ends(runs, samples), _last_bits(runs), _bounds(samples)
     figures = {f"guesses-{flow}": guesses.draw(curves[curves["flow"] == flow]) for flow in flows}
@@ -76,31 +76,23 @@ def _iterations(curves: pd.DataFrame) -> pd.DataFrame:
 
 def _spread(iterations: pd.DataFrame) -> pd.DataFrame:
     """Per flow and goal: the largest difference that the paper's guesses make in a layer, and in all together."""
-    known = [name for name in PAPER_GUESSES if name in iterations]
-    rows = []
-    for (flow, goal), group in iterations.groupby(["flow", "goal"]):
-        totals = group[known].sum()
-        row = {
-            "flow": flow,
-            "goal": goal,
-            "largest": int(group["spread"].max()),
-            "median": float(group["spread"].median()),
-        }
-        row |= {"best": str(totals.idxmin()), "best_total": int(totals.min())}
-        row |= {"worst": str(totals.idxmax()), "worst_total": int(totals.max())}
-        if "fitted" in iterations:
-            row["fitted_total"] = int(group["fitted"].sum())
-        rows.append(row)
-    return pd.DataFrame(rows)
+    grouped = iterations.groupby(["flow", "goal"])
+    totals = grouped[[name for name in PAPER_GUESSES if name in iterations]].sum()
+    found = grouped["spread"].agg(largest="max", median="median")
+    found = found.assign(best=totals.idxmin(axis=1), best_total=totals.min(axis=1))
+    found = found.assign(worst=totals.idxmax(axis=1), worst_total=totals.max(axis=1))
+    if "fitted" in iterations:
+        found["fitted_total"] = grouped["fitted"].sum()
+    return found.reset_index()
 
 
 def _stops(samples: pd.DataFrame) -> pd.DataFrame:
     """Per flow, layer, guess and tau: when a sample's residual first falls below tau, and its error then."""
-    rows = []
+    frames = []
     for tau in TAUS:
         below = samples[samples["residual"] < tau]
         first = below.drop_duplicates([*guesses.KEYS, "cell_id", "sample"])  # rows are in the order of iterations
-        grouped = first.assign(over=first["error_inf"] / tau).groupby(guesses.KEYS)
+        grouped = first.assign(over=first["error_inf"] / tau).groupby(guesses.KEYS, as_index=False)
         found = grouped.agg(
             iterations=("iteration", "median"),
             error_rms=("error_rms", "median"),
@@ -108,40 +100,37 @@ def _stops(samples: pd.DataFrame) -> pd.DataFrame:
             over_tau=("over", "median"),
             over_tau_max=("over", "max"),
             samples=("over", "size"),
+            above=("over", lambda over: float((over > 1).mean())),
         )
-        rows.append(
-            found.assign(above=grouped["over"].agg(lambda over: float((over > 1).mean())), tau=tau).reset_index()
-        )
-    return pd.concat(rows).sort_values(["flow", "initial", "layer", "tau"], ignore_index=True)
+        frames.append(found.assign(tau=tau))
+    return pd.concat(frames).sort_values(["flow", "initial", "layer", "tau"], ignore_index=True)
 
 
 def _taus(stops: pd.DataFrame) -> pd.DataFrame:
     """Per flow and tau, from zeros: iterations and error of layer 1, and of the others, their median and most."""
-    rows = []
-    for (flow, tau), group in stops[stops["initial"] == FROM].groupby(["flow", "tau"]):
-        first, others = group[group["layer"] == 1], group[group["layer"] > 1]
-        rows.append(
-            {
-                "flow": flow,
-                "tau": tau,
-                "iterations_layer_1": first["iterations"].iloc[0],
-                "error_layer_1": first["error_rms"].iloc[0],
-                "iterations_others": others["iterations"].median(),
-                "iterations_slowest": others["iterations"].max(),
-                "error_others": others["error_rms"].median(),
-                "above": float((group["above"] * group["samples"]).sum() / group["samples"].sum()),
-                "worst": group["over_tau_max"].max(),
-            }
-        )
-    return pd.DataFrame(rows)
+    own = stops[stops["initial"] == FROM].assign(over=lambda rows: rows["above"] * rows["samples"])
+    grouped = own.groupby(["flow", "tau"])
+    first = own[own["layer"] == 1].set_index(["flow", "tau"])
+    others = own[own["layer"] > 1].groupby(["flow", "tau"])
+    return pd.DataFrame(
+        {
+            "iterations_layer_1": first["iterations"],
+            "error_layer_1": first["error_rms"],
+            "iterations_others": others["iterations"].median(),
+            "iterations_slowest": others["iterations"].max(),
+            "error_others": others["error_rms"].median(),
+            "above": grouped["over"].sum() / grouped["samples"].sum(),
+            "worst": grouped["over_tau_max"].max(),
+        }
+    ).reset_index()
 
 
 def _bounds(samples: pd.DataFrame) -> pd.DataFrame:
     """Per flow, layer and iteration from zeros: the error over the residual, each the largest of any number."""
     rows = samples[(samples["initial"] == FROM) & (samples["residual"] > 1e-8) & (samples["iteration"] > 0)]
-    ratio = (rows["error_inf"] / rows["residual"]).groupby([rows["flow"], rows["layer"], rows["iteration"]])
-    found = pd.DataFrame({"median": ratio.median(), "largest": ratio.max(), "samples": ratio.size()})
-    return found.reset_index()
+    rows = rows.assign(ratio=rows["error_inf"] / rows["residual"])
+    grouped = rows.groupby(["flow", "layer", "iteration"], as_index=False)
+    return grouped.agg(median=("ratio", "median"), largest=("ratio", "max"), samples=("ratio", "size"))
 
 
 def _orders(samples: pd.DataFrame) -> pd.DataFrame:
@@ -163,32 +152,25 @@ def _orders(samples: pd.DataFrame) -> pd.DataFrame:
                 early.append((errors[3] / errors[0]) ** (1 / 3))
                 late.append((errors[-1] / errors[-4]) ** (1 / 3))
         known = np.array([fit for fit in fits if np.isfinite(fit)])
-        half = (
-            t.ppf((1 + CONFIDENCE) / 2, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
-            if len(known) > 1
-            else np.nan
-        )
         mean = known.mean() if len(known) else np.nan
-        rows.append(
-            dict(zip(guesses.KEYS, key, strict=True))
-            | {"order": mean, "order_low": mean - half, "order_high": mean + half, "samples": len(known)}
-            | {
-                "factor_early": np.median(early) if early else np.nan,
-                "factor_late": np.median(late) if late else np.nan,
-            }
-        )
-    return pd.DataFrame(rows)
+        half = np.nan
+        if len(known) > 1:
+            half = t.ppf((1 + CONFIDENCE) / 2, len(known) - 1) * known.std(ddof=1) / len(known) ** 0.5
+        factors = [np.median(found) if found else np.nan for found in (early, late)]
+        rows.append((*key, mean, mean - half, mean + half, len(known), *factors))
+    names = ["order", "order_low", "order_high", "samples", "factor_early", "factor_late"]
+    return pd.DataFrame(rows, columns=[*guesses.KEYS, *names])
 
 
 def _ends(runs: Runs, samples: pd.DataFrame) -> pd.DataFrame:
     """Per flow and layer, over all guesses and samples: when the error fell to rounding; how late a token settled."""
-    rows = named(runs.table("fixed_points"))
+    grouped = named(runs.table("fixed_points")).groupby(["flow", "layer"])
     near = samples[samples["error_rms"] <= ROUNDING].drop_duplicates([*guesses.KEYS, "cell_id", "sample"])
-    grouped = rows.groupby(["flow", "layer"])
+    settled = near.groupby(["flow", "layer"])["iteration"]
     return pd.DataFrame(
         {
-            "to_rounding": near.groupby(["flow", "layer"])["iteration"].median(),
-            "to_rounding_most": near.groupby(["flow", "layer"])["iteration"].max(),
+            "to_rounding": settled.median(),
+            "to_rounding_most": settled.max(),
             "most_possible": grouped["num_tokens"].first() - 1,
             "latest_token": grouped["latest_token"].max(),
             "decodes": grouped.size(),
@@ -198,12 +180,15 @@ def _ends(runs: Runs, samples: pd.DataFrame) -> pd.DataFrame:
 
 def _last_bits(runs: Runs) -> pd.DataFrame:
     """Per flow and layer, over all guesses and samples: when the last bit changed, and how far from sequential's."""
-    grouped = named(runs.table("fixed_points")).groupby(["flow", "layer"])
-    return grouped.agg(
-        iterations_median=("iterations", "median"),
-        iterations_most=("iterations", "max"),
-        error_inf=("error_inf", "max"),
-    ).reset_index()
+    return (
+        named(runs.table("fixed_points"))
+        .groupby(["flow", "layer"], as_index=False)
+        .agg(
+            iterations_median=("iterations", "median"),
+            iterations_most=("iterations", "max"),
+            error_inf=("error_inf", "max"),
+        )
+    )
 
 
 def _claims(
@@ -220,55 +205,46 @@ def _claims(
     known = [name for name in PAPER_GUESSES if name in steps]
     totals = steps[known].sum()
     first, others = steps[steps["layer"] == 1][FROM], steps[steps["layer"] > 1][FROM]
+    fitted = f", {int(steps['fitted'].sum())} from the fitted guess" if "fitted" in steps else ""
     return [
         Finding(
-            claim="superlinear",
-            flow=flow,
-            measured=(
-                f"the fitted order runs from {quantity(own['order'].min())} to {quantity(own['order'].max())} over "
-                f"layers and guesses, its 95 % interval above 1 in {above} of {len(own)}; an iteration's factor on the "
-                f"error is smaller at the end than at the start in {shrinks} of {len(own)}"
-            ),
-            agrees=bool((paper["factor_late"] < paper["factor_early"]).all()) if len(paper) else None,
-            criterion=(
-                "superlinear means that an iteration's factor on the error falls towards 0: from zeros, as the paper "
-                "starts, it is smaller in every layer over the last three iterations with an error above "
-                f"{ROUNDING:g} of the largest than over the first three; no order above 1 is claimed"
-            ),
+            "superlinear",
+            flow,
+            f"the fitted order runs from {quantity(own['order'].min())} to {quantity(own['order'].max())} over "
+            f"layers and guesses, its 95 % interval above 1 in {above} of {len(own)}; an iteration's factor on the "
+            f"error is smaller at the end than at the start in {shrinks} of {len(own)}",
+            bool((paper["factor_late"] < paper["factor_early"]).all()) if len(paper) else None,
+            "superlinear means that an iteration's factor on the error falls towards 0: from zeros, as the paper "
+            "starts, it is smaller in every layer over the last three iterations with an error above "
+            f"{ROUNDING:g} of the largest than over the first three; no order above 1 is claimed",
         ),
         Finding(
-            claim="finite",
-            flow=flow,
-            measured=(
-                f"in float64 a bit still changes after L − 1 = {most} iterations in {late} of {len(bit)} layers, and a "
-                f"token settles later than Prop. 3.2 says in {int((end['latest_token'] > 0).sum())} "
-                f"({int(end['decodes'].sum())} decodes of single layers); the fixed point is within "
-                f"{_power_of_ten(bit['error_inf'].max())} of the sequential output"
-            ),
-            agrees=bool(late == 0 and (end["latest_token"] <= 0).all()),
-            criterion="bitwise: the iterate stops changing within L − 1 iterations, token l within l, from every guess",
+            "finite",
+            flow,
+            f"in float64 a bit still changes after L − 1 = {most} iterations in {late} of {len(bit)} layers, and a "
+            f"token settles later than Prop. 3.2 says in {int((end['latest_token'] > 0).sum())} "
+            f"({int(end['decodes'].sum())} decodes of single layers); the fixed point is within "
+            f"{_power_of_ten(bit['error_inf'].max())} of the sequential output",
+            bool(late == 0 and (end["latest_token"] <= 0).all()),
+            "bitwise: the iterate stops changing within L − 1 iterations, token l within l, from every guess",
         ),
         Finding(
-            claim="initial-guess",
-            flow=flow,
-            measured=(
-                f"to an RMS error of {GOALS[1]:g} the guesses differ by up to {int(steps['spread'].max())} iterations "
-                "in a layer; in all layers together it takes "
-                + ", ".join(f"{int(totals[name])} from {guesses.NAMES[name]}" for name in known)
-                + (f", {int(steps['fitted'].sum())} from the fitted guess" if "fitted" in steps else "")
-            ),
-            agrees=bool((steps["spread"] <= LITTLE).all()),
-            criterion=f"zeros, normal and the layer's input differ by at most {LITTLE} iteration in every layer",
+            "initial-guess",
+            flow,
+            f"to an RMS error of {GOALS[1]:g} the guesses differ by up to {int(steps['spread'].max())} iterations "
+            "in a layer; in all layers together it takes "
+            + ", ".join(f"{int(totals[name])} from {guesses.NAMES[name]}" for name in known)
+            + fitted,
+            bool((steps["spread"] <= LITTLE).all()),
+            f"zeros, normal and the layer's input differ by at most {LITTLE} iteration in every layer",
         ),
         Finding(
-            claim="first-layer-iterations",
-            flow=flow,
-            measured=(
-                f"from zeros to an RMS error of {GOALS[1]:g} layer 1 takes {int(first.iloc[0])} iterations, the "
-                f"slowest other layer {int(others.max())}"
-            ),
-            agrees=bool(first.iloc[0] > others.max()),
-            criterion="layer 1 takes more iterations than every other",
+            "first-layer-iterations",
+            flow,
+            f"from zeros to an RMS error of {GOALS[1]:g} layer 1 takes {int(first.iloc[0])} iterations, the "
+            f"slowest other layer {int(others.max())}",
+            bool(first.iloc[0] > others.max()),
+            "layer 1 takes more iterations than every other",
         ),
     ]
 
@@ -285,16 +261,14 @@ def _power_of_ten(bound: float) -> str:
 def _nilpotent(powers: pd.DataFrame) -> list[Finding]:
     return [
         Finding(
-            claim="nilpotent",
-            flow=str(flow),
-            measured=(
-                f"the spectral norm of J lies between {quantity(rows['norm'].min())} and "
-                f"{quantity(rows['norm'].max())}, so one iteration need not contract; that of J^t falls below 1 by t = "
-                f"{int(rows['first_below_one'].max())} and is exactly 0 at t = {int(rows['vanishes_at'].max())} "
-                f"(L = {int(rows['num_tokens'].iloc[0])})"
-            ),
-            agrees=bool((rows["vanishes_at"] <= rows["num_tokens"]).all()),
-            criterion="the L-th power of the Jacobian, by autograd in float64, is exactly 0 in every layer and sample",
+            "nilpotent",
+            str(flow),
+            f"the spectral norm of J lies between {quantity(rows['norm'].min())} and "
+            f"{quantity(rows['norm'].max())}, so one iteration need not contract; that of J^t falls below 1 by t = "
+            f"{int(rows['first_below_one'].max())} and is exactly 0 at t = {int(rows['vanishes_at'].max())} "
+            f"(L = {int(rows['num_tokens'].iloc[0])})",
+            bool((rows["vanishes_at"] <= rows["num_tokens"]).all()),
+            "the L-th power of the Jacobian, by autograd in float64, is exactly 0 in every layer and sample",
         )
         for flow, rows in powers.groupby("flow")
     ]

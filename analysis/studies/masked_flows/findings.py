@@ -7,12 +7,13 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import INK, figure, finish, legend_below, lines_against_tau, log_axis, theme
+from analysis.figures.style import INK, lines_against_tau, log_axis
 from analysis.load import BASELINE, PAPER_TAU, Runs
 from analysis.published import published
 from analysis.statistics import paired_speedups
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import NAMES, deterministic, faster, with_interval
+from analysis.studies.panels import panels
 from analysis.text import listing, percent
 
 UNCACHED = "uncached"
@@ -42,7 +43,7 @@ def findings(runs: Runs) -> Findings:
             "lattice": _lattice(paper),
             "paper_tau": PAPER_TAU,
             "largest": largest(observed),
-            "cached": _cached(times),
+            "cached": times.loc[times["decoder"] == BASELINE, ["flow", "batch_size", "speedup", "low", "high"]],
         },
         claims=tuple(_claims(times, observed)),
     )
@@ -55,18 +56,15 @@ def speed(runs: Runs) -> pd.DataFrame:
         The columns of `NAMES`; wall_s, rounds; speedup, low, high over the paper's baseline; cached_speedup,
         cached_low, cached_high over ours.
     """
-    timings = runs.tables["timings"]
     numbers = ["speedup", "low", "high"]
-    over = {name: paired_speedups(timings, baseline=name)[["cell_id", *numbers]] for name in (UNCACHED, BASELINE)}
-    ours = over[BASELINE].rename(columns={name: f"cached_{name}" for name in numbers})
-    cells = runs.cells[["cell_id", *NAMES]]
-    medians = runs.speedups[["cell_id", "wall_s", "rounds"]]
-    return (
-        cells.merge(medians, on="cell_id")
-        .merge(over[UNCACHED], on="cell_id")
-        .merge(ours, on="cell_id")
-        .drop(columns="cell_id")
+    over, ours = (
+        paired_speedups(runs.tables["timings"], baseline=name)[["cell_id", *numbers]] for name in (UNCACHED, BASELINE)
     )
+    found = runs.cells[["cell_id", *NAMES]].merge(runs.speedups[["cell_id", "wall_s", "rounds"]], on="cell_id")
+    found = found.merge(over, on="cell_id").merge(
+        ours.rename(columns={name: f"cached_{name}" for name in numbers}), on="cell_id"
+    )
+    return found.drop(columns="cell_id")
 
 
 def independent(sites: int) -> float:
@@ -96,12 +94,6 @@ def _lattice(paper: pd.DataFrame) -> dict[str, float]:
     return {"side": side, "abs_magnetisation": independent(side**2), "reported": reported}
 
 
-def _cached(times: pd.DataFrame) -> pd.DataFrame:
-    """What the cache alone is worth: sequential's speed-up over the paper's baseline."""
-    rows = times[times["decoder"] == BASELINE]
-    return rows[["flow", "batch_size", "speedup", "low", "high"]].reset_index(drop=True)
-
-
 def _claims(times: pd.DataFrame, observed: pd.DataFrame) -> list[Finding]:
     found = []
     chosen = times[(times["decoder"] == "ujd") & (times["tau"] == PAPER_TAU)]
@@ -113,10 +105,8 @@ def _claims(times: pd.DataFrame, observed: pd.DataFrame) -> list[Finding]:
             f"without a cache, the paper's baseline, {with_interval(cached)} over sequential decoding with one"
         )
         reported = published().query("quantity == 'speedup' and key == @PAPER[@flow]")["value"]
-        agrees, criterion = (
-            faster(row),
-            f"faster than the paper's baseline with all of the interval; the paper has {reported.iloc[0]:g}x",
-        )
+        agrees = faster(row)
+        criterion = f"faster than the paper's baseline with all of the interval; the paper has {reported.iloc[0]:g}x"
         kept = largest(observed) if flow == "ising" else {}
         if kept:
             moved = [f"{name} by {percent(share, 1)}" for name, share in kept.items()]
@@ -130,17 +120,12 @@ def _claims(times: pd.DataFrame, observed: pd.DataFrame) -> list[Finding]:
 def draw(times: pd.DataFrame) -> Figure:
     """Speed-up over the paper's baseline against tau, a panel for each flow and batch size; dotted: our sequential."""
     groups = list(times.groupby(["flow", "batch_size"], sort=False))
-    with theme():
-        fig = figure(3.0 * len(groups), 2.9)
-        axes = fig.subplots(1, len(groups), squeeze=False, sharey=True)[0]
-        handles: dict[str, object] = {}
+    with panels(3.0 * len(groups), 2.9, len(groups), share_y=True) as (fig, axes, handles):
         for ax, ((flow, batch), rows) in zip(axes, groups, strict=True):
             lines_against_tau(ax, rows, "speedup", handles, band=0.2)
             for value in rows.loc[rows["decoder"] == BASELINE, "speedup"]:
                 handles["sequential with a cache"] = ax.axhline(value, color=INK, lw=1, ls=":")
             log_axis(ax.yaxis, [1, 2, 4, 8, 16])
             ax.set(title=f"{flow}, batch {batch:,}", xlabel="tau")
-            finish(ax)
         axes[0].set_ylabel("speed-up over uncached")
-        legend_below(fig, handles)
     return fig

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import decoder_style, figure, finish, layer_lines, legend_below, theme
+from analysis.figures.style import decoder_style, layer_lines
 from analysis.load import PAPER_TAU, Runs
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic, layerwise, speed, with_interval
+from analysis.studies.panels import panels
 from analysis.text import listing, quantity
 
 READING, LEFT_OUT = "input", 5
@@ -56,32 +56,33 @@ def _redundancy(runs: Runs) -> pd.DataFrame:
     rows = runs.table("redundancy")
     if rows.empty:
         return pd.DataFrame(columns=columns)
-    rows = rows[rows["scope"] == "layer"]
-    frame = rows.assign(trained=rows["checkpoint"].map(trained))
-    return frame[columns].sort_values(["reading", "trained", "layer", "o"]).reset_index(drop=True)
+    frame = rows[rows["scope"] == "layer"].assign(trained=rows["checkpoint"].map(trained))[columns]
+    return frame.sort_values(["reading", "trained", "layer", "o"], ignore_index=True)
+
+
+def _turned(redundancy: pd.DataFrame) -> pd.DataFrame:
+    return redundancy[(redundancy["reading"] == READING) & (redundancy["o"] == LEFT_OUT)]
 
 
 def _summary(cells: pd.DataFrame, layers: pd.DataFrame, redundancy: pd.DataFrame) -> pd.DataFrame:
     """One row per snapshot: what a reader compares."""
-    turned = redundancy[(redundancy["reading"] == READING) & (redundancy["o"] == LEFT_OUT)]
-    rows = []
+    turned, rows = _turned(redundancy), []
+    cells = cells[cells["tau"].isna() | (cells["tau"] == PAPER_TAU)]
     for (share, checkpoint), part in cells.groupby(["trained", "checkpoint"]):
-        named = {
-            row["decoder"]: row for row in part[part["tau"].isna() | (part["tau"] == PAPER_TAU)].to_dict("records")
-        }
+        named = part.drop_duplicates("decoder", keep="last").set_index("decoder")
         own = layers[(layers["checkpoint"] == checkpoint) & (layers["tau"] == PAPER_TAU) & (layers["decoder"] == "ujd")]
         angle = turned[turned["checkpoint"] == checkpoint]
         rows.append(
             {
                 "checkpoint": checkpoint,
                 "trained": share,
-                "fid": named["sequential"]["fid"],
+                "fid": named.loc["sequential", "fid"],
                 "iterations_layer_1": own.loc[own["layer"] == 1, "iterations"].max(),
                 "iterations_later": own.loc[own["layer"] > 1, "iterations"].mean(),
-                "fpe_ujd": named["ujd"]["fpe"],
-                "fpe_sejd": named["sejd"]["fpe"],
-                "deviation_ujd": named["ujd"]["deviation_rmse"],
-                "deviation_sejd": named["sejd"]["deviation_rmse"],
+                "fpe_ujd": named.loc["ujd", "fpe"],
+                "fpe_sejd": named.loc["sejd", "fpe"],
+                "deviation_ujd": named.loc["ujd", "deviation_rmse"],
+                "deviation_sejd": named.loc["sejd", "deviation_rmse"],
                 "turn_layer_1": 1 - angle.loc[angle["layer"] == 1, "cosine"].median(),
                 "turn_later": 1 - angle.loc[angle["layer"] > 1, "cosine"].mean(),
             }
@@ -102,57 +103,49 @@ def _claims(summary: pd.DataFrame, times: pd.DataFrame) -> list[Finding]:
         f"{quantity(first['turn_later'])} to {quantity(last['turn_later'])} in the others; SeJD's deviation from "
         f"{quantity(first['deviation_sejd'])} to {quantity(last['deviation_sejd'])}"
     )
-    question = "redundancy, iterations and deviation were measured at every snapshot"
-    ratios = times[(times["decoder"] == "sejd") & (times["tau"] == PAPER_TAU)]
-    fast = ", ".join(f"{row['trained']:.0%}: {with_interval(row)}" for row in ratios.to_dict("records"))
-    found = [Finding(claim="open-partial", flow=flow, measured=measured, agrees=answered, criterion=question)]
-    if ratios.empty:
-        return found
-    return [
-        *found,
+    found = [
         Finding(
-            claim="open-partial",
-            flow=flow,
-            measured=f"SeJD's speed-up by share of the training: {fast}",
-            agrees=bool(ratios["low"].notna().all()),
-            criterion="the speed-up was measured at every snapshot in five rounds or more",
-            timed=True,
-        ),
+            "open-partial",
+            flow,
+            measured,
+            answered,
+            "redundancy, iterations and deviation were measured at every snapshot",
+        )
     ]
+    ratios = times[(times["decoder"] == "sejd") & (times["tau"] == PAPER_TAU)]
+    if not ratios.empty:
+        fast = ", ".join(f"{row['trained']:.0%}: {with_interval(row)}" for row in ratios.to_dict("records"))
+        criterion = "the speed-up was measured at every snapshot in five rounds or more"
+        measured = f"SeJD's speed-up by share of the training: {fast}"
+        found.append(Finding("open-partial", flow, measured, bool(ratios["low"].notna().all()), criterion, timed=True))
+    return found
 
 
 def draw(layers: pd.DataFrame, redundancy: pd.DataFrame, cells: pd.DataFrame) -> Figure:
     """Redundancy and iterations of every layer, and deviation, against the share of the training."""
     shares = sorted(layers["trained"].unique())
-    nearest = redundancy[(redundancy["reading"] == READING) & (redundancy["o"] == LEFT_OUT)]
+    nearest = _turned(redundancy).sort_values("trained")
     solved = layers[(layers["decoder"] == "ujd") & (layers["tau"] == layers["tau"].min())]
-    with theme():
-        fig = figure(9.6, 3.3)
-        turned, taken, strayed = fig.subplots(1, 3)
-        handles: dict[str, Any] = {}
+    with panels(9.6, 3.3, 3) as (fig, axes, handles):
+        turned, taken, strayed = axes
         for layer, style in layer_lines(range(1, int(layers["layer"].max()) + 1)).items():
-            rows = nearest[nearest["layer"] == layer].sort_values("trained")
+            rows = nearest[nearest["layer"] == layer]
             (handles[f"layer {layer}"],) = turned.plot(_places(rows, shares), 1 - rows["cosine"], **style)
-            rows = solved[solved["layer"] == layer].sort_values("trained")
+            rows = solved[solved["layer"] == layer]
             taken.plot(_places(rows, shares), rows["iterations"], **style)
         for (series, tau), rows in cells[cells["tau"] > 0].groupby(["series", "tau"], sort=False):
-            look, rows = decoder_style(rows["decoder"].iloc[0]), rows.sort_values("trained")
-            filled = "full" if tau == PAPER_TAU else "none"
             (handles[f"{series}, tau = {tau:g}"],) = strayed.plot(
-                _places(rows, shares), rows["deviation_rmse"], **look.line,
-                fillstyle=filled,
+                _places(rows, shares), rows["deviation_rmse"], **decoder_style(rows["decoder"].iloc[0]).line,
+                fillstyle="full" if tau == PAPER_TAU else "none",
             )  # fmt: skip
-        turned.set_title(f"1 - cosine similarity, o = {LEFT_OUT}")
-        turned.set_yscale("log")
+        turned.set(title=f"1 - cosine similarity, o = {LEFT_OUT}", yscale="log")
         taken.set_title(f"UJD's iterations, tau = {layers['tau'].min():g}")
-        taken.set_ylim(bottom=0)
         strayed.set_title("deviation (RMSE, image units)")
-        strayed.set_ylim(bottom=0)
-        for ax in (turned, taken, strayed):
+        for ax in (taken, strayed):
+            ax.set_ylim(bottom=0)
+        for ax in axes:
             ax.set_xticks(np.arange(len(shares)), [f"{share:.0%}" for share in shares])
             ax.set_xlabel("share of the training")
-            finish(ax)
-        legend_below(fig, handles)
     return fig
 
 

@@ -22,7 +22,7 @@ def findings(runs: Runs) -> Findings:
     frame = data(runs)
     turns, images = _turns(frame), _images(frame)
     fits, leaks = _fits(turns, images), _leaks(frame)
-    flows = list(dict.fromkeys(frame["flow"]))
+    flows = frame["flow"].unique().tolist()
     figures = {f"outputs-{flow}": draw(frame[frame["flow"] == flow]) for flow in flows}
     try:
         found = strips(runs)
@@ -50,24 +50,15 @@ def _turns(frame: pd.DataFrame) -> pd.DataFrame:
     """Per flow, reading and o: how far layer 1 turns in its own, and the layer that turns most of the others."""
     rows = []
     alone = frame[(frame["scope"] == "layer") & frame["o"].isin(SHOWN_O)]
-    for (flow, reading, o), group in alone.groupby(["flow", "reading", "o"]):
+    for key, group in alone.groupby(["flow", "reading", "o"]):
         first = group[group["layer"] == 1].iloc[0]
         others = group[group["layer"] > 1]
         most = lowest(others, "cosine")
-        rows.append(
-            {
-                "flow": flow,
-                "reading": reading,
-                "o": o,
-                "turn_layer_1": 1 - first["cosine"],
-                "turn_others": 1 - most["cosine"],
-                "layer": int(most["layer"]),
-                "times": (1 - first["cosine"]) / (1 - most["cosine"]),
-                "l2_layer_1": first["l2_relative"],
-                "l2_others": others["l2_relative"].max(),
-            }
-        )
-    return pd.DataFrame(rows)
+        turns = 1 - first["cosine"], 1 - most["cosine"]
+        distances = first["l2_relative"], others["l2_relative"].max()
+        rows.append((*key, *turns, int(most["layer"]), turns[0] / turns[1], *distances))
+    columns = ["turn_layer_1", "turn_others", "layer", "times", "l2_layer_1", "l2_others"]
+    return pd.DataFrame(rows, columns=["flow", "reading", "o", *columns])
 
 
 def _images(frame: pd.DataFrame) -> pd.DataFrame:
@@ -95,15 +86,14 @@ def _fits(turns: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (flow, reading), group in turns[turns["o"].isin(PAPER_O)].groupby(["flow", "reading"]):
-        row = {"flow": flow, "reading": reading}
-        row |= {"times_least": group["times"].min(), "times_largest": group["times"].max()}
+        row = {"flow": flow, "reading": reading, "times_least": group["times"].min()}
+        row |= {"times_largest": group["times"].max()}
         row["first_layer"] = "yes" if (group["times"] >= FAR).all() else "no"
-        drawn = images[(images["flow"] == flow)].dropna(subset=["fid"])
+        drawn = images[images["flow"] == flow].dropna(subset=["fid"])
         paper = drawn[(drawn["reading"] == reading) & drawn["o"].isin(PAPER_O)]
         if len(paper):
-            middle = (drawn["fid_exact"].iloc[0] + drawn["fid"].max()) / 2
             row |= {"fid_exact": drawn["fid_exact"].iloc[0], "fid_most": paper["fid"].max()}
-            row |= {"images": "yes" if (paper["fid"] < middle).all() else "no"}
+            row["images"] = "yes" if (paper["fid"] < _middle(drawn)).all() else "no"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -129,46 +119,42 @@ def _both(fits: pd.DataFrame) -> dict[str, list[str]]:
 
 def _claims(flow: str, frame: pd.DataFrame, turns: pd.DataFrame, images: pd.DataFrame) -> list[Finding]:
     own = turns[(turns["flow"] == flow) & turns["o"].isin(PAPER_O)]
-    times = []
-    for reading, rows in own.groupby("reading"):
-        times.append(f"{quantity(rows['times'].min())} to {quantity(rows['times'].max())} ({READINGS[str(reading)]})")
+    times = [
+        f"{quantity(rows['times'].min())} to {quantity(rows['times'].max())} ({READINGS[str(reading)]})"
+        for reading, rows in own.groupby("reading")
+    ]
     masked = own[own["reading"] == "attention"]
     claims = [
         Finding(
-            claim="redundancy-first-layer",
-            flow=flow,
-            measured=(
-                "with o = 1, 2 and 5 left out, the output of layer 1 turns farther than that of any other layer by a "
-                f"factor of {', '.join(times)}"
-            ),
-            agrees=bool((masked["times"] >= FAR).all()) if len(masked) else None,
-            criterion=(
-                f"1 − cosine of layer 1 is at least {FAR:g} times that of every other layer at each o, masked in "
-                "attention as the paper says it does; where the dependence is truly removed it need not be"
-            ),
+            "redundancy-first-layer",
+            flow,
+            "with o = 1, 2 and 5 left out, the output of layer 1 turns farther than that of any other layer by a "
+            f"factor of {', '.join(times)}",
+            bool((masked["times"] >= FAR).all()) if len(masked) else None,
+            f"1 − cosine of layer 1 is at least {FAR:g} times that of every other layer at each o, masked in "
+            "attention as the paper says it does; where the dependence is truly removed it need not be",
         )
     ]
-    drawn = images[(images["flow"] == flow)].dropna(subset=["fid"])
+    drawn = images[images["flow"] == flow].dropna(subset=["fid"])
     if len(drawn):
         worst = highest(drawn, "fid")
         paper = drawn[(drawn["reading"] == "attention") & drawn["o"].isin(PAPER_O)]
-        exact = float(drawn["fid_exact"].iloc[0])
-        middle = (exact + worst["fid"]) / 2
         words = ", ".join(f"{quantity(fid)} at o = {o}" for o, fid in zip(paper["o"], paper["fid"], strict=True))
         claims.append(
             Finding(
-                claim="redundancy-images",
-                flow=flow,
-                measured=(
-                    f"masked in attention in every layer, FID rises from {quantity(exact)} to {words} "
-                    f"({int(drawn['num_samples'].iloc[0])} samples); the worst of all readings and o is "
-                    f"{quantity(worst['fid'])} ({READINGS[worst['reading']]}, o = {worst['o']})"
-                ),
-                agrees=bool((paper["fid"] < middle).all()),
-                criterion=(
-                    "at each of these o FID is nearer to that of unrestricted samples than to the worst that any "
-                    "reading and o makes of them; the images are shown for the reader's own eye"
-                ),
+                "redundancy-images",
+                flow,
+                f"masked in attention in every layer, FID rises from {quantity(drawn['fid_exact'].iloc[0])} to {words} "
+                f"({int(drawn['num_samples'].iloc[0])} samples); the worst of all readings and o is "
+                f"{quantity(worst['fid'])} ({READINGS[worst['reading']]}, o = {worst['o']})",
+                bool((paper["fid"] < _middle(drawn)).all()),
+                "at each of these o FID is nearer to that of unrestricted samples than to the worst that any "
+                "reading and o makes of them; the images are shown for the reader's own eye",
             )
         )
     return claims
+
+
+def _middle(drawn: pd.DataFrame) -> float:
+    """Half-way from the FID of unrestricted samples of a flow to the worst of all."""
+    return float((drawn["fid_exact"].iloc[0] + drawn["fid"].max()) / 2)

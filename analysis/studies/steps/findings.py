@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import figure, finish, grid_of_axes, legend_below, shades, theme
+from analysis.figures.style import shades
 from analysis.load import BASELINE, Runs, one_batch
 from analysis.studies.base import Finding, Findings
+from analysis.studies.panels import panels
 from analysis.text import listing, quantity
 
 ITERATED = "ujd"
@@ -29,7 +28,7 @@ def findings(runs: Runs) -> Findings:
     return Findings(
         tables={"errors": pairs, "ahead": ahead},
         figures={"errors": draw(errors)} if len(errors) else {},
-        values={"flows": list(dict.fromkeys(errors["flow"]))},
+        values={"flows": errors["flow"].unique().tolist()},
         claims=tuple(_claims(ahead)),
     )
 
@@ -43,21 +42,14 @@ def _pairs(errors: pd.DataFrame) -> pd.DataFrame:
 
 def _ahead(pairs: pd.DataFrame) -> pd.DataFrame:
     """One row per flow and layer: in how many of the calls iteration is nearer, and by how much at the last one."""
-    rows = []
-    for (flow, layer), part in pairs.groupby(["flow", "layer"]):
-        last = part.sort_values("iteration").iloc[-1]
-        rows.append(
-            {
-                "flow": flow,
-                "layer": layer,
-                "calls": len(part),
-                "nearer": int((part["jacobi"] < part["sequential"]).sum()),
-                "of_tokens": int(last["num_tokens"]),
-                "jacobi": last["jacobi"],
-                "sequential": last["sequential"],
-            }
-        )
-    return pd.DataFrame(rows)
+    grouped = pairs.assign(nearer=pairs["jacobi"] < pairs["sequential"]).groupby(["flow", "layer"], as_index=False)
+    return grouped.agg(
+        calls=("nearer", "size"),
+        nearer=("nearer", "sum"),
+        of_tokens=("num_tokens", "last"),
+        jacobi=("jacobi", "last"),
+        sequential=("sequential", "last"),
+    )
 
 
 def _claims(ahead: pd.DataFrame) -> list[Finding]:
@@ -69,15 +61,13 @@ def _claims(ahead: pd.DataFrame) -> list[Finding]:
         ratios = rows["sequential"] / rows["jacobi"]
         found.append(
             Finding(
-                claim="ahead-of-sequential",
-                flow=str(flow),
-                measured=(
-                    f"nearer after {share:.0%} of all calls{layers}; when a layer has settled, after at most "
-                    f"{rows['calls'].max()} calls of {rows['of_tokens'].max()} tokens, sequential's RMS error is "
-                    f"{_about(ratios.min())} to {_about(ratios.max())} times as large"
-                ),
-                agrees=behind.empty,
-                criterion="iteration has the smaller RMS error in every layer after every call",
+                "ahead-of-sequential",
+                str(flow),
+                f"nearer after {share:.0%} of all calls{layers}; when a layer has settled, after at most "
+                f"{rows['calls'].max()} calls of {rows['of_tokens'].max()} tokens, sequential's RMS error is "
+                f"{_about(ratios.min())} to {_about(ratios.max())} times as large",
+                behind.empty,
+                "iteration has the smaller RMS error in every layer after every call",
             )
         )
     return found
@@ -94,25 +84,18 @@ def _about(ratio: float) -> str:
 
 def draw(errors: pd.DataFrame) -> Figure:
     """A panel per flow: RMS error against network calls, solid for iteration, dashed for sequential decoding."""
-    flows = list(dict.fromkeys(errors["flow"]))
-    with theme():
-        fig = figure(3.2 * len(flows), 3.2)
-        handles: dict[str, Any] = {}
-        for ax, flow in zip(grid_of_axes(fig, len(flows), len(flows)), flows, strict=True):
-            rows = errors[errors["flow"] == flow]
+    groups = list(errors.groupby("flow", sort=False))
+    with panels(3.2 * len(groups), 3.2, len(groups)) as (fig, axes, handles):
+        for ax, (flow, rows) in zip(axes, groups, strict=True):
+            rows = rows[rows["error_rms"] > 0]  # what is exact has no place on a logarithmic axis
             for layer, color in shades(range(1, int(rows["layer"].max()) + 1)).items():
                 for decoder, dashes in ((ITERATED, "-"), (BASELINE, (0, (3, 1.5)))):
                     part = rows[(rows["layer"] == layer) & (rows["decoder"] == decoder)]
-                    part = part[part["error_rms"] > 0]  # what is exact has no place on a logarithmic axis
                     (line,) = ax.plot(part["iteration"], part["error_rms"], color=color, ls=dashes, lw=1.3)
                     if decoder == ITERATED:
                         handles[f"layer {layer}"] = line
-            ax.set_xscale("log")
-            ax.set_yscale("log")
-            iterated = rows.loc[(rows["decoder"] == ITERATED) & (rows["error_rms"] > 0), "error_rms"]
-            ax.set_ylim(bottom=10 ** np.floor(np.log10(iterated.min())))
-            ax.set(title=flow, xlabel="network calls")
-            finish(ax)
-        fig.axes[0].set_ylabel("RMS error of the layer's output")
-        legend_below(fig, handles)
+            ax.set(title=flow, xlabel="network calls", xscale="log", yscale="log")
+            least = rows.loc[rows["decoder"] == ITERATED, "error_rms"].min()
+            ax.set_ylim(bottom=10 ** np.floor(np.log10(least)))
+        axes[0].set_ylabel("RMS error of the layer's output")
     return fig

@@ -21,22 +21,23 @@ import pandas as pd
 
 NETWORK = {"token_dim": 48, "channels": 128, "transformer_layers": 2}
 """That of the trained flows, for which the break-even is drawn."""
+PREDICTIONS = {"by_cost": "measured_c", "by_shape": "fitted_c", "by_depth": "one_call"}
+"""Predictions of a speed-up, and the c that each is made with."""
 SHAPE = ["num_tokens", "token_dim", "channels", "transformer_layers", "batch_size"]
 
 
 def predicted_speedup(layers: Any, c: Any, first: Any, rest: Any, decoder: str) -> Any:
-    """Speed-up over sequential decoding.
+    """Speed-up of ``"ujd"`` or ``"sejd"`` over sequential decoding.
 
     Args:
         layers: K.
         c: one Jacobi iteration over one layer decoded sequentially.
         first: iterations in layer 1.
         rest: mean iterations of the others.
-        decoder: ``"ujd"`` or ``"sejd"``.
+        decoder: one of the two.
 
-    Example:
-        >>> predicted_speedup(6, 0.05, 10, 4, "ujd"), predicted_speedup(6, 0.05, 10, 4, "sejd")
-        (4.0, 3.0)
+    >>> predicted_speedup(6, 0.05, 10, 4, "ujd"), predicted_speedup(6, 0.05, 10, 4, "sejd")
+    (4.0, 3.0)
     """
     others = c * rest * (layers - 1)
     return layers / (others + (c * first if decoder == "ujd" else 1))
@@ -65,24 +66,15 @@ class CostModel:
 
         return cls(coefficients("iteration_s", False), coefficients("sequential_s", True))
 
-    def iteration_s(self, shapes: pd.DataFrame) -> np.ndarray:
-        """(rows,) seconds of one Jacobi iteration."""
-        return _terms(shapes, stepwise=False) @ self.iteration
-
-    def sequential_s(self, shapes: pd.DataFrame) -> np.ndarray:
-        """(rows,) seconds of a layer decoded sequentially."""
-        return _terms(shapes, stepwise=True) @ self.sequential
-
     def c(self, shapes: pd.DataFrame) -> np.ndarray:
         """(rows,) one over the other."""
-        return self.iteration_s(shapes) / self.sequential_s(shapes)
+        return (_terms(shapes, False) @ self.iteration) / (_terms(shapes, True) @ self.sequential)
 
 
 def median_costs(costs: pd.DataFrame) -> pd.DataFrame:
     """One row per flow and batch of the table `costs`: medians, c the median of the rounds' ratios, and its spread."""
     rounds = costs.assign(c=costs["iteration_s"] / costs["sequential_s"])
-    by = ["checkpoint", "image_size", "patch", *SHAPE]
-    found = rounds.groupby(by, as_index=False).agg(
+    found = rounds.groupby(["checkpoint", "image_size", "patch", *SHAPE], as_index=False).agg(
         iteration_s=("iteration_s", "median"),
         sequential_s=("sequential_s", "median"),
         c=("c", "median"),
@@ -100,10 +92,9 @@ def relative_errors(predicted: np.ndarray | pd.Series, measured: np.ndarray | pd
 
 def _terms(shapes: pd.DataFrame, stepwise: bool) -> np.ndarray:
     """(rows, 5): calls, weights read by each, multiplications by weights, those of attention, and numbers moved."""
-    length, width = shapes["num_tokens"].to_numpy(float), shapes["channels"].to_numpy(float)
-    depth, batch = shapes["transformer_layers"].to_numpy(float), shapes["batch_size"].to_numpy(float)
-    calls = length - 1 if stepwise else np.ones_like(length)
-    work = np.stack(
-        [calls, calls * width**2, batch * length * width**2, batch * length**2 * width, batch * length * width], axis=1
+    length, width, depth, batch = (
+        shapes[name].to_numpy(float) for name in ("num_tokens", "channels", "transformer_layers", "batch_size")
     )
-    return work * depth[:, None]
+    calls = length - 1 if stepwise else np.ones_like(length)
+    work = [calls, calls * width**2, batch * length * width**2, batch * length**2 * width, batch * length * width]
+    return np.stack(work, axis=1) * depth[:, None]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 
@@ -12,6 +10,7 @@ from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import slower, speed, with_interval
 from analysis.studies.ujd_loss.cost_model import (
     NETWORK,
+    PREDICTIONS,
     SHAPE,
     CostModel,
     median_costs,
@@ -32,8 +31,8 @@ SHARE_MARGIN = 0.1
 def findings(runs: Runs) -> Findings:
     """Iterations, what the paper's numbers imply, costs, the model's test, and the frontier."""
     counts = iterations(runs.table("couplings"))
-    trained = counts[~counts["checkpoint"].str.startswith(RANDOM)].reset_index(drop=True)
-    random = counts[counts["checkpoint"].str.startswith(RANDOM)].reset_index(drop=True)
+    of_random = counts["checkpoint"].str.startswith(RANDOM)
+    trained, random = counts[~of_random], counts[of_random]
     paper, strength = implied(), dependency(runs)
     costs = median_costs(runs.table("costs"))
     costs = costs.assign(trained=~costs["checkpoint"].str.startswith(RANDOM))
@@ -87,15 +86,14 @@ def iterations(couplings: pd.DataFrame) -> pd.DataFrame:
 def dependency(runs: Runs) -> pd.DataFrame:
     """Layer by layer, what leaving the nearest predecessor out does to the output, beside its iterations."""
     probed, counted = runs.table("redundancy"), runs.table("couplings")
-    columns = ["checkpoint", "layer", "batch_size", "iterations"]
+    probed_columns, columns = ["checkpoint", "layer", "cosine", "l2_relative"], ["batch_size", "iterations"]
     if probed.empty:
-        return pd.DataFrame(columns=["checkpoint", "layer", "cosine", "l2_relative", *columns[2:]])
+        return pd.DataFrame(columns=[*probed_columns, *columns])
     probed = probed[(probed["scope"] == "layer") & (probed["reading"] == "input") & (probed["o"] == 1)]
     counted = counted[counted["gain"] == 1]
     counted = counted[counted["batch_size"] == counted.groupby("checkpoint")["batch_size"].transform("max")]
-    return probed[["checkpoint", "layer", "cosine", "l2_relative"]].merge(
-        counted[columns].drop_duplicates(["checkpoint", "layer"]), on=["checkpoint", "layer"]
-    )
+    counted = counted[["checkpoint", "layer", *columns]].drop_duplicates(["checkpoint", "layer"])
+    return probed[probed_columns].merge(counted, on=["checkpoint", "layer"])
 
 
 def correlation(strength: pd.DataFrame) -> dict[str, float] | None:
@@ -133,44 +131,39 @@ def predictions(times: pd.DataFrame, runs: Runs, costs: pd.DataFrame, model: Cos
     `by_cost` from the three measured numbers, c of the same flow and batch among them; `by_shape` with c from the model
     fitted to flows of random weights; `by_depth` from the ratio of network calls, as if all cost the same.
     """
-    shape = costs[costs["trained"]][["checkpoint", *SHAPE, "c"]].rename(columns={"c": "measured_c"})
-    layers = runs.joined("layers")
-    own = layers[layers["decoder"] == "ujd"].merge(runs.cells[["cell_id", "checkpoint"]], on="cell_id")
+    shape = costs.loc[costs["trained"], ["checkpoint", *SHAPE, "c"]].rename(columns={"c": "measured_c"})
+    layers = runs.joined("layers").merge(runs.cells[["cell_id", "checkpoint"]], on="cell_id")
     keys = ["checkpoint", "tau", "batch_size"]
-    first = own[own["layer"] == 1].groupby(keys)["iterations"].mean().rename("first")
-    rest = own[own["layer"] > 1].groupby(keys)["iterations"].mean().rename("rest")
-    cells = times[times["decoder"].isin(["ujd", "sejd"])].merge(
-        shape.drop(columns="num_tokens"), on=["checkpoint", "batch_size"]
+    own = layers[layers["decoder"] == "ujd"].assign(
+        first=lambda rows: rows["iterations"].where(rows["layer"] == 1),
+        rest=lambda rows: rows["iterations"].where(rows["layer"] > 1),
     )
-    cells = cells.merge(pd.concat([first, rest], axis=1).reset_index(), on=keys)
+    own = own.groupby(keys, as_index=False)[["first", "rest"]].mean().dropna()
+    cells = times[times["decoder"].isin(["ujd", "sejd"])]
+    cells = cells.merge(shape.drop(columns="num_tokens"), on=["checkpoint", "batch_size"]).merge(own, on=keys)
     cells = cells.assign(fitted_c=model.c(cells), one_call=1 / (cells["num_tokens"] - 1))
-    for name, c in (("by_cost", "measured_c"), ("by_shape", "fitted_c"), ("by_depth", "one_call")):
+    columns = ["flow", "checkpoint", "decoder", "tau", "batch_size", "num_tokens", "num_layers", "first", "rest"]
+    columns += ["measured_c", "fitted_c", "speedup", "low", "high", "rounds"]
+    for name, c in PREDICTIONS.items():
         cells[name] = [
             predicted_speedup(row["num_layers"], row[c], row["first"], row["rest"], row["decoder"])
             for row in cells.to_dict("records")
         ]
         cells[f"{name}_error"] = relative_errors(cells[name], cells["speedup"])
-    columns = ["flow", "checkpoint", "decoder", "tau", "batch_size", "num_tokens", "num_layers", "first", "rest"]
-    made = [f"{name}{end}" for name in ("by_cost", "by_shape", "by_depth") for end in ("", "_error")]
-    return cells[[*columns, "measured_c", "fitted_c", "speedup", "low", "high", "rounds", *made]]
+        columns += [name, f"{name}_error"]
+    return cells[columns]
 
 
 def speedup_errors(cells: pd.DataFrame) -> pd.DataFrame:
     """Median and largest error of each prediction, by decoder."""
-    rows: list[dict[str, Any]] = []
+    words = ("three measured numbers", "c from the model of cost", "network calls alone")
+    rows = []
     for decoder, part in cells.groupby("decoder"):
-        for name, what in (
-            ("by_cost", "three measured numbers"),
-            ("by_shape", "c from the model of cost"),
-            ("by_depth", "network calls alone"),
-        ):
+        for name, prediction in zip(PREDICTIONS, words, strict=True):
             errors = part[f"{name}_error"]
             right = ((part[name] > 1) == (part["speedup"] > 1)).mean()
-            rows.append(
-                {"decoder": decoder, "prediction": what, "cells": len(part), "median": errors.median(),
-                 "largest": errors.max(), "right_side": right}
-            )  # fmt: skip
-    return pd.DataFrame(rows)
+            rows.append((decoder, prediction, len(part), errors.median(), errors.max(), right))
+    return pd.DataFrame(rows, columns=["decoder", "prediction", "cells", "median", "largest", "right_side"])
 
 
 def break_even(model: CostModel, batches: list[int]) -> pd.DataFrame:
@@ -190,29 +183,25 @@ def _claims(cells: pd.DataFrame, paper: pd.DataFrame) -> tuple[Finding, ...]:
         verdicts = [slower(row) for row in rows]
         found.append(
             Finding(
-                claim="ujd-loses",
-                flow=f"{flow}, L = {rows[0]['num_tokens']}",
-                measured=listing([f"{with_interval(row)} at batch {row['batch_size']}" for row in rows]),
-                agrees=None if all(verdict is None for verdict in verdicts) else any(v is True for v in verdicts),
-                criterion="at tau = 0.5 UJD is slower than sequential at some batch, with all of the interval",
+                "ujd-loses",
+                f"{flow}, L = {rows[0]['num_tokens']}",
+                listing([f"{with_interval(row)} at batch {row['batch_size']}" for row in rows]),
+                None if all(verdict is None for verdict in verdicts) else any(verdicts),
+                "at tau = 0.5 UJD is slower than sequential at some batch, with all of the interval",
                 timed=True,
             )
         )
     afhq = paper[paper["name"] == PAPER_LOSES].iloc[0]
     rest = paper[paper["name"] != PAPER_LOSES].to_dict("records")
     others = [f"{row['steps_per_iteration']:.1f} on {row['name']}" for row in rest]
-    found.append(
-        Finding(
-            claim="open-ujd",
-            flow="the paper's own numbers, by the model",
-            measured=(
-                f"its times imply that an iteration costs {afhq['steps_per_iteration']:.0f} sequential steps on "
-                f"{PAPER_LOSES} ({listing(others)}), and that layer 1 takes {afhq['implied_first']:.0f} of its "
-                f"{afhq['tokens'] - 1:.0f} iterations where {afhq['break_even_first']:.0f} would be even: cost per "
-                "iteration times one slow layer, not the others"
-            ),
-            agrees=bool((paper["predicted_share"] - paper["first_share"]).abs().max() < SHARE_MARGIN),
-            criterion=f"the model puts layer 1's share of SeJD's time within {SHARE_MARGIN:g} of the published one",
-        )
+    question = Finding(
+        "open-ujd",
+        "the paper's own numbers, by the model",
+        f"its times imply that an iteration costs {afhq['steps_per_iteration']:.0f} sequential steps on "
+        f"{PAPER_LOSES} ({listing(others)}), and that layer 1 takes {afhq['implied_first']:.0f} of its "
+        f"{afhq['tokens'] - 1:.0f} iterations where {afhq['break_even_first']:.0f} would be even: cost per "
+        "iteration times one slow layer, not the others",
+        bool((paper["predicted_share"] - paper["first_share"]).abs().max() < SHARE_MARGIN),
+        f"the model puts layer 1's share of SeJD's time within {SHARE_MARGIN:g} of the published one",
     )
-    return tuple(found)
+    return (*found, question)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Omitted
-from analysis.figures.style import (
-    INK,
-    decoder_style,
-    figure,
-    finish,
-    grid_of_axes,
-    legend_below,
-    sequential_map,
-    theme,
-)
+from analysis.figures.style import INK, decoder_style, sequential_map
 from analysis.load import Runs, lowest
 from analysis.statistics import median_interval
 from analysis.studies.base import Finding, Findings
+from analysis.studies.panels import panels
 from analysis.text import listing
 
 PAPER, NONE, AUTO = "1", "none", "auto"
@@ -39,7 +34,7 @@ def findings(runs: Runs) -> Findings:
         timed={"clock": timed, "layer-seconds": seconds, "answer": answers(sets, timed)},
         figures={"choices": draw(sets), "clock-timed": draw_clock(sets, timed)},
         values={"tau": float(sets["tau"].iloc[0]), "errors": timed["error"].abs().dropna()},
-        claims=_claims(sets, timed),
+        claims=_claims(sets),
     )
 
 
@@ -48,24 +43,17 @@ def choices(runs: Runs) -> pd.DataFrame:
 
     `depth_beaten`: another one is at most as deep and deviates less, or deviates no more and is less deep.
     """
-    sets = runs.table("layer_sets").copy()
-    kept = sets["sequential_layers"].where(sets["sequential_layers"] != NONE, "")
-    sets["sequential_count"] = kept.map(lambda name: len([part for part in name.split("+") if part]))
-    sets["first_kept"] = kept.map(lambda name: "1" in name.split("+"))
+    sets = runs.table("layer_sets")
+    kept = (
+        sets["sequential_layers"].replace(NONE, "").str.split("+").map(lambda names: [name for name in names if name])
+    )
+    sets = sets.assign(sequential_count=kept.map(len), first_kept=kept.map(lambda names: "1" in names))
     beaten = pd.concat([_beaten(part) for _, part in sets.groupby(CASE)])
-    columns = [
-        *CASE,
-        "cell_id",
-        "num_tokens",
-        "num_layers",
-        "tau",
-        "sequential_layers",
-        "sequential_count",
-        "first_kept",
-    ]
-    columns += ["iterations", "depth", "token_evaluations", "deviation_rmse", "deviation_max", "predicted_s"]
+    columns = [*CASE, "cell_id", "num_tokens", "num_layers", "tau", "sequential_layers", "sequential_count"]
+    columns += ["first_kept", "iterations", "depth", "token_evaluations", "deviation_rmse", "deviation_max"]
+    columns.append("predicted_s")
     found = sets.assign(depth_beaten=beaten)[[*columns, "depth_beaten"]]
-    return found.sort_values([*CASE, "sequential_count", "sequential_layers"]).reset_index(drop=True)
+    return found.sort_values([*CASE, "sequential_count", "sequential_layers"], ignore_index=True)
 
 
 def _beaten(part: pd.DataFrame) -> pd.Series:
@@ -86,19 +74,14 @@ def single(sets: pd.DataFrame, alone: pd.DataFrame, runs: Runs) -> pd.DataFrame:
 
     `crm_share` is the layer's share of the convergence ranking metric, where `harness probe crm` was run.
     """
-    kept = sets[sets["sequential_count"] == 1][[*CASE, "sequential_layers", "deviation_rmse"]]
-    kept = kept.assign(layer=kept["sequential_layers"].astype(int)).rename(
-        columns={"deviation_rmse": "deviation_if_kept"}
-    )
-    rows = alone.merge(kept.drop(columns="sequential_layers"), on=[*CASE, "layer"])
+    kept = sets[sets["sequential_count"] == 1]
+    kept = kept.assign(layer=kept["sequential_layers"].astype(int), deviation_if_kept=kept["deviation_rmse"])
+    rows = alone.merge(kept[[*CASE, "layer", "deviation_if_kept"]], on=[*CASE, "layer"])
     squares = rows["deviation_rmse"] ** 2
     rows["share_of_deviation"] = squares / squares.groupby([rows[name] for name in CASE]).transform("sum")
     rows["rank"] = rows.groupby(CASE)["deviation_if_kept"].rank(method="min").astype(int)
-    return (
-        rows.merge(crm(runs), on=["checkpoint", "layer"], how="left")
-        .sort_values([*CASE, "layer"])
-        .reset_index(drop=True)
-    )
+    rows = rows.merge(crm(runs), on=["checkpoint", "layer"], how="left")
+    return rows.sort_values([*CASE, "layer"], ignore_index=True)
 
 
 def crm(runs: Runs) -> pd.DataFrame:
@@ -111,39 +94,23 @@ def crm(runs: Runs) -> pd.DataFrame:
 
 def clocked(runs: Runs, sets: pd.DataFrame) -> pd.DataFrame:
     """Every choice that was timed: seconds, paired speed-up with its interval, and the cost model's error."""
-    rounds = runs.table("layer_set_rounds")
+    key = ["cell_id", "batch_size", "sequential_layers"]
     rows = []
-    for (cell, batch, name), part in rounds.groupby(["cell_id", "batch_size", "sequential_layers"]):
+    for names, part in runs.table("layer_set_rounds").groupby(key):
         speedup = median_interval(part["sequential_s"] / part["wall_s"])
-        rows.append(
-            {"cell_id": cell, "batch_size": batch, "sequential_layers": name, "wall_s": part["wall_s"].median(),
-             "speedup": speedup.value, "low": speedup.low, "high": speedup.high, "rounds": len(part)}
-        )  # fmt: skip
-    names = sets[["cell_id", "checkpoint"]].drop_duplicates()
-    costs = sets[["cell_id", "batch_size", "sequential_layers", "deviation_rmse", "predicted_s"]]
-    found = pd.DataFrame(rows).merge(names, on="cell_id")
-    found = found.merge(costs, on=["cell_id", "batch_size", "sequential_layers"], how="left")
+        rows.append((*names, part["wall_s"].median(), speedup.value, speedup.low, speedup.high, len(part)))
+    found = pd.DataFrame(rows, columns=[*key, "wall_s", "speedup", "low", "high", "rounds"])
+    found = found.merge(sets[["cell_id", "checkpoint"]].drop_duplicates(), on="cell_id")
+    found = found.merge(sets[[*key, "deviation_rmse", "predicted_s"]], on=key, how="left")
     found["error"] = found["predicted_s"] / found["wall_s"] - 1
-    columns = [
-        *CASE,
-        "sequential_layers",
-        "wall_s",
-        "predicted_s",
-        "error",
-        "speedup",
-        "low",
-        "high",
-        "rounds",
-        "deviation_rmse",
-    ]
-    return found[columns].sort_values([*CASE, "wall_s"]).reset_index(drop=True)
+    columns = ["wall_s", "predicted_s", "error", "speedup", "low", "high", "rounds", "deviation_rmse"]
+    return found[[*CASE, "sequential_layers", *columns]].sort_values([*CASE, "wall_s"], ignore_index=True)
 
 
 def per_layer(runs: Runs) -> pd.DataFrame:
     """Median seconds of every layer, both ways."""
-    seconds = runs.table("layer_seconds").merge(
-        runs.table("layer_sets")[["cell_id", "checkpoint"]].drop_duplicates(), on="cell_id"
-    )
+    names = runs.table("layer_sets")[["cell_id", "checkpoint"]].drop_duplicates()
+    seconds = runs.table("layer_seconds").merge(names, on="cell_id")
     found = seconds.groupby([*CASE, "layer"], as_index=False)[["sequential_s", "jacobi_s"]].median()
     return found.assign(gain=found["sequential_s"] / found["jacobi_s"])
 
@@ -153,93 +120,64 @@ def answers(sets: pd.DataFrame, timed: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (checkpoint, batch), part in sets.groupby(CASE):
         budget = float(part.loc[part["sequential_layers"] == PAPER, "deviation_rmse"].iloc[0])
-        allowed = part[part["deviation_rmse"] <= budget]
-        model = lowest(allowed, "predicted_s")
+        model = lowest(part[part["deviation_rmse"] <= budget], "predicted_s")
         clock = timed[(timed["checkpoint"] == checkpoint) & (timed["batch_size"] == batch)]
-        within = clock[clock["deviation_rmse"] <= budget]
-        best, speed = lowest(within, "wall_s"), clock.set_index("sequential_layers")["speedup"]
-        rows.append(
-            {"checkpoint": checkpoint, "batch_size": batch, "budget": budget, "by_model": model["sequential_layers"],
-             "by_clock": best["sequential_layers"], "speedup": best["speedup"], "paper_speedup": speed[PAPER],
-             "none_speedup": speed[NONE], "auto_speedup": speed.get(AUTO, np.nan),
-             "faster_than_all": bool(best["speedup"] > 1)}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+        best = lowest(clock[clock["deviation_rmse"] <= budget], "wall_s")
+        speed = clock.set_index("sequential_layers")["speedup"].reindex([PAPER, NONE, AUTO])
+        names = [row["sequential_layers"] for row in (model, best)]
+        rows.append((checkpoint, batch, budget, *names, best["speedup"], *speed, bool(best["speedup"] > 1)))
+    columns = ["budget", "by_model", "by_clock", "speedup", "paper_speedup", "none_speedup", "auto_speedup"]
+    return pd.DataFrame(rows, columns=[*CASE, *columns, "faster_than_all"])
 
 
-def _claims(sets: pd.DataFrame, timed: pd.DataFrame) -> tuple[Finding, ...]:
+def _claims(sets: pd.DataFrame) -> tuple[Finding, ...]:
     found = []
     for checkpoint, part in sets.groupby("checkpoint", sort=False):
         words, first = [], []
         for batch, rows in part.groupby("batch_size"):
-            kept = rows[rows["sequential_count"] == 1].sort_values("deviation_rmse")
-            best = kept.iloc[0]["sequential_layers"]
-            none = float(rows.loc[rows["sequential_layers"] == NONE, "deviation_rmse"].iloc[0])
-            paper = float(rows.loc[rows["sequential_layers"] == PAPER, "deviation_rmse"].iloc[0])
-            words.append(f"layer {best} at batch {batch} (the first: {none:.3f} to {paper:.3f})")
+            best = lowest(rows[rows["sequential_count"] == 1], "deviation_rmse")["sequential_layers"]
+            deviation = rows.set_index("sequential_layers")["deviation_rmse"]
+            words.append(f"layer {best} at batch {batch} (the first: {deviation[NONE]:.3f} to {deviation[PAPER]:.3f})")
             first.append(best == PAPER)
-        found.append(
-            Finding(
-                claim="first-layer-sequential",
-                flow=str(checkpoint),
-                measured=f"of single layers kept sequential, the deviation falls most with {listing(words)}",
-                agrees=all(first),
-                criterion="at every batch no other single layer kept sequential leaves a smaller deviation",
-            )
-        )
+        measured = f"of single layers kept sequential, the deviation falls most with {listing(words)}"
+        criterion = "at every batch no other single layer kept sequential leaves a smaller deviation"
+        found.append(Finding("first-layer-sequential", str(checkpoint), measured, all(first), criterion))
     return tuple(found)
 
 
 def draw(sets: pd.DataFrame) -> Figure:
     """Depth against deviation of every choice, a panel per flow at its largest batch; the front as a line."""
-    largest = sets[sets["batch_size"] == sets.groupby("checkpoint")["batch_size"].transform("max")]
-    return _panels(largest, "depth", "depth: network calls in a row", None)
+    return _panels(sets, "depth", "depth: network calls in a row")
 
 
 def draw_clock(sets: pd.DataFrame, timed: pd.DataFrame) -> Figure:
     """Predicted seconds of every choice against deviation, and where those that were timed lie."""
+    return _panels(sets, "predicted_s", "seconds of a decode", timed)
+
+
+def _panels(sets: pd.DataFrame, cost: str, label: str, timed: pd.DataFrame | None = None) -> Figure:
     largest = sets[sets["batch_size"] == sets.groupby("checkpoint")["batch_size"].transform("max")]
-    return _panels(largest, "predicted_s", "seconds of a decode", timed)
-
-
-def _panels(sets: pd.DataFrame, cost: str, label: str, timed: pd.DataFrame | None) -> Figure:
-    cases = list(sets.groupby(CASE, sort=False))
+    cases = list(largest.groupby(CASE, sort=False))
     if not cases:
         raise Omitted("no choice of layers was measured")
-    with theme():
-        fig = figure(max(3.4 * len(cases), 4.4), 4.2)
-        handles: dict[str, object] = {}
-        colors = sequential_map()
-        for ax, ((checkpoint, batch), rows) in zip(grid_of_axes(fig, len(cases), 3), cases, strict=True):
-            for kept, mark in ((True, "o"), (False, "x")):
-                part = rows[rows["first_kept"] == kept]
-                shade = colors(0.25 if kept else 0.8)
-                (handles[f"layer 1 {'sequential' if kept else 'by Jacobi'}"],) = ax.plot(
-                    part[cost], part["deviation_rmse"], ls="none", marker=mark, ms=4, color=shade, alpha=0.8
-                )
+    with panels(max(3.4 * len(cases), 4.4), 4.2, len(cases), 3) as (fig, axes, handles):
+        for ax, ((checkpoint, batch), rows) in zip(axes, cases, strict=True):
+
+            def dots(part: pd.DataFrame, name: str, x: str = cost, ax: Axes = ax, **style: Any) -> None:
+                (handles[name],) = ax.plot(part[x], part["deviation_rmse"], **{"ls": "none"} | style)
+
+            for kept, mark, shade in ((True, "o", 0.25), (False, "x", 0.8)):
+                name = f"layer 1 {'sequential' if kept else 'by Jacobi'}"
+                color = sequential_map()(shade)
+                dots(rows[rows["first_kept"] == kept], name, marker=mark, ms=4, color=color, alpha=0.8)
             best = rows.sort_values([cost, "deviation_rmse"])
             best = best[best["deviation_rmse"] < best["deviation_rmse"].cummin().shift(fill_value=np.inf)]
-            (handles["none better"],) = ax.plot(
-                best[cost], best["deviation_rmse"], color=INK, lw=0.9, drawstyle="steps-post"
-            )
-            for name, text in ((PAPER, "sejd"), (NONE, "ujd")):
-                row, style = rows[rows["sequential_layers"] == name].iloc[0], decoder_style(text)
-                (handles[f"{'layer 1' if name == PAPER else 'none'} sequential ({text})"],) = ax.plot(
-                    row[cost], row["deviation_rmse"], ls="none", marker=style.marker, ms=8, color=style.color, zorder=3
-                )
+            dots(best, "none better", color=INK, lw=0.9, ls="-", drawstyle="steps-post")
+            for layers, name, decoder in ((PAPER, "layer 1", "sejd"), (NONE, "none", "ujd")):
+                row, look = rows[rows["sequential_layers"] == layers].iloc[:1], decoder_style(decoder)
+                dots(row, f"{name} sequential ({decoder})", marker=look.marker, ms=8, color=look.color, zorder=3)
             if timed is not None:
                 clock = timed[(timed["checkpoint"] == checkpoint) & (timed["batch_size"] == batch)]
-                (handles["the choices timed"],) = ax.plot(
-                    clock["wall_s"],
-                    clock["deviation_rmse"],
-                    ls="none",
-                    marker="D",
-                    ms=6,
-                    mfc="none",
-                    color=INK,
-                    zorder=4,
-                )
+                dots(clock, "the choices timed", "wall_s", marker="D", ms=6, mfc="none", color=INK, zorder=4)
             ax.set(title=f"{checkpoint}, batch {batch}", xlabel=label, ylabel="deviation, RMSE", ylim=(0, None))
-            finish(ax)
-        legend_below(fig, handles)
     return fig
