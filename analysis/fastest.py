@@ -53,24 +53,16 @@ def table(runs: Runs) -> pd.DataFrame:
     quality = deterministic(runs)
     timed = speed(runs)[[*names, "wall_s", "speedup", "low", "high", "forward_ratio", "first_layer_share", "rounds"]]
     frame = quality.merge(timed, on=names, how="left")
-    over = runs.cells[["cell_id", *names]].assign(
-        over_sejd=lambda cells: cells["cell_id"].map(paired["speedup"]),
-        over_sejd_low=lambda cells: cells["cell_id"].map(paired["low"]),
-        over_sejd_high=lambda cells: cells["cell_id"].map(paired["high"]),
-    )
+    over = runs.cells[["cell_id", *names]]
+    for figure, name in (("speedup", "over_sejd"), ("low", "over_sejd_low"), ("high", "over_sejd_high")):
+        over = over.assign(**{name: over["cell_id"].map(paired[figure])})
     return frame.merge(over, on=names, how="left").sort_values(names, kind="stable")
 
 
 def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
-    """One row per flow and batch size: what `auto` reached, and whether that is what was asked for.
-
-    Args:
-        frame: what `table` returns.
-        timings: the rounds behind it, which ratios are paired by.
-    """
+    """One row per flow and batch size of `table`: what `auto` reached, and whether that is what was asked for."""
     rows = []
-    for _, cells in frame.groupby(CELL, sort=False):
-        flow, batch = str(cells["flow"].iloc[0]), int(cells["batch_size"].iloc[0])
+    for (flow, batch), cells in frame.groupby(CELL, sort=False):
         sejd = _one(cells, "sejd", PAPER_TAU)
         auto, strict = _one(cells, AUTO), _one(cells, STRICT)
         if sejd is None or auto is None or pd.isna(auto["deviation_rmse"]) or pd.isna(sejd["deviation_rmse"]):
@@ -79,6 +71,7 @@ def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
         fastest = rivals.sort_values("wall_s").iloc[0]
         over_fastest = _paired(timings, fastest, auto)
         exact = _one(cells, BASELINE)
+        fid_exact = np.nan if exact is None else exact["fid"]
         row = {
             "flow": flow,
             "batch_size": batch,
@@ -90,8 +83,8 @@ def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
             "no_larger": auto["deviation_rmse"] <= sejd["deviation_rmse"],
             "fid": auto["fid"],
             "fid_sejd": sejd["fid"],
-            "fid_exact": np.nan if exact is None else exact["fid"],
-            "fid_no_larger": _no_larger(auto["fid"], [sejd["fid"], np.nan if exact is None else exact["fid"]]),
+            "fid_exact": fid_exact,
+            "fid_no_larger": _no_larger(auto["fid"], [sejd["fid"], fid_exact]),
             "forward_ratio": auto["forward_ratio"],
             "within_forward": batch not in PARALLEL or auto["forward_ratio"] <= FORWARD_RATIO,
             "fastest_other": title(fastest["series"], fastest["tau"]),

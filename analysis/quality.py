@@ -27,10 +27,6 @@ def exact_fid(quality: pd.DataFrame, baseline: str = BASELINE) -> pd.Series:
 
     It is of the same group, by the same features, to the same real images, where their digest was stored, and from as
     many samples: FID is biased by their number.
-
-    Args:
-        quality: group_id, decoder, status, fid, fid_features, num_samples and reference_digest are read.
-        baseline: the decoder.
     """
     alike = ["group_id", "fid_features", "num_samples", "reference_digest"]
     exact = quality[quality["decoder"].eq(baseline) & quality["status"].eq("ok")].dropna(subset=["fid", *alike[:-1]])
@@ -45,7 +41,6 @@ def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline:
         quality: the table of that name with each cell's `group_id` and `decoder`.
         tolerance: `max_deviation`, RMSE in image units, and `max_fid_increase`, relative to `exact_fid`; either may be
             absent.
-        baseline: the decoder that is valid by definition.
 
     Returns:
         True, False, or None where nothing was stated or measured, in the order of `quality`.
@@ -65,13 +60,7 @@ def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline:
 def break_conditions(
     cells: pd.DataFrame, layers: pd.DataFrame, quality: pd.DataFrame, baseline: str = BASELINE
 ) -> pd.DataFrame:
-    """What broke, a row for each cell and condition, and for each layer where layers are to blame.
-
-    Args:
-        cells: the table of that name; cell_id, group_id, decoder and num_tokens are read.
-        layers: the table of that name.
-        quality: the table of that name.
-        baseline: the decoder whose FID counts.
+    """What broke, by the tables of these names: a row for each cell and condition, and each layer that is to blame.
 
     Returns:
         cell_id; condition, one of `CONDITIONS`; layer, null for ``"fid"``; value and limit: iterations and L, or FID
@@ -83,12 +72,7 @@ def break_conditions(
 
 
 def warnings(found: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
-    """One sentence for each condition, naming every cell that broke it.
-
-    Args:
-        found: from `break_conditions`, or some of its rows.
-        cells: the table of that name; cell_id, label and tau are read.
-    """
+    """One sentence for each condition, naming every cell that broke it, by rows of `break_conditions` and `cells`."""
     names = {row["cell_id"]: title(row["label"], row["tau"]) for row in cells.to_dict("records")}
     words = []
     for condition in CONDITIONS:

@@ -17,7 +17,7 @@ class Omitted(Exception):
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure family.
+    """A figure family, drawn once for every `flow` of its frame.
 
     Args:
         name: file stem.
@@ -26,7 +26,6 @@ class Plot:
         data: exactly what is drawn, written beside the figure as CSV; raises `Omitted`.
         draw: the figure of one such frame.
         finding: a sentence that says what the frame shows.
-        split: column by whose values the figure is repeated; None for one figure.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Plot:
     data: Callable[[Runs], pd.DataFrame]
     draw: Callable[[pd.DataFrame], Figure]
     finding: Callable[[pd.DataFrame], str]
-    split: str | None = "flow"
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,7 @@ class Table:
 
 
 def require(frame: pd.DataFrame, reason: str) -> pd.DataFrame:
-    """The frame itself.
-
-    Raises:
-        Omitted: it has no rows.
-    """
+    """The frame itself; `Omitted` for this reason where it has no rows."""
     if frame.empty:
         raise Omitted(reason)
     return frame
