@@ -38,16 +38,13 @@ _SETTING = ["checkpoint", "guidance", "device", "dtype", "threads"]
 class Runs:
     """One or several run folders, merged.
 
-    Args:
-        runs: in the order given. Where several measured the same cell with different code, the last one counts.
-        tables: by name, those of `ON_DEMAND` aside: of every run, and those that the runs' probes declared. One that
-            nobody measured is empty but typed.
-        notes: what a reader should know of the merge.
+    `tables` has those of every run by name, and those that the runs' probes declared, `ON_DEMAND` aside. One that
+    nobody measured is empty but typed.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...]  # in the order given; of those that measured a cell with different code the last one counts
     tables: dict[str, pd.DataFrame]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a reader should know of the merge
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -180,9 +177,10 @@ def _flows(cells: pd.DataFrame) -> pd.Series:
         text = cells[column].map(lambda value: "none" if pd.isna(value) else str(value))
         varies = text.groupby(cells["dataset"]).transform("nunique") > 1
         if column == "checkpoint":  # most checkpoints are named after their dataset
-            words = (names + ", " + text).where(
-                [not one.startswith(of) for one, of in zip(text, names, strict=True)], text
+            named_after = pd.Series(
+                [one.startswith(of) for one, of in zip(text, names, strict=True)], index=cells.index
             )
+            words = text.where(named_after, names + ", " + text)
         else:
             words = names + ", " + (f"{column} " if column in ("guidance", "threads") else "") + text
         names = names.where(~varies, words)

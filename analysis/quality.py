@@ -7,7 +7,8 @@ warning, never an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -18,8 +19,6 @@ MAX_FID_INCREASE = 0.05
 """Relative to sequential's."""
 
 CONDITIONS = ("iterations", "fid", "residuals")
-
-COLUMNS = ["cell_id", "condition", "layer", "value", "limit"]
 
 
 def exact_fid(quality: pd.DataFrame, baseline: str = BASELINE) -> pd.Series:
@@ -67,8 +66,10 @@ def break_conditions(
         and the highest that the condition allows, both null for ``"residuals"``.
     """
     solved = layers.merge(cells[["cell_id", "num_tokens"]], on="cell_id")
-    rows = [*_iterations(solved), *_fid(cells, quality, baseline), *_residuals(solved)]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"layer": "Int64"})
+    growing = solved[solved["flags"].fillna("").str.contains("growing")].assign(condition="residuals")
+    broken = [_iterations(solved), _fid(cells, quality, baseline), growing]
+    columns: dict[str, Any] = {"cell_id": object, "condition": object, "layer": "Int64", "value": float, "limit": float}
+    return pd.concat([rows.reindex(columns=list(columns)).astype(columns) for rows in broken], ignore_index=True)
 
 
 def warnings(found: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
@@ -90,35 +91,20 @@ _SENTENCES = {
 }
 
 
-def _iterations(solved: pd.DataFrame) -> Iterator[dict[str, object]]:
-    for row in solved[solved["mode"] != "sequential"].to_dict("records") + _redecoded(solved):
-        tried = row["iterations"]
-        unsettled = tried >= row["num_tokens"] and not row["converged"]
-        if tried > row["num_tokens"] or unsettled:
-            yield _row(row, "iterations", value=tried, limit=row["num_tokens"])
+def _iterations(solved: pd.DataFrame) -> pd.DataFrame:
+    again = solved[solved["flags"].fillna("").str.contains("redecoded")]  # given up, and decoded sequentially instead
+    again = again.assign(iterations=again["depth"] - again["iterations"], converged=False)
+    tried = pd.concat([solved[solved["mode"] != "sequential"], again], ignore_index=True)
+    tried = tried.assign(condition="iterations", value=tried["iterations"], limit=tried["num_tokens"])
+    within = tried["value"].lt(tried["limit"]) | (tried["value"].eq(tried["limit"]) & tried["converged"].eq(True))
+    return tried[~within]
 
 
-def _redecoded(solved: pd.DataFrame) -> list[dict]:
-    """Layers that were given up and decoded sequentially, as they were before."""
-    again = solved[solved["flags"].fillna("").str.contains("redecoded")]
-    return again.assign(iterations=again["depth"] - again["iterations"], converged=False).to_dict("records")
-
-
-def _fid(cells: pd.DataFrame, quality: pd.DataFrame, baseline: str) -> Iterator[dict[str, object]]:
+def _fid(cells: pd.DataFrame, quality: pd.DataFrame, baseline: str) -> pd.DataFrame:
     measured = quality.merge(cells[["cell_id", "group_id", "decoder"]], on="cell_id")
-    measured = measured.assign(limit=exact_fid(measured, baseline) * (1 + MAX_FID_INCREASE))
-    for row in measured[measured["status"].eq("ok") & measured["fid"].gt(measured["limit"])].to_dict("records"):
-        yield _row(row, "fid", value=row["fid"], limit=row["limit"])
-
-
-def _residuals(solved: pd.DataFrame) -> Iterator[dict[str, object]]:
-    for row in solved[solved["flags"].fillna("").str.contains("growing")].to_dict("records"):
-        yield _row(row, "residuals")
-
-
-def _row(row: dict, condition: str, value: float | None = None, limit: float | None = None) -> dict[str, object]:
-    layer = None if condition == "fid" else row["layer"]
-    return {"cell_id": row["cell_id"], "condition": condition, "layer": layer, "value": value, "limit": limit}
+    limit = exact_fid(measured, baseline) * (1 + MAX_FID_INCREASE)
+    risen = measured["status"].eq("ok") & measured["fid"].gt(limit)
+    return measured.assign(condition="fid", value=measured["fid"], limit=limit)[risen]
 
 
 def _blame(condition: str, rows: pd.DataFrame) -> str:

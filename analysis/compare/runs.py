@@ -27,14 +27,7 @@ DEVIATION_FLOOR = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class CellVerdict(Verdict):
-    """What became of one cell.
-
-    Args:
-        description: dataset, checkpoint, label, tau, batch_size and the like.
-        base: speed-up over sequential in the stored run, NaN if unknown.
-        new: the same in the new run.
-        shift: factor by which its time, relative to sequential's, grew; None where it was not compared.
-    """
+    """What became of one cell; `base` and `new` are speed-ups over sequential, NaN if unknown."""
 
     HEADINGS: ClassVar = ("verdict", "dataset", "decoder", "batch", "speed-up", "evidence")
     PLURAL: ClassVar = "cells"
@@ -43,7 +36,7 @@ class CellVerdict(Verdict):
     description: dict[str, Any]
     base: float = np.nan
     new: float = np.nan
-    shift: Shift | None = None
+    shift: Shift | None = None  # factor by which its time, relative to sequential's, grew; None if not compared
 
     def row(self) -> list[str]:
         cell = self.description

@@ -81,8 +81,8 @@ def draw(frame: pd.DataFrame) -> Figure:
                 style = decoder_style(rows["decoder"].iloc[0])
                 shown = rows.mask(rows[["residual", "error", "error_p10", "error_p90"]] <= 0)
                 (line,) = ax.plot(rows["iteration"], shown["error"], **style.line, ms=4, markevery=_marks(len(rows)))
-                band = {"color": style.color, "alpha": 0.18, "lw": 0}
-                ax.fill_between(rows["iteration"], shown["error_p10"], shown["error_p90"], **band)
+                low, high = shown["error_p10"], shown["error_p90"]
+                ax.fill_between(rows["iteration"], low, high, color=style.color, alpha=0.18, lw=0)
                 ax.plot(rows["iteration"], shown["residual"], color=style.color, ls=(0, (1, 1.4)), lw=1.3)
                 handles.setdefault(str(title), line)
             for tau in [float(tau) for tau in frame["taus"].iloc[0].split()]:

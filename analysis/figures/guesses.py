@@ -73,8 +73,8 @@ def draw(frame: pd.DataFrame) -> Figure:
                     rows["iteration"], shown["error"], color=color, ls=DASHES[place], marker=MARKERS[place], ms=4,
                     markevery=2,
                 )  # fmt: skip
-                band = {"color": color, "alpha": 0.12, "lw": 0}
-                ax.fill_between(rows["iteration"], shown["error_p10"], shown["error_p90"], **band)
+                low, high = shown["error_p10"], shown["error_p90"]
+                ax.fill_between(rows["iteration"], low, high, color=color, alpha=0.12, lw=0)
                 handles.setdefault(NAMES.get(guess, guess), line)
             finish(ax)
         legend_below(fig, handles)

@@ -17,23 +17,14 @@ class Omitted(Exception):
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure family, drawn once for every `flow` of its frame.
+    """A figure family, drawn once for every `flow` of its frame."""
 
-    Args:
-        name: file stem.
-        title: heading on the page.
-        reading: how to read it: axes, marks, what was done to the numbers.
-        data: exactly what is drawn, written beside the figure as CSV; raises `Omitted`.
-        draw: the figure of one such frame.
-        finding: a sentence that says what the frame shows.
-    """
-
-    name: str
-    title: str
-    reading: str
-    data: Callable[[Runs], pd.DataFrame]
-    draw: Callable[[pd.DataFrame], Figure]
-    finding: Callable[[pd.DataFrame], str]
+    name: str  # file stem
+    title: str  # heading on the page
+    reading: str  # how to read it: axes, marks, what was done to the numbers
+    data: Callable[[Runs], pd.DataFrame]  # exactly what is drawn, written beside the figure as CSV; raises `Omitted`
+    draw: Callable[[pd.DataFrame], Figure]  # one flow's rows
+    finding: Callable[[pd.DataFrame], str]  # a sentence that says what these rows show
 
 
 @dataclass(frozen=True)

@@ -37,23 +37,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Panel:
-    """One rendered figure of a family, or a table.
-
-    Args:
-        finding: the sentence.
-        files: label to name below the folder of figures.
-        numbers: what is drawn, where it is short enough to read.
-        heading: the flow it is of, where there are several.
-        svg: inline element.
-        width: inches, for the least width at which it stays legible.
-    """
+    """One rendered figure of a family, or a table."""
 
     finding: str
-    files: dict[str, str]
-    numbers: Grid | None
-    heading: str = ""
+    files: dict[str, str]  # label to name below the folder of figures
+    numbers: Grid | None  # what is drawn, where it is short enough to read
+    heading: str = ""  # the flow it is of, where there are several
     svg: str = ""
-    width: float = 0.0
+    width: float = 0.0  # inches, for the least width at which it stays legible
 
 
 @dataclass(frozen=True)
