@@ -27,13 +27,7 @@ def sentinel_drift(sentinels: pd.DataFrame) -> pd.Series:
 
 
 def doubts(cells: pd.DataFrame, sentinels: pd.DataFrame, devices: pd.DataFrame) -> list[str]:
-    """A sentence for each group whose machine did not hold still.
-
-    Args:
-        cells: one row per cell, with group_id, dataset and batch_size: of which groups to tell.
-        sentinels: the table of that name.
-        devices: the table of that name.
-    """
+    """A sentence for each group of these cells whose machine did not hold still, by the tables of these names."""
     drift = sentinel_drift(sentinels)
     groups = cells.drop_duplicates("group_id")
     return [

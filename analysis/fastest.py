@@ -53,21 +53,14 @@ def table(runs: Runs) -> pd.DataFrame:
     quality = deterministic(runs)
     timed = speed(runs)[[*names, "wall_s", "speedup", "low", "high", "forward_ratio", "first_layer_share", "rounds"]]
     frame = quality.merge(timed, on=names, how="left")
-    over = runs.cells[["cell_id", *names]].assign(
-        over_sejd=lambda cells: cells["cell_id"].map(paired["speedup"]),
-        over_sejd_low=lambda cells: cells["cell_id"].map(paired["low"]),
-        over_sejd_high=lambda cells: cells["cell_id"].map(paired["high"]),
-    )
+    over = runs.cells[["cell_id", *names]]
+    for figure, name in (("speedup", "over_sejd"), ("low", "over_sejd_low"), ("high", "over_sejd_high")):
+        over = over.assign(**{name: over["cell_id"].map(paired[figure])})
     return frame.merge(over, on=names, how="left").sort_values(names, kind="stable")
 
 
 def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
-    """One row per flow and batch size: what `auto` reached, and whether that is what was asked for.
-
-    Args:
-        frame: what `table` returns.
-        timings: the rounds behind it, which ratios are paired by.
-    """
+    """One row per flow and batch size of `table`: what `auto` reached, and whether that is what was asked for."""
     rows = []
     for _, cells in frame.groupby(CELL, sort=False):
         flow, batch = str(cells["flow"].iloc[0]), int(cells["batch_size"].iloc[0])
@@ -79,6 +72,7 @@ def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
         fastest = rivals.sort_values("wall_s").iloc[0]
         over_fastest = _paired(timings, fastest, auto)
         exact = _one(cells, BASELINE)
+        fid_exact = np.nan if exact is None else exact["fid"]
         row = {
             "flow": flow,
             "batch_size": batch,
@@ -90,8 +84,8 @@ def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
             "no_larger": auto["deviation_rmse"] <= sejd["deviation_rmse"],
             "fid": auto["fid"],
             "fid_sejd": sejd["fid"],
-            "fid_exact": np.nan if exact is None else exact["fid"],
-            "fid_no_larger": _no_larger(auto["fid"], [sejd["fid"], np.nan if exact is None else exact["fid"]]),
+            "fid_exact": fid_exact,
+            "fid_no_larger": _no_larger(auto["fid"], [sejd["fid"], fid_exact]),
             "forward_ratio": auto["forward_ratio"],
             "within_forward": batch not in PARALLEL or auto["forward_ratio"] <= FORWARD_RATIO,
             "fastest_other": title(fastest["series"], fastest["tau"]),
@@ -145,27 +139,31 @@ def render(runs: Runs, frame: pd.DataFrame) -> str:
         f"{met['fid_no_larger']}. At most {FORWARD_RATIO:g} forward passes at "
         f"batches of {' and '.join(map(str, PARALLEL))}: {met['within_forward']}. Not slower by more than "
         f"{SLACK - 1:.0%} than any other decoder of no larger deviation than SeJD's: {met['not_slower']}.\n",
-        markdown(reached[[name for name in _BARS if name in reached]], _BARS),
+        _told(reached.drop(columns=STRICT_BARS, errors="ignore")),
     ]
     if "strict_reached" in reached:
         parts += [
             f"\n## `auto` with a budget of {SMALL_BUDGET:g}\n",
             f"Asked for: {SMALL_SPEEDUP:g} times faster than the best of {', '.join(CLASSIC)} within the budget. "
             f"Reached in {met['strict_reached']} cells.\n",
-            markdown(reached[list(_STRICT)], _STRICT),
+            _told(reached[[*CELL, *STRICT_BARS]]),
         ]
     parts += [
         *_without_verdict(frame, reached),
         "\n## Layer 1's share of the time\n",
-        markdown(shares(frame), _SHARES, (BASELINE, "sejd", AUTO)),
+        _told(shares(frame), (BASELINE, "sejd", AUTO)),
         "\n## What `auto` does, layer by layer\n",
-        markdown(schedules, {"flow": "flow", "series": "decoder", "batch_size": "batch", "how": "network calls"}),
+        _told(schedules),
         "\n## Every cell\n",
-        markdown(frame[list(_CELLS)], _CELLS),
+        _told(frame[CELLS]),
         "\nFPE: token evaluations over those of one forward pass. Deviation: RMSE to the exact sample of the same "
         "latents. FID: by each dataset's own small feature network, comparable within one flow and batch size only.",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _told(frame: pd.DataFrame, shares: Sequence[str] = ()) -> str:
+    return markdown(frame, {name: HEADINGS.get(name, name.replace("_", " ")) for name in map(str, frame)}, shares)
 
 
 def _without_verdict(frame: pd.DataFrame, reached: pd.DataFrame) -> list[str]:
@@ -176,49 +174,35 @@ def _without_verdict(frame: pd.DataFrame, reached: pd.DataFrame) -> list[str]:
     return [f"\nTimed, but without a deviation and so without a verdict: {names}."] if left else []
 
 
-_BARS = {
-    "flow": "flow",
-    "batch_size": "batch",
-    "over_sejd": "over SeJD",
-    "asked": "asked",
-    "reached": "reached",
-    "deviation": "deviation",
-    "deviation_sejd": "SeJD's",
-    "no_larger": "no larger",
-    "fid": "FID",
-    "fid_sejd": "SeJD's FID",
-    "fid_exact": "sequential's FID",
-    "fid_no_larger": "FID no larger",
-    "forward_ratio": "forward passes",
-    "within_forward": "few enough",
-    "fastest_other": "fastest other",
-    "over_other": "over it",
-    "not_slower": "not slower",
-}
-_STRICT = {
-    "flow": "flow",
-    "batch_size": "batch",
-    "strict_deviation": "deviation",
-    "best_classic": "best of the three",
-    "over_classic": "over it",
-    "strict_reached": "reached",
-}
-_SHARES = {"flow": "flow", "batch_size": "batch", BASELINE: "sequential", "sejd": "SeJD", AUTO: "auto"}
-_CELLS = {
-    "flow": "flow",
+HEADINGS = {
     "batch_size": "batch",
     "series": "decoder",
-    "tau": "tau",
+    "how": "network calls",
     "wall_s": "time (s)",
     "speedup": "over sequential",
     "over_sejd": "over SeJD",
     "forward_ratio": "forward passes",
+    "within_forward": "few enough",
     "deviation_rmse": "deviation",
+    "deviation_sejd": "SeJD's",
     "fid": "FID",
+    "fid_sejd": "SeJD's FID",
+    "fid_exact": "sequential's FID",
+    "fid_no_larger": "FID no larger",
+    "fastest_other": "fastest other",
+    "over_other": "over it",
+    "strict_deviation": "deviation",
+    "best_classic": "best of the three",
+    "over_classic": "over it",
+    "strict_reached": "reached",
+    "sejd": "SeJD",
     "fpe": "FPE",
-    "depth": "depth",
     "iterations": "iterations per layer",
 }
+"""Columns whose headings in the text are not their names."""
+CELLS = [*CELL, "series", "tau", "wall_s", "speedup", "over_sejd", "forward_ratio", "deviation_rmse", "fid", "fpe"]
+CELLS += ["depth", "iterations"]
+STRICT_BARS = ["strict_deviation", "best_classic", "over_classic", "strict_reached"]
 
 
 def _one(cells: pd.DataFrame, series: str, tau: float | None = None) -> pd.Series | None:

@@ -37,16 +37,13 @@ _SETTING = ["checkpoint", "guidance", "device", "dtype", "threads"]
 class Runs:
     """One or several run folders, merged.
 
-    Args:
-        runs: in the order given. Where several measured the same cell with different code, the last one counts.
-        tables: by name, those of `ON_DEMAND` aside: of every run, and those that the runs' probes declared. One that
-            nobody measured is empty but typed.
-        notes: what a reader should know of the merge.
+    `tables` has those of every run by name, and those that the runs' probes declared, `ON_DEMAND` aside. One that
+    nobody measured is empty but typed.
     """
 
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...]  # in the order given; of those that measured a cell with different code the last one counts
     tables: dict[str, pd.DataFrame]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a reader should know of the merge
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -90,36 +87,30 @@ class Runs:
     @property
     def tolerance(self) -> dict[str, float]:
         """By how much a decoder may differ from sequential and stay valid: the strictest that the matrices state."""
-        stated: dict[str, float] = {}
-        for run in self.runs:
-            matrix = run.manifest.get("matrix")
-            quality = matrix.get("quality") if isinstance(matrix, dict) else None
-            for name in ("max_deviation", "max_fid_increase"):
-                value = (quality or {}).get(name)
-                if isinstance(value, int | float):
-                    stated[name] = min(float(value), stated.get(name, float(value)))
-        return stated
+        stated = [matrix_of(run).get("quality") or {} for run in self.runs]
+        limits = {
+            name: [float(quality[name]) for quality in stated if isinstance(quality.get(name), int | float)]
+            for name in ("max_deviation", "max_fid_increase")
+        }
+        return {name: min(values) for name, values in limits.items() if values}
+
+
+def matrix_of(run: Run) -> dict[str, Any]:
+    """The matrix that a run's manifest states; empty where it states none."""
+    matrix = run.manifest.get("matrix")
+    return matrix if isinstance(matrix, dict) else {}
 
 
 def load(paths: Sequence[Path | str]) -> Runs:
-    """Read run folders, or folders that hold some at any depth, and merge them.
-
-    Raises:
-        StoreError: a path that is and holds no run folder, or a table that is damaged.
-    """
+    """Read run folders, or folders that hold some at any depth, and merge them."""
     runs = [read_run(folder) for path in paths for folder in find_runs(Path(path))]
     known = {name: table for run in runs for name, table in run.tables.items()} | TABLES
     tables = {name: _merge(table, runs) for name, table in known.items() if name not in ON_DEMAND}
-    tables, notes = _one_version(tables)
-    return Runs(tuple(runs), tables, tuple(notes))
+    return Runs(tuple(runs), *_one_version(tables))
 
 
 def find_runs(path: Path) -> list[Path]:
-    """The run folders at or below a path, sorted.
-
-    Raises:
-        StoreError: there is none.
-    """
+    """The run folders at or below a path, sorted; a `StoreError` where there is none."""
     if not path.is_dir() or (path / MANIFEST).is_file():
         return [path]
     found = sorted(file.parent for file in path.rglob(MANIFEST))
@@ -138,19 +129,21 @@ def _merge(table: Table, runs: Sequence[Run]) -> pd.DataFrame:
     return pd.concat(frames[::-1], ignore_index=True).drop_duplicates(key).reset_index(drop=True)
 
 
-def _one_version(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+def _one_version(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], tuple[str, ...]]:
     """Of cells that differ in nothing but the code's version, only the one measured last."""
     cells = tables["cells"]
-    superseded = cells[cells.duplicated("cell_key", keep="first")] if len(cells) else cells
+    superseded = cells[cells.duplicated("cell_key", keep="first")]
     versions = cells["code_version"].nunique()
-    notes = []
-    if versions > 1:
-        notes.append(
-            f"These runs were made by {versions} versions of the code. {len(superseded)} cells were measured by "
-            "several of them; the page shows those of the run named last."
-        )
+    note = (
+        f"These runs were made by {versions} versions of the code. {len(superseded)} cells were measured by "
+        "several of them; the page shows those of the run named last."
+    )
     stale = set(superseded["cell_id"]) | _superseded_probes(tables["probes"])
-    return {name: _without(frame, stale) for name, frame in tables.items()}, notes
+    kept = {  # tables that tell of groups rather than cells stay whole
+        name: frame[~frame["cell_id"].isin(stale)].reset_index(drop=True) if "cell_id" in frame else frame
+        for name, frame in tables.items()
+    }
+    return kept, (note,) if versions > 1 else ()
 
 
 def _superseded_probes(probes: pd.DataFrame) -> set[str]:
@@ -159,11 +152,6 @@ def _superseded_probes(probes: pd.DataFrame) -> set[str]:
         return set()
     last_run = probes[probes["run"] == probes.groupby("cell_key")["run"].transform("first")]
     return set(probes["cell_id"]) - set(last_run.drop_duplicates("cell_key", keep="last")["cell_id"])
-
-
-def _without(frame: pd.DataFrame, cells: set[str]) -> pd.DataFrame:
-    """The rows of other cells; tables that tell of groups rather than cells stay whole."""
-    return frame[~frame["cell_id"].isin(cells)].reset_index(drop=True) if "cell_id" in frame else frame
 
 
 def _described(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -178,8 +166,7 @@ def _described(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def _named(cells: pd.DataFrame) -> pd.DataFrame:
     if cells.empty:
         return cells.assign(flow=pd.Series(dtype=object), series=pd.Series(dtype=object))
-    cells = cells.assign(flow=_flows(cells), series=_series(cells))
-    return ranked(cells)
+    return ranked(cells.assign(flow=_flows(cells), series=_series(cells)))
 
 
 def _flows(cells: pd.DataFrame) -> pd.Series:
@@ -189,14 +176,13 @@ def _flows(cells: pd.DataFrame) -> pd.Series:
         text = cells[column].map(lambda value: "none" if pd.isna(value) else str(value))
         varies = text.groupby(cells["dataset"]).transform("nunique") > 1
         if column == "checkpoint":  # most checkpoints are named after their dataset
-            words = [
-                name if name.startswith(dataset) else f"{dataset}, {name}"
-                for name, dataset in zip(text, cells["dataset"].astype(str), strict=True)
-            ]
-            names = names.where(~varies, pd.Series(words, index=cells.index, dtype=object))
+            named_after = pd.Series(
+                [one.startswith(of) for one, of in zip(text, names, strict=True)], index=cells.index
+            )
+            words = text.where(named_after, names + ", " + text)
         else:
-            unit = f"{column} " if column in ("guidance", "threads") else ""
-            names = names.where(~varies, names + ", " + unit + text)
+            words = names + ", " + (f"{column} " if column in ("guidance", "threads") else "") + text
+        names = names.where(~varies, words)
     return names
 
 
@@ -205,11 +191,9 @@ def _series(cells: pd.DataFrame) -> pd.Series:
     names = cells["label"].fillna(cells["decoder"]).astype(str)
     options = cells["options"].map(_parsed)
     for label, group in options.groupby(names):
-        seen: dict[str, set[str]] = {}
-        for found in group:
-            for name, value in found.items():
-                seen.setdefault(name, set()).add(json.dumps(value, sort_keys=True))
-        varying = sorted(name for name, values in seen.items() if len(values) > 1)
+        keys = sorted(set().union(*group))
+        seen = {key: {json.dumps(found[key], sort_keys=True) for found in group if key in found} for key in keys}
+        varying = [key for key in keys if len(seen[key]) > 1]
         words = group.map(lambda found, keys=varying: [f"{key}={_plain(found[key])}" for key in keys if key in found])
         names = names.where(names != label, words.map(lambda parts, label=label: " ".join([label, *parts])))
     return names
@@ -242,9 +226,9 @@ def nearest_tau(frame: pd.DataFrame) -> pd.DataFrame:
 
 def ranked(frame: pd.DataFrame, *within: str) -> pd.DataFrame:
     """Rows in the order of every legend: by flow, batch size, decoder, series and tau, then by the columns named."""
-    keys = ["flow", "batch_size", "_rank", "series", "tau", *[name for name in ("seed",) if name in frame], *within]
-    order = frame.assign(_rank=frame["decoder"].map(decoder_rank)).sort_values(keys, kind="stable")
-    return order.drop(columns="_rank").reset_index(drop=True)
+    keys = ["flow", "batch_size", "_rank", "series", "tau", *(["seed"] if "seed" in frame else []), *within]
+    order = frame.assign(_rank=frame["decoder"].map(decoder_rank)).sort_values(keys, kind="stable", ignore_index=True)
+    return order.drop(columns="_rank")
 
 
 def title_of(row: Any) -> str:

@@ -7,7 +7,8 @@ warning, never an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -19,18 +20,12 @@ MAX_FID_INCREASE = 0.05
 
 CONDITIONS = ("iterations", "fid", "residuals")
 
-COLUMNS = ["cell_id", "condition", "layer", "value", "limit"]
-
 
 def exact_fid(quality: pd.DataFrame, baseline: str = BASELINE) -> pd.Series:
     """The baseline's FID that each row's own may be compared with; NaN where there is none.
 
     It is of the same group, by the same features, to the same real images, where their digest was stored, and from as
     many samples: FID is biased by their number.
-
-    Args:
-        quality: group_id, decoder, status, fid, fid_features, num_samples and reference_digest are read.
-        baseline: the decoder.
     """
     alike = ["group_id", "fid_features", "num_samples", "reference_digest"]
     exact = quality[quality["decoder"].eq(baseline) & quality["status"].eq("ok")].dropna(subset=["fid", *alike[:-1]])
@@ -45,7 +40,6 @@ def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline:
         quality: the table of that name with each cell's `group_id` and `decoder`.
         tolerance: `max_deviation`, RMSE in image units, and `max_fid_increase`, relative to `exact_fid`; either may be
             absent.
-        baseline: the decoder that is valid by definition.
 
     Returns:
         True, False, or None where nothing was stated or measured, in the order of `quality`.
@@ -65,30 +59,21 @@ def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline:
 def break_conditions(
     cells: pd.DataFrame, layers: pd.DataFrame, quality: pd.DataFrame, baseline: str = BASELINE
 ) -> pd.DataFrame:
-    """What broke, a row for each cell and condition, and for each layer where layers are to blame.
-
-    Args:
-        cells: the table of that name; cell_id, group_id, decoder and num_tokens are read.
-        layers: the table of that name.
-        quality: the table of that name.
-        baseline: the decoder whose FID counts.
+    """What broke, by the tables of these names: a row for each cell and condition, and each layer that is to blame.
 
     Returns:
         cell_id; condition, one of `CONDITIONS`; layer, null for ``"fid"``; value and limit: iterations and L, or FID
         and the highest that the condition allows, both null for ``"residuals"``.
     """
     solved = layers.merge(cells[["cell_id", "num_tokens"]], on="cell_id")
-    rows = [*_iterations(solved), *_fid(cells, quality, baseline), *_residuals(solved)]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"layer": "Int64"})
+    growing = solved[solved["flags"].fillna("").str.contains("growing")].assign(condition="residuals")
+    broken = [_iterations(solved), _fid(cells, quality, baseline), growing]
+    columns: dict[str, Any] = {"cell_id": object, "condition": object, "layer": "Int64", "value": float, "limit": float}
+    return pd.concat([rows.reindex(columns=list(columns)).astype(columns) for rows in broken], ignore_index=True)
 
 
 def warnings(found: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
-    """One sentence for each condition, naming every cell that broke it.
-
-    Args:
-        found: from `break_conditions`, or some of its rows.
-        cells: the table of that name; cell_id, label and tau are read.
-    """
+    """One sentence for each condition, naming every cell that broke it, by rows of `break_conditions` and `cells`."""
     names = {row["cell_id"]: title(row["label"], row["tau"]) for row in cells.to_dict("records")}
     words = []
     for condition in CONDITIONS:
@@ -106,35 +91,20 @@ _SENTENCES = {
 }
 
 
-def _iterations(solved: pd.DataFrame) -> Iterator[dict[str, object]]:
-    for row in solved[solved["mode"] != "sequential"].to_dict("records") + _redecoded(solved):
-        tried = row["iterations"]
-        unsettled = tried >= row["num_tokens"] and not row["converged"]
-        if tried > row["num_tokens"] or unsettled:
-            yield _row(row, "iterations", value=tried, limit=row["num_tokens"])
+def _iterations(solved: pd.DataFrame) -> pd.DataFrame:
+    again = solved[solved["flags"].fillna("").str.contains("redecoded")]  # given up, and decoded sequentially instead
+    again = again.assign(iterations=again["depth"] - again["iterations"], converged=False)
+    tried = pd.concat([solved[solved["mode"] != "sequential"], again], ignore_index=True)
+    tried = tried.assign(condition="iterations", value=tried["iterations"], limit=tried["num_tokens"])
+    within = tried["value"].lt(tried["limit"]) | (tried["value"].eq(tried["limit"]) & tried["converged"].eq(True))
+    return tried[~within]
 
 
-def _redecoded(solved: pd.DataFrame) -> list[dict]:
-    """Layers that were given up and decoded sequentially, as they were before."""
-    again = solved[solved["flags"].fillna("").str.contains("redecoded")]
-    return again.assign(iterations=again["depth"] - again["iterations"], converged=False).to_dict("records")
-
-
-def _fid(cells: pd.DataFrame, quality: pd.DataFrame, baseline: str) -> Iterator[dict[str, object]]:
+def _fid(cells: pd.DataFrame, quality: pd.DataFrame, baseline: str) -> pd.DataFrame:
     measured = quality.merge(cells[["cell_id", "group_id", "decoder"]], on="cell_id")
-    measured = measured.assign(limit=exact_fid(measured, baseline) * (1 + MAX_FID_INCREASE))
-    for row in measured[measured["status"].eq("ok") & measured["fid"].gt(measured["limit"])].to_dict("records"):
-        yield _row(row, "fid", value=row["fid"], limit=row["limit"])
-
-
-def _residuals(solved: pd.DataFrame) -> Iterator[dict[str, object]]:
-    for row in solved[solved["flags"].fillna("").str.contains("growing")].to_dict("records"):
-        yield _row(row, "residuals")
-
-
-def _row(row: dict, condition: str, value: float | None = None, limit: float | None = None) -> dict[str, object]:
-    layer = None if condition == "fid" else row["layer"]
-    return {"cell_id": row["cell_id"], "condition": condition, "layer": layer, "value": value, "limit": limit}
+    limit = exact_fid(measured, baseline) * (1 + MAX_FID_INCREASE)
+    risen = measured["status"].eq("ok") & measured["fid"].gt(limit)
+    return measured.assign(condition="fid", value=measured["fid"], limit=limit)[risen]
 
 
 def _blame(condition: str, rows: pd.DataFrame) -> str:

@@ -35,9 +35,7 @@ def slope(x: np.ndarray, y: np.ndarray) -> Slope:
     if len(np.unique(x)) < 2:
         return NO_FIT
     fit = linregress(x, y)
-    if len(np.unique(x)) < 3:
-        return Slope(float(fit.slope), np.nan, np.nan, float(fit.intercept), len(x))
-    half = t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * fit.stderr
+    half = t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * fit.stderr if len(np.unique(x)) > 2 else np.nan
     return Slope(float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(fit.intercept), len(x))
 
 
@@ -49,14 +47,11 @@ def power(x: np.ndarray, y: np.ndarray) -> Slope:
 
 
 def order_of_convergence(curves: list[np.ndarray], floor: float = 1e-6) -> Slope:
-    """The order p in e[t+1] = c e[t]**p, from the errors of successive iterations.
+    """The order p in e[t+1] = c e[t]**p with its interval: p > 1 is superlinear, p = 1 linear.
 
     Args:
         curves: each (iterations,) errors of one decode. Pairs of successive errors are pooled.
         floor: errors below this share of their curve's largest are rounding and left out.
-
-    Returns:
-        p with its interval: p > 1 is superlinear, p = 1 linear.
     """
     before, after = [], []
     for errors in curves:

@@ -6,11 +6,12 @@ round is free of whatever slowed the machine then. A speed-up is the median of t
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from harness.runs import table
 
 BASELINE = "sequential"
 """The decoder that every other is compared with."""
@@ -21,25 +22,7 @@ MIN_ROUNDS = 5
 RESAMPLES = 4999
 """Resamples of a bootstrap."""
 
-DESCRIPTION = [
-    "cell_key",
-    "group_id",
-    "dataset",
-    "checkpoint",
-    "decoder",
-    "label",
-    "tau",
-    "options",
-    "guidance",
-    "denoise",
-    "batch_size",
-    "seed",
-    "num_tokens",
-    "num_layers",
-    "device",
-    "dtype",
-    "threads",
-]
+DESCRIPTION = ["cell_key", "group_id", *table.DESCRIPTION]
 """The columns of `timings` that describe a cell and are handed through."""
 
 
@@ -52,15 +35,9 @@ class Median(NamedTuple):
 
 
 def median_interval(values: np.ndarray | pd.Series, confidence: float = 0.95, seed: int = 0) -> Median:
-    """The median of some rounds with its percentile-bootstrap interval.
+    """The median of some rounds with its percentile-bootstrap interval; NaNs and the order make no difference.
 
-    Args:
-        values: (rounds,) one number per round; NaNs are left out.
-        confidence: of the interval, between 0 and 1.
-        seed: of the resampling. The order of the values makes no difference.
-
-    Returns:
-        NaN throughout for no values; a NaN interval for fewer than `MIN_ROUNDS`.
+    NaN throughout for no values; a NaN interval for fewer than `MIN_ROUNDS`.
 
     Example:
         >>> median_interval(np.array([2.0, 2.0, 2.0, 2.0, 2.0]))
@@ -79,16 +56,11 @@ def median_interval(values: np.ndarray | pd.Series, confidence: float = 0.95, se
         return Median(value, np.nan, np.nan)
     if finite[0] == finite[-1]:
         return Median(value, value, value)
-    interval = bootstrap(
-        (finite,),
-        np.median,
-        confidence_level=confidence,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Median(value, float(interval.low), float(interval.high))
+    rng = np.random.default_rng(seed)
+    resampled = bootstrap(
+        (finite,), np.median, confidence_level=confidence, n_resamples=RESAMPLES, method="percentile", rng=rng
+    )
+    return Median(value, *map(float, resampled.confidence_interval))
 
 
 def paired_speedups(
@@ -100,8 +72,6 @@ def paired_speedups(
         timings: the table of that name; only rows whose status is "ok" count.
         baseline: the decoder that the others are divided by. Where a group has several cells of that decoder, the one
             labelled like it is taken, else the first by label.
-        confidence: of both intervals.
-        seed: of the bootstrap.
 
     Returns:
         One row per cell, sorted by group and label: cell_id, the columns of `DESCRIPTION`, then wall_s,
@@ -110,53 +80,29 @@ def paired_speedups(
         What rests on no round is NaN, and so is an interval that rests on fewer than `MIN_ROUNDS`.
     """
     timings = timings.drop_duplicates(["cell_id", "session", "round"])
-    good = timings[timings["status"] == "ok"]
-    paired = paired_ratios(good, baseline)
+    paired = paired_ratios(timings[timings["status"] == "ok"], baseline)
+    rounds_of = dict(iter(paired.groupby("cell_id")))
+    described = ["cell_id", *DESCRIPTION]
     rows = []
-    cells = timings.drop_duplicates("cell_id").sort_values(["group_id", "label", "cell_id"])
-    rounds_of = {cell: rows for cell, rows in paired.groupby("cell_id")}
-    for cell in cells.to_dict("records"):
+    for cell in timings.drop_duplicates("cell_id").sort_values(["group_id", "label", "cell_id"]).to_dict("records"):
         rounds = rounds_of.get(cell["cell_id"], paired.iloc[:0])
-        speedup = median_interval(rounds["ratio"], confidence, seed)
-        forward = median_interval(rounds["forward_ratio"], confidence, seed)
-        row: dict[Hashable, object] = {name: cell[name] for name in ["cell_id", *DESCRIPTION]}
-        row |= {
-            "wall_s": rounds["wall_s"].median(),
-            "images_per_s": rounds["images_per_s"].median(),
-            "rounds": len(rounds),
-            "speedup": speedup.value,
-            "low": speedup.low,
-            "high": speedup.high,
-            "pairs": int(rounds["ratio"].notna().sum()),
-            "forward_ratio": forward.value,
-            "forward_ratio_low": forward.low,
-            "forward_ratio_high": forward.high,
-        }
-        rows.append(row)
-    return pd.DataFrame(rows, columns=["cell_id", *DESCRIPTION, *_FIGURES])
-
-
-_FIGURES = [
-    "wall_s",
-    "images_per_s",
-    "rounds",
-    "speedup",
-    "low",
-    "high",
-    "pairs",
-    "forward_ratio",
-    "forward_ratio_low",
-    "forward_ratio_high",
-]
+        rows.append(
+            [
+                *(cell[name] for name in described),
+                *rounds[["wall_s", "images_per_s"]].median(),
+                len(rounds),
+                *median_interval(rounds["ratio"], confidence, seed),
+                int(rounds["ratio"].notna().sum()),
+                *median_interval(rounds["forward_ratio"], confidence, seed),
+            ]
+        )
+    figures = ["wall_s", "images_per_s", "rounds", "speedup", "low", "high", "pairs"]
+    figures += ["forward_ratio", "forward_ratio_low", "forward_ratio_high"]
+    return pd.DataFrame(rows, columns=[*described, *figures])
 
 
 def paired_ratios(good: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
-    """The rounds with `ratio`: the baseline's wall time in the same group, session and round over the row's own.
-
-    Args:
-        good: rows of `timings` that ended well.
-        baseline: as in `paired_speedups`.
-    """
+    """Rounds that ended well, with `ratio`: the wall time of `paired_speedups`' baseline over the row's own."""
     candidates = good[good["decoder"] == baseline]
     candidates = candidates.assign(_other=candidates["label"] != baseline).sort_values(["_other", "label", "cell_id"])
     chosen = candidates.drop_duplicates("group_id")["cell_id"]
@@ -166,9 +112,7 @@ def paired_ratios(good: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
 def ratios_to(rounds: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     """Rounds with `ratio`: the reference's wall time in the same group, session and round over the row's own.
 
-    Args:
-        rounds: rows of `timings` that ended well.
-        reference: such rows of one cell a group.
+    The reference is one cell a group; rows of both ended well.
     """
     pair = ["group_id", "session", "round"]
     merged = rounds.merge(reference[[*pair, "wall_s"]].rename(columns={"wall_s": "reference_s"}), on=pair, how="left")
@@ -191,13 +135,8 @@ def shift_of_rounds(new: np.ndarray | pd.Series, base: np.ndarray | pd.Series, c
     inverts the Mann-Whitney test (Hollander & Wolfe, Nonparametric Statistical Methods, Sec. 4.3). No distribution is
     assumed, outliers count by rank only, and nothing is resampled: the same rounds give the same answer.
 
-    Args:
-        new: (n,) rounds; what is not a positive number is left out.
-        base: (m,) rounds, likewise.
-        confidence: of the interval, between 0 and 1.
-
-    Returns:
-        NaN throughout where either set is empty; a NaN interval where the rounds are too few for the confidence.
+    What is not a positive number is left out. NaN throughout where either set, (n,) and (m,), is empty; a NaN interval
+    where the rounds are too few for the confidence.
 
     Example:
         >>> rounds = np.array([1.0, 1.1, 0.9, 1.0, 1.05])
@@ -220,27 +159,21 @@ def shift_of_rounds(new: np.ndarray | pd.Series, base: np.ndarray | pd.Series, c
 
 
 def layer_costs(layers: pd.DataFrame) -> pd.DataFrame:
-    """Deterministic costs of every cell, summed over its layers.
-
-    Args:
-        layers: the table of that name, joined with `num_tokens` and `num_layers` of its cells.
+    """Deterministic costs of every cell, summed over its rows of `layers`, which `num_tokens` and `num_layers` join.
 
     Returns:
         One row per cell: cell_id, fpe (forward-pass equivalents), depth, iterations and modes (of each layer, in
         decoding order; an iteration count is followed by "!" where the layer did not converge).
     """
     rows = [
-        {
-            "cell_id": cell,
+        [
+            cell,
             # The last token parametrises nothing: a forward pass evaluates L - 1 tokens a layer.
-            "fpe": rows["token_evaluations"].sum()
-            / (rows["num_layers"].iloc[0] * max(rows["num_tokens"].iloc[0] - 1, 1)),
-            "depth": rows["depth"].sum(),
-            "iterations": " ".join(
-                f"{row.iterations:g}{'' if row.converged else '!'}" for row in rows.itertuples(index=False)
-            ),
-            "modes": " ".join(rows["mode"]),
-        }
+            rows["token_evaluations"].sum() / (rows["num_layers"].iloc[0] * max(rows["num_tokens"].iloc[0] - 1, 1)),
+            rows["depth"].sum(),
+            " ".join(f"{row.iterations:g}{'' if row.converged else '!'}" for row in rows.itertuples(index=False)),
+            " ".join(rows["mode"]),
+        ]
         for cell, rows in layers.sort_values("layer").groupby("cell_id")
     ]
     return pd.DataFrame(rows, columns=["cell_id", "fpe", "depth", "iterations", "modes"])

@@ -36,8 +36,7 @@ def summarise(run: Run) -> pd.DataFrame:
     frame = frame.merge(quality[["cell_id", *_QUALITY]], on="cell_id", how="left")
     shape = run.table("cells")[["cell_id", "num_tokens", "num_layers"]]
     costs = layer_costs(run.table("layers").merge(shape, on="cell_id"))
-    frame = frame.merge(costs, on="cell_id", how="left")
-    return frame.merge(_outcomes(run), on="cell_id", how="left")
+    return frame.merge(costs, on="cell_id", how="left").merge(_outcomes(run), on="cell_id", how="left")
 
 
 def tolerance(run: Run) -> dict[str, float]:
@@ -72,14 +71,11 @@ def print_summary(run: Run, console: Console) -> None:
     )
     for features, rows in frame.dropna(subset=["fid"]).groupby("fid_features"):
         counts = ", ".join(f"{count:,.0f}" for count in sorted(rows["num_samples"].unique()))
-        console.print(
-            f"FID and KID: features of {escape(str(features))}, {counts} samples.", style="dim", highlight=False
-        )
-    for dataset, checkpoint, reason in absent[["dataset", "checkpoint", "error"]].drop_duplicates().to_numpy():
-        console.print(
-            f"Skipped: {escape(f'{dataset} ({checkpoint})')}: {escape(reason)}", style="yellow", highlight=False
-        )
-    for sentence in _left_out(run):
+        sentence = f"FID and KID: features of {escape(str(features))}, {counts} samples."
+        console.print(sentence, style="dim", highlight=False)
+    skipped = absent[["dataset", "checkpoint", "error"]].drop_duplicates().to_numpy()
+    names = [f"Skipped: {dataset} ({checkpoint}): {reason}" for dataset, checkpoint, reason in skipped]
+    for sentence in [*names, *_left_out(run)]:
         console.print(escape(sentence), style="yellow", highlight=False)
     for row in frame[frame["status"] != "ok"].to_dict("records"):
         sentence = f"{_name(row)}, batch {row['batch_size']}, {row['pass']}: {escape(str(row['error']))}"
@@ -116,10 +112,9 @@ def _table(setting: dict[str, Any], group: pd.DataFrame) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("iterations per layer", no_wrap=True)
     table.add_column("")
-    best = _best(group)
+    best = _best(group) or {"cell_id": None}
     for row in group.to_dict("records"):
-        style = "bold" if best is not None and row["cell_id"] == best["cell_id"] else None
-        table.add_row(*_entries(row), style=style)
+        table.add_row(*_entries(row), style="bold" if row["cell_id"] == best["cell_id"] else None)
     return table
 
 

@@ -13,40 +13,39 @@ def rows(count):
     return [facts | {"round": i, "wall_s": 0.1, "encode_s": 0.01, "forward_ratio": 10.0} for i in range(count)]
 
 
-class Append(Timed):
+class Stored(Timed):
+    """What is done to a fresh run folder."""
+
+    def setup(self, *params):
+        from harness.runs.store import RunStore
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = RunStore.create(Path(self.folder.name) / "run", {})
+        super().setup(*params)
+
+    def teardown(self, *params):
+        self.store.close()
+        self.folder.cleanup()
+
+
+class Append(Stored):
     """One part of a table, written, synced and renamed."""
 
     param_names = ["rows"]
     params = ([1, 1000],)
 
     def prepare(self, count):
-        from harness.runs.store import RunStore
-
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = RunStore.create(Path(self.folder.name) / "run", {})
         new = rows(count)
         return lambda: self.store.append("timings", new)
 
-    def teardown(self, count):
-        self.store.close()
-        self.folder.cleanup()
 
-
-class Read(Timed):
+class Read(Stored):
     """A table of many parts, as a killed run leaves it."""
 
     param_names = ["parts"]
     params = ([1, 100],)
 
     def prepare(self, parts):
-        from harness.runs.store import RunStore
-
-        self.folder = tempfile.TemporaryDirectory()
-        self.store = RunStore.create(Path(self.folder.name) / "run", {})
         for part in range(parts):
             self.store.append("timings", [row | {"round": 100 * part + row["round"]} for row in rows(20)])
         return lambda: self.store.read("timings")
-
-    def teardown(self, parts):
-        self.store.close()
-        self.folder.cleanup()

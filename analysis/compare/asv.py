@@ -34,15 +34,10 @@ MACHINE = ("arch", "cpu", "num_cpu", "os", "machine")
 
 @dataclass(frozen=True)
 class Measurement:
-    """One benchmark with one set of parameters.
+    """One benchmark with one set of parameters."""
 
-    Args:
-        value: median, count or bytes; NaN where it was left out or failed.
-        samples: seconds, where they were recorded.
-    """
-
-    value: float
-    samples: np.ndarray
+    value: float  # median, count or bytes; NaN where it was left out or failed
+    samples: np.ndarray  # seconds, where they were recorded
     version: str
 
 
@@ -70,28 +65,22 @@ class BenchmarkVerdict(Verdict):
 
 
 def read_results(path: Path) -> Results:
-    """Read one of asv's result files.
-
-    Raises:
-        HarnessError: it is no such file.
-    """
+    """Read one of asv's result files; a `HarnessError` for any other."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         columns, commit, machine = data["result_columns"], data["commit_hash"], data["params"]
-        found: dict[str, Measurement] = {}
-        for name, row in data["results"].items():
-            found.update(_measurements(name, dict(zip(columns, row, strict=False))))
+        found = dict(
+            measured
+            for name, row in data["results"].items()
+            for measured in _measurements(name, dict(zip(columns, row, strict=False)))
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise HarnessError(f"'{path}' is no result file of asv: {error}") from error
     return Results(path, commit, {key: str(machine.get(key)) for key in MACHINE}, found)
 
 
 def find_results(what: str, root: Path = RESULTS) -> Results:
-    """Results by file, or by commit: the newest file that asv stored for it.
-
-    Raises:
-        HarnessError: there are none.
-    """
+    """Results by file, or by commit: the newest file that asv stored for it, a `HarnessError` where there is none."""
     if Path(what).is_file():
         return read_results(Path(what))
     commit = _resolve(what)
@@ -102,12 +91,7 @@ def find_results(what: str, root: Path = RESULTS) -> Results:
 
 
 def save_costs(results: Results, target: Path = COSTS) -> Path:
-    """Store the tracked costs alone, which carry from machine to machine, as a result file to compare with.
-
-    Args:
-        results: of any commit.
-        target: the file, replaced if it is there.
-    """
+    """Store the tracked costs alone, which carry from machine to machine, as a result file to compare with."""
     data = json.loads(results.path.read_text(encoding="utf-8"))
     columns = ["result", "params", "version"]
     kept = {
@@ -124,13 +108,7 @@ def save_costs(results: Results, target: Path = COSTS) -> Path:
 def compare_results(base: Results, new: Results, tolerance: float = TOLERANCE) -> Comparison[BenchmarkVerdict]:
     """Compare every benchmark that both hold in the same version, and name those that one of them lacks.
 
-    Args:
-        base: the stored results.
-        new: those under test.
-        tolerance: share by which time, memory or a tracked cost may grow.
-
-    Raises:
-        HarnessError: they have no benchmark in common.
+    Time, memory or a tracked cost may grow by the share `tolerance`. A `HarnessError` where nothing is in common.
     """
     same_machine = base.machine == new.machine
     notes = [] if same_machine else ["not one machine: tracked costs are compared, no time and no memory"]
@@ -175,12 +153,8 @@ def _measurements(name: str, row: dict[str, Any]) -> Iterator[tuple[str, Measure
     samples = row.get("samples") or [None] * len(combinations)
     for combination, value, seconds in zip(combinations, values, samples, strict=True):
         title = f"{name}({', '.join(text.strip(chr(39)) for text in combination)})" if combination else name
-        yield (
-            title,
-            Measurement(
-                math.nan if value is None else value, np.asarray(seconds or [], dtype=float), str(row.get("version"))
-            ),
-        )
+        known = math.nan if value is None else value
+        yield title, Measurement(known, np.asarray(seconds or [], dtype=float), str(row.get("version")))
 
 
 def _compare(
@@ -193,9 +167,8 @@ def _compare(
         verdict, evidence = _compare_seconds(base[name], new[name], tolerance)
     elif ".peakmem_" in name:
         setup = name.replace(".peakmem_run", ".peakmem_setup")
-        own, now = (
-            max(values[name].value - (values[setup].value if setup in values else 0.0), 0.0) for values in (base, new)
-        )
+        least = [values[setup].value if setup in values else 0.0 for values in (base, new)]
+        own, now = max(before - least[0], 0.0), max(after - least[1], 0.0)
         verdict = _of_cost(own, now, tolerance, LEAST_BYTES)
         evidence = f"{own / 1e6:.1f} -> {now / 1e6:.1f} MB beyond set-up"
     else:
@@ -222,9 +195,8 @@ def _of_cost(before: float, after: float, tolerance: float, least: float = 0.0) 
 
 
 def _resolve(what: str) -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--verify", "--quiet", f"{what}^{{commit}}"], capture_output=True, text=True
-    )
+    command = ["git", "rev-parse", "--verify", "--quiet", f"{what}^{{commit}}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise HarnessError(f"'{what}' is neither a result file nor a commit of this repository")
     return done.stdout.strip()

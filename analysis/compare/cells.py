@@ -18,10 +18,8 @@ class CellFacts:
     """What a run knows of one cell."""
 
     description: dict[str, Any]
-    speedups: np.ndarray
-    """(rounds,) sequential's time over the cell's own."""
-    forward: np.ndarray
-    """(rounds,) the cell's time over one forward pass's."""
+    speedups: np.ndarray  # (rounds,) sequential's time over the cell's own
+    forward: np.ndarray  # (rounds,) the cell's time over one forward pass's
     layers: pd.DataFrame
     quality: dict[str, Any]
     cache_bytes: float
@@ -30,7 +28,6 @@ class CellFacts:
 
     @property
     def speedup(self) -> float:
-        """Median over sequential; NaN where there is none."""
         return float(np.median(self.speedups)) if len(self.speedups) else np.nan
 
 

@@ -50,25 +50,20 @@ def as_json(comparison: Comparison, shown: Sequence[CellVerdict]) -> str:
             "regressed": cell.regressed,
             "base_speedup": _plain(cell.base),
             "new_speedup": _plain(cell.new),
-            "time_factor": None
-            if cell.shift is None
-            else {name: _plain(value) for name, value in cell.shift._asdict().items()},
+            "time_factor": cell.shift and {name: _plain(value) for name, value in cell.shift._asdict().items()},
             "evidence": cell.evidence,
         }
         for cell in shown
     ]
-    return json.dumps(
-        {
-            "regressed": comparison.regressed,
-            "tolerance": comparison.tolerance,
-            "same_machine": comparison.same_machine,
-            "counts": dict(_counts(comparison)),
-            "notes": comparison.notes,
-            "cells": cells,
-        },
-        indent=2,
-        allow_nan=False,
-    )
+    whole = {
+        "regressed": comparison.regressed,
+        "tolerance": comparison.tolerance,
+        "same_machine": comparison.same_machine,
+        "counts": dict(_counts(comparison)),
+        "notes": comparison.notes,
+        "cells": cells,
+    }
+    return json.dumps(whole, indent=2, allow_nan=False)
 
 
 def print_comparison(
@@ -88,11 +83,9 @@ def _closing(comparison: Comparison) -> list[str]:
     counts = ", ".join(f"{count} {verdict}" for verdict, count in _counts(comparison))
     regressed = sum(verdict.regressed for verdict in comparison.verdicts)
     end = f"{regressed} regressed" if regressed else "no regression"
-    total = f"{len(comparison.verdicts)} {comparison.verdicts[0].PLURAL}"
-    return [
-        *(f"note: {note}" for note in comparison.notes),
-        f"{total}: {counts}; {end} beyond a tolerance of {comparison.tolerance:.0%}",
-    ]
+    total = f"{len(comparison.verdicts)} {comparison.verdicts[0].PLURAL}: {counts}; {end}"
+    notes = [f"note: {note}" for note in comparison.notes]
+    return [*notes, f"{total} beyond a tolerance of {comparison.tolerance:.0%}"]
 
 
 def _counts(comparison: Comparison) -> list[tuple[str, int]]:

@@ -27,14 +27,7 @@ DEVIATION_FLOOR = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class CellVerdict(Verdict):
-    """What became of one cell.
-
-    Args:
-        description: dataset, checkpoint, label, tau, batch_size and the like.
-        base: speed-up over sequential in the stored run, NaN if unknown.
-        new: the same in the new run.
-        shift: factor by which its time, relative to sequential's, grew; None where it was not compared.
-    """
+    """What became of one cell; `base` and `new` are speed-ups over sequential, NaN if unknown."""
 
     HEADINGS: ClassVar = ("verdict", "dataset", "decoder", "batch", "speed-up", "evidence")
     PLURAL: ClassVar = "cells"
@@ -43,7 +36,7 @@ class CellVerdict(Verdict):
     description: dict[str, Any]
     base: float = np.nan
     new: float = np.nan
-    shift: Shift | None = None
+    shift: Shift | None = None  # factor by which its time, relative to sequential's, grew; None if not compared
 
     def row(self) -> list[str]:
         cell = self.description
@@ -53,15 +46,10 @@ class CellVerdict(Verdict):
 
 
 def compare_runs(base: Run, new: Run, tolerance: float = TOLERANCE) -> Comparison[CellVerdict]:
-    """Compare two runs cell by cell.
+    """Compare a run cell by cell with a stored one, `base`; a `HarnessError` where they share no cell.
 
     Args:
-        base: the stored run.
-        new: the run under test.
-        tolerance: share by which time, token evaluations, depth, cache bytes or deviation may grow.
-
-    Raises:
-        HarnessError: a negative tolerance, or runs that share no cell and no group to compare new cells in.
+        tolerance: share by which time, token evaluations, depth, cache bytes or deviation may grow, 0 or more.
     """
     if not tolerance >= 0:
         raise HarnessError(f"tolerance must be 0 or more, not {tolerance}")
@@ -73,9 +61,8 @@ def compare_runs(base: Run, new: Run, tolerance: float = TOLERANCE) -> Compariso
     verdicts = []
     for key in before.keys() | after.keys():
         if key not in after:
-            verdicts.append(
-                CellVerdict(cell_key=key, description=before[key].description, verdict="gone", base=before[key].speedup)
-            )
+            description, speedup_then = before[key].description, before[key].speedup
+            verdicts.append(CellVerdict(cell_key=key, description=description, verdict="gone", base=speedup_then))
         elif key not in before:
             verdicts.append(_unmatched(key, after[key], before))
         else:
@@ -196,11 +183,9 @@ def _unmatched(key: str, cell: CellFacts, before: dict[str, CellFacts]) -> CellV
     if cell.errors:
         evidence = [f"failed: {'; '.join(cell.errors)}"]
     else:
-        median = median_interval(cell.speedups)
-        evidence = [
-            f"{speedup(*median)} over sequential (bootstrap), "
-            f"deviation {cell.quality.get('deviation_rmse', np.nan):.3g}"
-        ]
+        gained = speedup(*median_interval(cell.speedups))
+        deviation = cell.quality.get("deviation_rmse", np.nan)
+        evidence = [f"{gained} over sequential (bootstrap), deviation {deviation:.3g}"]
     same_group = [other for other in before.values() if other.description["group_id"] == cell.description["group_id"]]
     rivals = [other for other in same_group if other.valid is not False and not np.isnan(other.speedup)]
     if rivals:

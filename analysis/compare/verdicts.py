@@ -19,20 +19,14 @@ VERDICTS = ("invalid", "slower", "ambiguous", "gone", "new", "faster", "same")
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What became of one thing that was compared.
-
-    Args:
-        verdict: one of `VERDICTS`.
-        regressed: whether the comparison fails because of it.
-        evidence: sentences, the decisive one first.
-    """
+    """What became of one thing that was compared."""
 
     HEADINGS: ClassVar[tuple[str, ...]]
     PLURAL: ClassVar[str]
 
-    verdict: str
-    regressed: bool = False
-    evidence: list[str] = field(default_factory=list)
+    verdict: str  # one of `VERDICTS`
+    regressed: bool = False  # whether the comparison fails because of it
+    evidence: list[str] = field(default_factory=list)  # sentences, the decisive one first
 
     def row(self) -> list[str]:
         """Its line of a table, under `HEADINGS`."""
@@ -44,33 +38,22 @@ V = TypeVar("V", bound=Verdict)
 
 @dataclass(frozen=True)
 class Comparison(Generic[V]):
-    """Every verdict, and what the comparison rests on.
+    """Every verdict, and what the comparison rests on."""
 
-    Args:
-        verdicts: the most worrying first.
-        same_machine: whether both sides were measured in one environment.
-        tolerance: share by which a time or a cost may grow.
-        notes: what a reader should know about the whole.
-    """
-
-    verdicts: list[V]
-    same_machine: bool
-    tolerance: float
-    notes: list[str] = field(default_factory=list)
+    verdicts: list[V]  # the most worrying first
+    same_machine: bool  # whether both sides were measured in one environment
+    tolerance: float  # share by which a time or a cost may grow
+    notes: list[str]  # what a reader should know about the whole
 
     @property
     def regressed(self) -> bool:
-        """Whether anything regressed."""
         return any(verdict.regressed for verdict in self.verdicts)
 
 
 def judge(factor: float, p_value: float, tolerance: float) -> str:
     """What a factor between two sets of rounds means: ``"same"``, ``"ambiguous"``, ``"slower"`` or ``"faster"``.
 
-    Args:
-        factor: of the times, new over old.
-        p_value: of the Mann-Whitney test; NaN where there are no rounds to test.
-        tolerance: share that is no change.
+    The factor is of the times, new over old, and `p_value` the Mann-Whitney test's, NaN where no rounds can be tested.
     """
     if max(factor, 1 / factor) <= 1 + tolerance:
         return "same"

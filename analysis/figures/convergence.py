@@ -36,18 +36,14 @@ def curves(runs: Runs) -> pd.DataFrame:
     rows["curve"] = curve_of[rows["cell_id"].cat.codes]
     rows["error"] = rows["error_rms_p50"].fillna(rows["error_rms"])
     rows["cell_id"] = rows["cell_id"].cat.codes
-    found = (
-        rows.groupby(["curve", "layer", "iteration"])
-        .agg(
-            residual=("residual", "median"),
-            error=("error", "median"),
-            error_p10=("error_rms_p10", "median"),
-            error_p90=("error_rms_p90", "median"),
-            cells=("cell_id", "nunique"),
-        )
-        .reset_index()
-        .merge(cells.drop_duplicates("curve")[["curve", *named]], on="curve")
+    found = rows.groupby(["curve", "layer", "iteration"]).agg(
+        residual=("residual", "median"),
+        error=("error", "median"),
+        error_p10=("error_rms_p10", "median"),
+        error_p90=("error_rms_p90", "median"),
+        cells=("cell_id", "nunique"),
     )
+    found = found.reset_index().merge(cells.drop_duplicates("curve")[["curve", *named]], on="curve")
     found = found[[*KEYS, "iteration", "residual", "error", "error_p10", "error_p90", "cells"]]
     found = found.dropna(subset=["residual", "error"], how="all")
     return ranked(require(found, "`residuals` holds no number"), "layer", "iteration")
@@ -84,13 +80,9 @@ def draw(frame: pd.DataFrame) -> Figure:
             for title, rows in panel.groupby("title", sort=False):
                 style = decoder_style(rows["decoder"].iloc[0])
                 shown = rows.mask(rows[["residual", "error", "error_p10", "error_p90"]] <= 0)
-                (line,) = ax.plot(
-                    rows["iteration"], shown["error"], **style.line,
-                    ms=4, markevery=_marks(len(rows)),
-                )  # fmt: skip
-                ax.fill_between(
-                    rows["iteration"], shown["error_p10"], shown["error_p90"], color=style.color, alpha=0.18, lw=0
-                )
+                (line,) = ax.plot(rows["iteration"], shown["error"], **style.line, ms=4, markevery=_marks(len(rows)))
+                low, high = shown["error_p10"], shown["error_p90"]
+                ax.fill_between(rows["iteration"], low, high, color=style.color, alpha=0.18, lw=0)
                 ax.plot(rows["iteration"], shown["residual"], color=style.color, ls=(0, (1, 1.4)), lw=1.3)
                 handles.setdefault(str(title), line)
             for tau in [float(tau) for tau in frame["taus"].iloc[0].split()]:
@@ -107,8 +99,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         fig.set_layout_engine("constrained", rect=(0, 0, 0.97, 1))  # room for the tau labels
         grey = axes[0].plot([], [], color=INK, ls=(0, (1, 1.4)), lw=1.3)[0]
         wall = axes[0].plot([], [], color=INK, ls=(0, (4, 2)), lw=1.0, alpha=0.6)[0]
-        named = handles | {"residual": grey, "exact after L − 1": wall}
-        legend_below(fig, named)
+        legend_below(fig, handles | {"residual": grey, "exact after L − 1": wall})
     return fig
 
 
@@ -127,9 +118,10 @@ def finding(frame: pd.DataFrame) -> str:
     needed = {int(str(layer)): _reaches(rows, 0.01) for layer, rows in chosen.groupby("layer")}
     reached = {layer: count for layer, count in needed.items() if count is not None}
     if not reached:
+        least = min(rows["error"].min() / rows["error"].iloc[0] for _, rows in chosen.groupby("layer"))
         return (
             f"At batch {batch}, {title} stops before the median error of any layer is a hundredth of the first: "
-            f"the least share left is {quantity(_least_share(chosen))}."
+            f"the least share left is {quantity(least)}."
         )
     slow, fast = max(reached, key=lambda n: reached[n]), min(reached, key=lambda n: reached[n])
     sentence = (
@@ -139,8 +131,7 @@ def finding(frame: pd.DataFrame) -> str:
     if slow != fast:
         sentence += f", that of layer {fast} in {reached[fast]}"
     exact = frame[frame["decoder"] == BASELINE]
-    steps = _reaches(exact[exact["layer"] == slow], 0.01)
-    if steps is not None:
+    if (steps := _reaches(exact[exact["layer"] == slow], 0.01)) is not None:
         sentence += f"; sequential decoding takes {steps} steps to do so in layer {slow}"
     never = [str(layer) for layer, count in needed.items() if count is None]
     if never:
@@ -156,29 +147,16 @@ def fullest(rows: pd.DataFrame) -> str:
 
 def _reaches(rows: pd.DataFrame, share: float) -> int | None:
     rows = rows.dropna(subset=["error"]).sort_values("iteration")
-    if rows.empty:
-        return None
-    below = rows[rows["error"] <= share * rows["error"].iloc[0]]
+    below = rows[rows["error"] <= share * rows["error"].head(1).sum()]
     return int(below["iteration"].iloc[0]) if len(below) else None
 
 
-def _least_share(rows: pd.DataFrame) -> float:
-    return min(group["error"].min() / group["error"].iloc[0] for _, group in rows.groupby("layer"))
+READING = (
+    "Error is the RMS difference to the layer's exact output for the same inputs: the median over samples, the "
+    "band 10 to 90 %. Dotted: the residual of the stopping rule. Sequential decoding is drawn with the tokens "
+    "not yet decoded taken as the layer's inputs; its iterations are steps. Horizontal lines are the τ of "
+    f"the run; after L − 1 iterations every token is exact. Each decoder is shown at its smallest τ. Curves of "
+    f"more than {MAX_POINTS} iterations are drawn at {MAX_POINTS} of them."
+)
 
-
-PLOTS = [
-    Plot(
-        name="convergence",
-        title="Convergence per layer",
-        reading=(
-            "Error is the RMS difference to the layer's exact output for the same inputs: the median over samples, the "
-            "band 10 to 90 %. Dotted: the residual of the stopping rule. Sequential decoding is drawn with the tokens "
-            "not yet decoded taken as the layer's inputs; its iterations are steps. Horizontal lines are the τ of "
-            f"the run; after L − 1 iterations every token is exact. Each decoder is shown at its smallest τ. Curves of "
-            f"more than {MAX_POINTS} iterations are drawn at {MAX_POINTS} of them."
-        ),
-        data=data,
-        draw=draw,
-        finding=finding,
-    ),
-]
+PLOTS = [Plot("convergence", "Convergence per layer", READING, data, draw, finding)]

@@ -20,11 +20,7 @@ def data_columns(frame: pd.DataFrame) -> list[str]:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> str:
-    """Write a frame, always the same bytes for the same numbers; columns that begin with "_" are not data.
-
-    Returns:
-        The file's name.
-    """
+    """Write a frame, always the same bytes for the same numbers, and return the file's name."""
     frame[data_columns(frame)].to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
     return path.name
 
@@ -48,18 +44,16 @@ def inline_svg(drawn: Figure, name: str, title: str) -> str:
     buffer = io.StringIO()
     with theme(), matplotlib.rc_context({"svg.hashsalt": name}):
         drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="none", transparent=False)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = "<svg" + buffer.getvalue().partition("<svg")[2]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     text = text.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-    opening = re.compile(r'<svg\b[^>]*?viewBox="([^"]+)"[^>]*>', flags=re.DOTALL)
-    return opening.sub(
+    opening = r'<svg\b[^>]*?viewBox="([^"]+)"[^>]*>'
+    of_page = (
         rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" '
-        rf'role="img" aria-label="{escape(title)}">',
-        text,
-        count=1,
+        rf'role="img" aria-label="{escape(title)}">'
     )
+    return re.sub(opening, of_page, text, count=1, flags=re.DOTALL)
 
 
 def slug(text: str) -> str:

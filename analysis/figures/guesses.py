@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.plot import Plot, require
-from analysis.figures.redundancy import named
+from analysis.figures.plot import Plot
+from analysis.figures.redundancy import probed
 from analysis.figures.style import Dashes, finish, legend_below, palette, panels_by_layer, theme
 from analysis.load import Runs
 from analysis.text import listing
@@ -29,10 +28,8 @@ def samples(runs: Runs) -> pd.DataFrame:
 
     A sample that came to its fixed point early stays there while others iterate, so that medians are over all samples.
     """
-    rows = require(
-        runs.table("convergence"), "the runs hold no table `convergence`; `harness probe convergence` writes it"
-    )
-    rows = named(rows).assign(initial=lambda frame: frame["initial"].astype(str))
+    rows = probed(runs, "convergence", "convergence")
+    rows = rows.assign(initial=lambda frame: frame["initial"].astype(str))
     last = rows.groupby(KEYS)["iteration"].transform("max")
     ends = rows[rows["iteration"] == rows.groupby([*KEYS, "cell_id", "sample"])["iteration"].transform("max")]
     missing = (last[ends.index] - ends["iteration"]).astype(int)
@@ -71,13 +68,13 @@ def draw(frame: pd.DataFrame) -> Figure:
                 rows = frame[(frame["layer"] == layer) & (frame["initial"] == guess)]
                 rows = rows[rows["error"] > FLOOR]
                 shown = rows[["error", "error_p10", "error_p90"]].clip(lower=FLOOR)
+                color, place = colors[number], number % len(DASHES)
                 (line,) = ax.plot(
-                    rows["iteration"], shown["error"], color=colors[number], ls=DASHES[number % len(DASHES)],
-                    marker=MARKERS[number % len(MARKERS)], ms=4, markevery=2,
+                    rows["iteration"], shown["error"], color=color, ls=DASHES[place], marker=MARKERS[place], ms=4,
+                    markevery=2,
                 )  # fmt: skip
-                ax.fill_between(
-                    rows["iteration"], shown["error_p10"], shown["error_p90"], color=colors[number], alpha=0.12, lw=0
-                )
+                low, high = shown["error_p10"], shown["error_p90"]
+                ax.fill_between(rows["iteration"], low, high, color=color, alpha=0.12, lw=0)
                 handles.setdefault(NAMES.get(guess, guess), line)
             finish(ax)
         legend_below(fig, handles)
@@ -98,29 +95,16 @@ def finding(frame: pd.DataFrame) -> str:
     words = []
     for layers, where in ((counts[counts.index == 1], "layer 1"), (counts[counts.index > 1], "the median later layer")):
         if len(layers):
-            typical = layers.median()
-            parts = [
-                f"{value:g} from {NAMES.get(str(name), name)}" for name, value in typical.items() if value == value
-            ]
+            typical = layers.median().dropna()
+            parts = [f"{value:g} from {NAMES.get(str(name), name)}" for name, value in typical.items()]
             words.append(f"{where} takes {listing(parts)}" if parts else f"{where} does not come that far")
-    return f"To an RMS error of {GOAL:g}, " + "; ".join(words) + f" (median of {_count(frame)} samples)."
+    return f"To an RMS error of {GOAL:g}, " + "; ".join(words) + f" (median of {frame['samples'].max():d} samples)."
 
 
-def _count(frame: pd.DataFrame) -> int:
-    return int(np.max(frame["samples"]))
+READING = (
+    "Each layer alone, given its exact input, in float64: the error to its sequential output after each "
+    "Jacobi iteration, the median over samples with the band 10 to 90 %. Iteration 0 is the guess itself. "
+    "Errors below 1e-8 are not drawn, but are in the CSV down to the fixed point."
+)
 
-
-PLOTS = [
-    Plot(
-        name="initial-guesses",
-        title="Error by initial guess",
-        reading=(
-            "Each layer alone, given its exact input, in float64: the error to its sequential output after each "
-            "Jacobi iteration, the median over samples with the band 10 to 90 %. Iteration 0 is the guess itself. "
-            "Errors below 1e-8 are not drawn, but are in the CSV down to the fixed point."
-        ),
-        data=data,
-        draw=draw,
-        finding=finding,
-    ),
-]
+PLOTS = [Plot("initial-guesses", "Error by initial guess", READING, data, draw, finding)]

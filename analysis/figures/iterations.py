@@ -18,10 +18,10 @@ def data(runs: Runs) -> pd.DataFrame:
     """One row per decoder, tau and layer, median over seeds, at one batch size per flow."""
     layers = require(runs.joined("layers"), "no cell has rows in `layers`")
     layers = layers.assign(title=layers.apply(title_of, axis=1))
-    chosen = one_batch(layers)
     by = ["flow", "batch_size", "decoder", "series", "tau", "title", "num_tokens", "num_layers", "layer"]
     frame = (
-        chosen.groupby(by, dropna=False)
+        one_batch(layers)
+        .groupby(by, dropna=False)
         .agg(
             iterations=("iterations", "median"),
             token_evaluations=("token_evaluations", "median"),
@@ -42,27 +42,27 @@ def draw(frame: pd.DataFrame) -> Figure:
     grid = frame.pivot(index="title", columns="layer", values="iterations").loc[titles]
     totals = frame.groupby("title").agg(fpe=("fpe", "sum"), depth=("depth", "sum"), decoder=("decoder", "first"))
     totals = totals.loc[titles]
+    colors = [decoder_style(decoder).color for decoder in totals["decoder"]]
     with theme():
         fig = figure(4.2 + 0.62 * grid.shape[1] + 2.6, 1.1 + 0.27 * len(titles))
         heat, cost, depth = fig.subplots(1, 3, width_ratios=[0.62 * grid.shape[1] + 1.0, 1.3, 1.3])
         sequential = frame.pivot(index="title", columns="layer", values="mode").loc[titles] == "sequential"
         shared = {"ax": heat, "annot": True, "fmt": "g", "linewidths": 1.0, "linecolor": PAPER, "cbar": False}
         high = max(2.0, float(np.nanmax(grid.mask(sequential).fillna(0).to_numpy())))
-        for hidden, colors in ((~sequential, ListedColormap(["#9aa0a666"])), (sequential, sequential_map())):
+        for hidden, cmap, norm, text in (
+            (~sequential, ListedColormap(["#9aa0a666"]), None, {"color": INK, "alpha": 0.7}),
+            (sequential, sequential_map(), LogNorm(1, high), {}),
+        ):
             if not hidden.to_numpy().all():
-                iterated = hidden is sequential
-                norm, text = (LogNorm(1, high), {}) if iterated else (None, {"color": INK, "alpha": 0.7})
                 text = {"fontsize": 7.5, **text}
-                seaborn.heatmap(grid, mask=hidden | grid.isna(), cmap=colors, norm=norm, annot_kws=text, **shared)
+                seaborn.heatmap(grid, mask=hidden | grid.isna(), cmap=cmap, norm=norm, annot_kws=text, **shared)
         heat.grid(False)
         heat.set(title="iterations", xlabel="layer, in decoding order", ylabel="")
         heat.tick_params(axis="y", rotation=0, length=0)
         heat.tick_params(axis="x", length=0)
         places = np.arange(len(titles)) + 0.5
         for ax, column, name in ((cost, "fpe", "FPE"), (depth, "depth", "depth")):
-            bars = ax.barh(
-                places, totals[column], height=0.66, color=[decoder_style(d).color for d in totals["decoder"]]
-            )
+            bars = ax.barh(places, totals[column], height=0.66, color=colors)
             ax.bar_label(bars, [quantity(value) for value in totals[column]], padding=2, fontsize=7)
             ax.set(title=name, ylim=(len(titles), 0), yticks=[], xticks=[], xlim=(0, totals[column].max() * 1.35 or 1))
             ax.grid(False)
@@ -76,9 +76,8 @@ def finding(frame: pd.DataFrame) -> str:
     batch = frame["batch_size"].iloc[0]
     iterated = frame[~frame["mode"].isin(["sequential"])]
     if iterated.empty:
-        return (
-            f"At batch {batch} every layer was decoded sequentially, {quantity(frame['iterations'].max())} steps each."
-        )
+        steps = quantity(frame["iterations"].max())
+        return f"At batch {batch} every layer was decoded sequentially, {steps} steps each."
     parts = []
     first, later = iterated[iterated["layer"] == 1], iterated[iterated["layer"] > 1]
     if len(first) and len(later):
@@ -91,31 +90,23 @@ def finding(frame: pd.DataFrame) -> str:
         f"the most is {quantity(hardest['iterations'])} in layer {hardest['layer']} by {hardest['title']}, of "
         f"{hardest['num_tokens'] - 1} at which every method is exact"
     )
-    costs = iterated.groupby("title").agg(fpe=("fpe", "sum"))
-    totals = frame.groupby("title")["fpe"].sum().loc[costs.index]
+    totals = frame[frame["title"].isin(iterated["title"])].groupby("title")["fpe"].sum()
     parts.append(f"whole decodes cost {quantity(totals.min())} to {quantity(totals.max())} forward-pass equivalents")
     sentence = f"At batch {batch}: {'; '.join(parts)}."
-    failed = list(dict.fromkeys(frame.loc[~frame["converged"].astype(bool), "title"]))
-    again = list(dict.fromkeys(frame.loc[frame["redecoded"].astype(bool), "title"]))
-    if failed:
-        sentence += f" Not converged in some layer: {listing(failed)}."
-    if again:
-        sentence += f" Decoded again sequentially in some layer: {listing(again)}."
+    for words, which in (
+        ("Not converged", ~frame["converged"].astype(bool)),
+        ("Decoded again sequentially", frame["redecoded"].astype(bool)),
+    ):
+        if which.any():
+            sentence += f" {words} in some layer: {listing(list(frame.loc[which, 'title'].unique()))}."
     return sentence
 
 
-PLOTS = [
-    Plot(
-        name="iterations-per-layer",
-        title="Iterations per layer",
-        reading=(
-            "Layer 1 is the first one inverted, next to the prior. Sequential layers, on grey, count their L − 1 "
-            "steps. FPE, forward-pass equivalents, are token evaluations over those of one forward pass; depth is the "
-            "number of network calls that must follow each other. One batch size per flow, the one with most cells; "
-            "the median over seeds."
-        ),
-        data=data,
-        draw=draw,
-        finding=finding,
-    )
-]
+READING = (
+    "Layer 1 is the first one inverted, next to the prior. Sequential layers, on grey, count their L − 1 "
+    "steps. FPE, forward-pass equivalents, are token evaluations over those of one forward pass; depth is the "
+    "number of network calls that must follow each other. One batch size per flow, the one with most cells; "
+    "the median over seeds."
+)
+
+PLOTS = [Plot("iterations-per-layer", "Iterations per layer", READING, data, draw, finding)]

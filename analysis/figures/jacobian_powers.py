@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.plot import Plot, require
-from analysis.figures.redundancy import named
+from analysis.figures.plot import Plot
+from analysis.figures.redundancy import probed
 from analysis.figures.style import INK, figure, finish, layer_lines, legend_below, theme
 from analysis.load import Runs, highest, lowest
 from analysis.text import quantity
@@ -19,17 +19,11 @@ FEW = 4
 
 def data(runs: Runs) -> pd.DataFrame:
     """Median, least and largest spectral norm over samples, per flow, layer and power."""
-    rows = named(
-        require(
-            runs.table("jacobians"),
-            "the runs hold no table `jacobians`; `harness probe convergence` writes it for small flows",
-        )
-    )
+    rows = probed(runs, "jacobians", "convergence", " for small flows")
     grouped = rows.groupby(["flow", "layer", "power"])
     found = grouped["norm_spectral"].agg(norm="median", least="min", most="max", samples="size")
-    return found.assign(
-        norm_frobenius=grouped["norm_frobenius"].median(), num_tokens=grouped["num_tokens"].first()
-    ).reset_index()
+    frobenius, length = grouped["norm_frobenius"].median(), grouped["num_tokens"].first()
+    return found.assign(norm_frobenius=frobenius, num_tokens=length).reset_index()
 
 
 def draw(frame: pd.DataFrame) -> Figure:
@@ -43,18 +37,15 @@ def draw(frame: pd.DataFrame) -> Figure:
         handles: dict[str, object] = {}
         for layer, rows in frame.groupby("layer"):
             rows = rows[rows["norm"] > FLOOR]
-            for ax, shown in ((left, rows[rows["power"] <= 12]), (right, rows)):
-                every = 1 if ax is left else 8
-                (handles[f"layer {layer}"],) = ax.plot(
-                    shown["power"], shown["norm"], **styles[layer], ms=4, markevery=every
-                )
+            for ax, shown, every in ((left, rows[rows["power"] <= 12], 1), (right, rows, 8)):
+                (line,) = ax.plot(shown["power"], shown["norm"], **styles[layer], ms=4, markevery=every)
+                handles[f"layer {layer}"] = line
                 least, color = shown["least"].clip(lower=FLOOR), styles[layer]["color"]
                 ax.fill_between(shown["power"], least, shown["most"], color=color, alpha=0.12, lw=0)
         left.axhline(1, color=INK, lw=0.8, alpha=0.5)
         right.axvline(length, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6)
-        right.annotate(
-            f"0 at L = {length} ", (length, 0.95), xycoords=("data", "axes fraction"), ha="right", fontsize=8
-        )  # fmt: skip
+        end = {"xy": (length, 0.95), "xycoords": ("data", "axes fraction")}
+        right.annotate(f"0 at L = {length} ", **end, ha="right", fontsize=8)
         for ax, title in ((left, "the first powers"), (right, "all powers")):
             ax.set(yscale="log", xlabel="power t", ylabel="spectral norm of Jᵗ", title=title)
             finish(ax)
@@ -70,24 +61,27 @@ def contraction(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (flow, layer), powers in frame.sort_values("power").groupby(["flow", "layer"]):
-        below = powers[powers["norm"] < 1]
-        vanished = powers[powers["most"] == 0]
         left = powers.loc[powers["norm"] > 0, "norm"].to_numpy()
+        enough = len(left) > FEW
         rows.append(
             {
                 "flow": flow,
                 "layer": layer,
                 "norm": powers["norm"].iloc[0],
                 "largest": powers["norm"].max(),
-                "factor_first": (left[FEW] / left[0]) ** (1 / FEW) if len(left) > FEW else None,
-                "factor_last": (left[-1] / left[-1 - FEW]) ** (1 / FEW) if len(left) > FEW else None,
-                "first_below_one": int(below["power"].iloc[0]) if len(below) else None,
-                "vanishes_at": int(vanished["power"].iloc[0]) if len(vanished) else None,
+                "factor_first": (left[FEW] / left[0]) ** (1 / FEW) if enough else None,
+                "factor_last": (left[-1] / left[-1 - FEW]) ** (1 / FEW) if enough else None,
+                "first_below_one": _first_power(powers[powers["norm"] < 1]),
+                "vanishes_at": _first_power(powers[powers["most"] == 0]),
                 "num_tokens": int(powers["num_tokens"].iloc[0]),
                 "samples": int(powers["samples"].iloc[0]),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _first_power(powers: pd.DataFrame) -> int | None:
+    return int(powers["power"].iloc[0]) if len(powers) else None
 
 
 def finding(frame: pd.DataFrame) -> str:
@@ -107,17 +101,10 @@ def finding(frame: pd.DataFrame) -> str:
     return sentence + "."
 
 
-PLOTS = [
-    Plot(
-        name="jacobian-powers",
-        title="Powers of the Jacobian",
-        reading=(
-            "J is the Jacobian of one Jacobi iteration at the fixed point, strictly lower triangular. To first order "
-            "the error after t iterations is J^t times the first error, so the norm of J^t bounds what is left: the "
-            "median over samples, the band from least to largest. J^L = 0, whatever the norms before."
-        ),
-        data=data,
-        draw=draw,
-        finding=finding,
-    ),
-]
+READING = (
+    "J is the Jacobian of one Jacobi iteration at the fixed point, strictly lower triangular. To first order "
+    "the error after t iterations is J^t times the first error, so the norm of J^t bounds what is left: the "
+    "median over samples, the band from least to largest. J^L = 0, whatever the norms before."
+)
+
+PLOTS = [Plot("jacobian-powers", "Powers of the Jacobian", READING, data, draw, finding)]

@@ -37,9 +37,7 @@ def data(runs: Runs, axis: str) -> pd.DataFrame:
     rows = nearest_tau(rows.assign(title=rows.apply(title_of, axis=1)))
     group = ["dataset", "device"] if axis == "num_tokens" else ["flow"]
     line = [*group, "method", "series", "decoder", "tau", "title", held]
-    long = rows.melt(
-        id_vars=[*dict.fromkeys([*line, axis])], value_vars=list(MEASURES), var_name="measure", value_name="bytes"
-    )
+    long = rows.melt([*line, axis], list(MEASURES), var_name="measure", value_name="bytes")
     long = long.groupby([*line, "measure", axis], dropna=False)["bytes"].median().reset_index()
     if axis == "num_tokens":
         long = long.assign(flow=long["dataset"] + ", " + long["device"])
@@ -50,18 +48,14 @@ def data(runs: Runs, axis: str) -> pd.DataFrame:
     long = long[once | (long["measure"] != "cache_bytes")]  # the cache is the same for every method
     lines = ["flow", "method", "measure", "series", "tau", held]
     sizes = long.groupby(lines, dropna=False)[axis].transform("nunique")
-    long = long[sizes > 1]
-    if long.empty:
-        raise Omitted(f"memory was measured at no two values of {AXES[axis]} for any decoder")
-    fits = []
-    for key, part in long.groupby(lines, dropna=False):
-        fit = power(part[axis].to_numpy(), part["bytes"].to_numpy())
-        names = dict(zip(lines, key, strict=True))
-        fits.append({**names, "exponent": fit.value, "exponent_low": fit.low, "exponent_high": fit.high})
-    found = long.merge(pd.DataFrame(fits), on=lines)
-    keep = [*lines, "decoder", "title", axis, "bytes", "exponent", "exponent_low", "exponent_high"]
-    ordered = found[keep].assign(batch_size=found["batch_size"]) if "batch_size" not in keep else found[keep]
-    return ranked(ordered, "method", "measure", axis)
+    long = require(long[sizes > 1], f"memory was measured at no two values of {AXES[axis]} for any decoder")
+    fits = [
+        [*key, *power(part[axis].to_numpy(), part["bytes"].to_numpy())[:3]]
+        for key, part in long.groupby(lines, dropna=False)
+    ]
+    exponents = ["exponent", "exponent_low", "exponent_high"]
+    found = long.merge(pd.DataFrame(fits, columns=[*lines, *exponents]), on=lines)
+    return ranked(found[[*lines, "decoder", "title", axis, "bytes", *exponents]], "method", "measure", axis)
 
 
 def crossings(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
@@ -85,19 +79,16 @@ def crossings(frame: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame, axis: str) -> Figure:
     """A panel per method and measure, both axes logarithmic, the fitted exponent beside each name."""
-    panels = [
-        (method, measure)
-        for method in sorted(frame["method"].unique())
-        for measure in MEASURES
-        if ((frame["method"] == method) & (frame["measure"] == measure) & (frame["bytes"] > 0)).any()
-    ]
+    positive = frame[frame["bytes"] > 0]
+    present = set(zip(positive["method"], positive["measure"], strict=True))
+    panels = sorted(present, key=lambda panel: (panel[0], list(MEASURES).index(panel[1])))
     if not panels:
         raise Omitted("every measured figure is zero")
     with theme():
         fig = figure(4.4 * len(panels), 3.6)
         handles: dict[str, object] = {}
         for ax, (method, measure) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            rows = frame[(frame["method"] == method) & (frame["measure"] == measure) & (frame["bytes"] > 0)]
+            rows = positive[(positive["method"] == method) & (positive["measure"] == measure)]
             for title, line in rows.groupby("title", sort=False):
                 style = decoder_style(line["decoder"].iloc[0])
                 (handles[str(title)],) = ax.plot(line[axis], line["bytes"] / MIB, **style.line)
@@ -106,16 +97,12 @@ def draw(frame: pd.DataFrame, axis: str) -> Figure:
                     xytext=(5, 0), textcoords="offset points", fontsize=7, va="center", color=style.color,
                 )  # fmt: skip
             for cross in crossings(rows, axis).to_dict("records"):
-                ax.axvline(
-                    cross["at"], color=decoder_style(str(cross["above"]).split(" ")[0]).color, lw=0.8, ls=":", zorder=0
-                )
+                color = decoder_style(str(cross["above"]).split(" ")[0]).color
+                ax.axvline(cross["at"], color=color, lw=0.8, ls=":", zorder=0)
             log_axis(ax.xaxis, sorted(frame[axis].unique()), base=2)
             log_axis(ax.yaxis, base=2)
-            ax.set(
-                xlabel=AXES[axis],
-                ylabel="MiB",
-                title=f"{MEASURES[measure]} ({'counted' if measure == 'cache_bytes' else method})",
-            )
+            how = "counted" if measure == "cache_bytes" else method
+            ax.set(xlabel=AXES[axis], ylabel="MiB", title=f"{MEASURES[measure]} ({how})")
             finish(ax)
         legend_below(fig, handles)
     return fig
@@ -141,14 +128,10 @@ def finding(frame: pd.DataFrame, axis: str) -> str:
             parts.append(words)
     crossed = crossings(frame[frame["measure"] == "decode_bytes"], axis).to_dict("records")
     where = [f"{row['above']} overtakes {row['below']} at {quantity(row['at'])} ({row['method']})" for row in crossed]
-    sentence = (
-        f"At {'L' if held == 'num_tokens' else 'batch size'} = {frame[held].iloc[0]}, {'; '.join(parts)}."
-        if parts
-        else ""
-    )
-    return sentence + (
-        f" Crossings: {'; '.join(where)}." if where else " No two lines of the peak cross in the measured range."
-    )
+    size = f"{'L' if held == 'num_tokens' else 'batch size'} = {frame[held].iloc[0]}"
+    sentence = f"At {size}, {'; '.join(parts)}." if parts else ""
+    told = f"Crossings: {'; '.join(where)}." if where else "No two lines of the peak cross in the measured range."
+    return f"{sentence} {told}"
 
 
 def _interval(row: dict) -> str:

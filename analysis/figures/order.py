@@ -21,14 +21,10 @@ def data(runs: Runs) -> pd.DataFrame:
     rows = require(rows, "no iteration with an error was recorded")
     grouped = rows.groupby(KEYS, dropna=False, sort=False)
     rows = rows.assign(ratio=rows["error"] / grouped["error"].shift())
-    fits = {key: order_of_convergence([group["error"].to_numpy()]) for key, group in grouped}
     table = pd.DataFrame(
-        [
-            dict(zip(KEYS, key, strict=True))
-            | {"order": fit.value, "order_low": fit.low, "order_high": fit.high, "pairs": fit.points}
-            for key, fit in fits.items()
-        ]
-    )  # fmt: skip
+        [[*key, *order_of_convergence([group["error"].to_numpy()])] for key, group in grouped],
+        columns=[*KEYS, "order", "order_low", "order_high", "_intercept", "pairs"],
+    ).drop(columns="_intercept")
     if table["order"].isna().all():
         raise Omitted("no layer has three iterations with an error above rounding, too few to fit an order")
     return rows[[*KEYS, "iteration", "error", "ratio"]].merge(table, on=KEYS).reset_index(drop=True)
@@ -96,17 +92,10 @@ def finding(frame: pd.DataFrame) -> str:
     )
 
 
-PLOTS = [
-    Plot(
-        name="convergence-order",
-        title="Order of convergence",
-        reading=(
-            "The order p of error(t + 1) = c · error(t)^p is the slope of successive errors in logarithms, by least "
-            "squares with Student's interval; errors below a millionth of the curve's largest are rounding and left "
-            "out. Falling ratios mean faster than linear."
-        ),
-        data=data,
-        draw=draw,
-        finding=finding,
-    ),
-]
+READING = (
+    "The order p of error(t + 1) = c · error(t)^p is the slope of successive errors in logarithms, by least "
+    "squares with Student's interval; errors below a millionth of the curve's largest are rounding and left "
+    "out. Falling ratios mean faster than linear."
+)
+
+PLOTS = [Plot("convergence-order", "Order of convergence", READING, data, draw, finding)]

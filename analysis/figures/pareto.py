@@ -92,12 +92,11 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
                 ax.plot(rows[measure], rows["speedup"], color=style.color, ls=style.dashes, lw=0.9, alpha=0.7)
                 for row in rows.to_dict("records"):
                     hollow = row["valid"] is False
-                    bar = (
-                        None if pd.isna(row["low"]) else [[row["speedup"] - row["low"]], [row["high"] - row["speedup"]]]
-                    )
+                    bar = [[row["speedup"] - row["low"]], [row["high"] - row["speedup"]]]
                     point = ax.errorbar(
-                        row[measure], row["speedup"], yerr=bar, fmt=style.marker, color=style.color,
-                        mfc=PAPER if hollow else style.color, mec=style.color, elinewidth=1.0, zorder=3,
+                        row[measure], row["speedup"], yerr=None if pd.isna(row["low"]) else bar, fmt=style.marker,
+                        color=style.color, mfc=PAPER if hollow else style.color, mec=style.color, elinewidth=1.0,
+                        zorder=3,
                     )  # fmt: skip
                     if not hollow or str(series) not in handles:
                         handles[str(series)] = point
@@ -106,11 +105,8 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
                             f"{row['tau']:g}", (row[measure], row["speedup"]), xytext=(4, -8),
                             textcoords="offset points", fontsize=6.5, alpha=0.75,
                         )  # fmt: skip
-            ax.set(
-                title=f"batch {batch}",
-                xlabel=MEASURES[measure][1],
-                ylabel="speed-up over sequential" if batch == batches[0] else "",
-            )
+            ax.set(title=f"batch {batch}", xlabel=MEASURES[measure][1])
+            ax.set_ylabel("speed-up over sequential" if batch == batches[0] else "")
             finish(ax)
         legend_below(fig, {name: handles[name] for name in dict.fromkeys(frame["series"]) if name in handles})
     return fig
@@ -132,21 +128,16 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     judged = others["valid"].notna().any()
     candidates = others[others["valid"] == True] if judged else others  # noqa: E712
     if candidates.empty:
-        best = lowest(others, measure)
-        return (
-            f"No cell stays within the tolerance; the nearest is {_described(best, measure)}."
-            if judged
-            else "Nothing was compared."
-        )
+        if not judged:
+            return "Nothing was compared."
+        return f"No cell stays within the tolerance; the nearest is {_described(lowest(others, measure), measure)}."
     best = highest(candidates, "speedup")
     sentence = f"The fastest {'valid ' if judged else ''}cell is {_described(best, measure)}"
     faster = candidates[candidates["speedup"] > 1]
-    if len(faster):
-        nearest = lowest(faster, measure)
-        if nearest != best:
-            sentence += f"; the lowest {short} among those faster than sequential is {_described(nearest, measure)}"
-    else:
+    if faster.empty:
         sentence += "; none is faster than sequential"
+    elif (nearest := lowest(faster, measure)) != best:
+        sentence += f"; the lowest {short} among those faster than sequential is {_described(nearest, measure)}"
     members = list(dict.fromkeys(frame.loc[frame["front"], "series"]))
     sentence += f". On the Pareto front: {listing(members)}."
     if judged:

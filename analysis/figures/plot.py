@@ -17,25 +17,14 @@ class Omitted(Exception):
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure family.
+    """A figure family, drawn once for every `flow` of its frame."""
 
-    Args:
-        name: file stem.
-        title: heading on the page.
-        reading: how to read it: axes, marks, what was done to the numbers.
-        data: exactly what is drawn, written beside the figure as CSV; raises `Omitted`.
-        draw: the figure of one such frame.
-        finding: a sentence that says what the frame shows.
-        split: column by whose values the figure is repeated; None for one figure.
-    """
-
-    name: str
-    title: str
-    reading: str
-    data: Callable[[Runs], pd.DataFrame]
-    draw: Callable[[pd.DataFrame], Figure]
-    finding: Callable[[pd.DataFrame], str]
-    split: str | None = "flow"
+    name: str  # file stem
+    title: str  # heading on the page
+    reading: str  # how to read it: axes, marks, what was done to the numbers
+    data: Callable[[Runs], pd.DataFrame]  # exactly what is drawn, written beside the figure as CSV; raises `Omitted`
+    draw: Callable[[pd.DataFrame], Figure]  # one flow's rows
+    finding: Callable[[pd.DataFrame], str]  # a sentence that says what these rows show
 
 
 @dataclass(frozen=True)
@@ -59,11 +48,7 @@ class Table:
 
 
 def require(frame: pd.DataFrame, reason: str) -> pd.DataFrame:
-    """The frame itself.
-
-    Raises:
-        Omitted: it has no rows.
-    """
+    """The frame itself; `Omitted` for this reason where it has no rows."""
     if frame.empty:
         raise Omitted(reason)
     return frame

@@ -37,16 +37,19 @@ def data(runs: Runs) -> pd.DataFrame:
 
     Where a point was measured several times, the one that rests on most samples.
     """
-    rows = require(
-        runs.table("redundancy"), "the runs hold no table `redundancy`; `harness probe redundancy` writes it"
-    )
-    rows = named(rows)
+    rows = probed(runs, "redundancy", "redundancy")
     rows = require(rows.dropna(subset=list(MEASURES), how="all"), "the table `redundancy` holds no number")
     key = ["flow", "scope", "reading", "layer", "o"]
     rows = rows.sort_values("num_samples", kind="stable").drop_duplicates(key, keep="last")
     keep = [*key, "cosine", "cosine_p10", "cosine_p90", "l2", "l2_p10", "l2_p90"]
     keep += ["l2_relative", "leak", "fid", "fid_features", "num_samples"]
     return rows[keep].sort_values(key).reset_index(drop=True)
+
+
+def probed(runs: Runs, table: str, probe: str, where: str = "") -> pd.DataFrame:
+    """A probe's rows as `named`; `Omitted` where there are none."""
+    reason = f"the runs hold no table `{table}`; `harness probe {probe}` writes it{where}"
+    return named(require(runs.table(table), reason))
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
@@ -71,7 +74,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                 panel = frame[(frame["scope"] == scope) & (frame["reading"] == reading)]
                 for layer, line in panel.groupby("layer"):
                     (handles[f"layer {layer}"],) = ax.plot(line["o"], line[measure], **styles[layer], ms=4)
-                    band = (line[f"{measure}_{end}"] for end in ("p10", "p90"))
+                    band = line[f"{measure}_p10"], line[f"{measure}_p90"]
                     ax.fill_between(line["o"], *band, color=styles[layer]["color"], alpha=0.1, lw=0)
                 _scale(ax, sorted(frame["o"].unique()))
                 if place % len(MEASURES) == 0:
@@ -111,23 +114,17 @@ def finding(frame: pd.DataFrame) -> str:
     others = top[top["layer"] > 1]
     if len(first) and len(others):
         more = first["cosine"].iloc[0] < others["cosine"].min()
-        words += (
-            "; layer 1 turns more than every other, as the paper reports"
-            if more
-            else ("; layer 1 does not turn more than every other, unlike in the paper")
-        )
-    leaks = (
-        frame[frame["o"] > 0].groupby("reading")["leak"].max().dropna() if "leak" in frame else pd.Series(dtype=float)
-    )
+        words += "; layer 1 " + ("turns" if more else "does not turn") + " more than every other, "
+        words += "as the paper reports" if more else "unlike in the paper"
+    leaks = frame[frame["o"] > 0].groupby("reading")["leak"].max().dropna()
     if len(leaks):
-        words += ". Of the influence of what is left out there remains at most " + ", ".join(
-            f"{quantity(100 * share)} % ({reading})" for reading, share in leaks.items()
-        )
+        shares = ", ".join(f"{quantity(100 * share)} % ({reading})" for reading, share in leaks.items())
+        words += f". Of the influence of what is left out there remains at most {shares}"
     images = frame.dropna(subset=["fid"])
     if len(images):
         worst = highest(images, "fid")
-        words += f". With o = {int(worst['o'])} left out in every layer ({worst['reading']}) FID is "
-        words += quantity(worst["fid"])
+        where = f"With o = {int(worst['o'])} left out in every layer ({worst['reading']})"
+        words += f". {where} FID is {quantity(worst['fid'])}"
     return words + "."
 
 
@@ -162,8 +159,7 @@ def draw_strips(frame: pd.DataFrame) -> Figure:
                     with Image.open(path) as file:
                         pixels = np.asarray(file.convert("RGB"))
                     ax.imshow(pixels[:, : pixels.shape[1] * SHOWN // IN_STRIP], interpolation="none")
-                ax.set_xticks([])
-                ax.set_yticks([])
+                ax.set(xticks=[], yticks=[])
                 ax.spines[:].set_visible(False)
             row[0].set_ylabel(f"o = {o}", rotation=0, ha="right", va="center")
         for ax, reading in zip(axes[0], readings, strict=True):

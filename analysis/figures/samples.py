@@ -73,19 +73,15 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes = fig.subplots(2 * rows, columns, squeeze=False)
         mappable = None
         for place in range(rows * columns):
-            above, below = (
-                axes[2 * (place // columns)][place % columns],
-                axes[2 * (place // columns) + 1][place % columns],
-            )
+            above, below = (axes[2 * (place // columns) + half][place % columns] for half in (0, 1))
             for ax in (above, below):
                 ax.set_axis_off()
             if place >= len(frame):
                 continue
-            image = images[place]
+            image, difference = images[place], apart[place]
             if image is not None:
                 above.imshow(np.clip((image + 1) / RANGE, 0, 1), interpolation="none")
             above.set_title(frame["title"].iloc[place])
-            difference = apart[place]
             if difference is not None and scale > 0 and frame["decoder"].iloc[place] != BASELINE:
                 mappable = below.imshow(difference, vmin=0, vmax=scale, cmap="magma", interpolation="none")
                 below.set_title(f"difference ×{RANGE / scale:g}", fontweight="normal", fontsize=8)
@@ -104,10 +100,9 @@ def _difference(image: np.ndarray | None, reference: np.ndarray | None) -> np.nd
 
 def difference_scale(differences: list[np.ndarray]) -> float:
     """The difference drawn brightest: the 99.5th percentile of all, rounded up to 1, 2 or 5 times a power of ten."""
-    top = max((float(np.quantile(difference, 0.995)) for difference in differences), default=0.0)
-    if top <= 0:
-        top = max((float(difference.max()) for difference in differences), default=0.0)
-    if top <= 0:
+    tops = [max((float(np.quantile(one, share)) for one in differences), default=0.0) for share in (0.995, 1.0)]
+    top = next((value for value in tops if value > 0), 0.0)
+    if not top:
         return 0.0
     power = 10.0 ** np.floor(np.log10(top))
     return min(RANGE, next(step * power for step in (1, 2, 5, 10) if top <= step * power * (1 + 1e-9)))
@@ -133,18 +128,11 @@ def finding(frame: pd.DataFrame) -> str:
     )
 
 
-PLOTS = [
-    Plot(
-        name="samples",
-        title="Samples from the same latents",
-        reading=(
-            f"Of each decoder the cell with τ nearest to {PAPER_TAU:g}. Below each grid the largest difference over "
-            "channels to the sequential samples, amplified by the factor above it; brightest is beyond the scale. "
-            "Differences are read from the stored 8-bit images, so they are whole multiples of 1/127.5; the RMSE is "
-            "over the whole grid, the gaps between images included."
-        ),
-        data=data,
-        draw=draw,
-        finding=finding,
-    )
-]
+READING = (
+    f"Of each decoder the cell with τ nearest to {PAPER_TAU:g}. Below each grid the largest difference over "
+    "channels to the sequential samples, amplified by the factor above it; brightest is beyond the scale. "
+    "Differences are read from the stored 8-bit images, so they are whole multiples of 1/127.5; the RMSE is "
+    "over the whole grid, the gaps between images included."
+)
+
+PLOTS = [Plot("samples", "Samples from the same latents", READING, data, draw, finding)]

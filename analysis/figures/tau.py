@@ -32,22 +32,19 @@ def data(runs: Runs) -> pd.DataFrame:
     frame = runs.cells.merge(timed, on="cell_id", how="left").merge(layers.reset_index(), on="cell_id", how="left")
     frame = frame.merge(quality, on="cell_id", how="left").dropna(subset=list(MEASURES), how="all")
     swept = frame.groupby(["flow", "batch_size", "series"])["tau"].transform("nunique") > 1
-    require(frame[swept], "no decoder was measured at two values of tau or more")
-    chosen = one_batch(frame[swept])
+    chosen = one_batch(require(frame[swept], "no decoder was measured at two values of tau or more"))
     exact = frame[frame["tau"].isna() & (frame["decoder"] == "sequential")]
     batches = chosen.groupby("flow")["batch_size"].first()
     exact = exact[exact["batch_size"] == exact["flow"].map(batches)]
     by = ["flow", "batch_size", "decoder", "series", "tau"]
     measured = [*MEASURES, "iterations", "speedup"]
-    found = pd.concat([exact, chosen]).groupby(by, dropna=False)[measured].median().reset_index()
-    return ranked(found)
+    return ranked(pd.concat([exact, chosen]).groupby(by, dropna=False)[measured].median().reset_index())
 
 
 def draw(frame: pd.DataFrame) -> Figure:
     """One panel per measure that anything was measured of, tau on a logarithmic axis."""
-    shown = {
-        column: label for column, label in MEASURES.items() if frame.loc[frame["tau"].notna(), column].notna().any()
-    }
+    swept = frame[frame["tau"].notna()]
+    shown = {column: label for column, label in MEASURES.items() if swept[column].notna().any()}
     with theme():
         fig = figure(2.75 * len(shown) + 0.4, 3.1)
         handles: dict[str, object] = {}
@@ -72,16 +69,17 @@ def finding(frame: pd.DataFrame) -> str:
         rows = rows.sort_values("tau")
         first, last = rows.iloc[0], rows.iloc[-1]
         words = []
-        if pd.notna(first["wall_s"]) and pd.notna(last["wall_s"]):
+        both = rows.iloc[[0, -1]].notna().all()
+        if both["wall_s"]:
             words.append(f"is {times(first['wall_s'] / last['wall_s'])} as fast")
-        if pd.notna(first["deviation_rmse"]) and pd.notna(last["deviation_rmse"]):
+        if both["deviation_rmse"]:
             fit = power(rows["tau"].to_numpy(), rows["deviation_rmse"].to_numpy())
             interval = "" if pd.isna(fit.low) else f", 95 % interval {quantity(fit.low)} to {quantity(fit.high)}"
             law = "" if pd.isna(fit.value) else f" (∝ τ^{quantity(fit.value)}{interval})"
             words.append(
                 f"deviates by {quantity(last['deviation_rmse'])} instead of {quantity(first['deviation_rmse'])}{law}"
             )
-        if pd.notna(first["fid"]) and pd.notna(last["fid"]):
+        if both["fid"]:
             words.append(f"has FID {quantity(last['fid'])} instead of {quantity(first['fid'])}")
         if words:
             parts.append(f"{series} at τ = {last['tau']:g} {listing(words)}, compared with τ = {first['tau']:g}")
@@ -100,18 +98,11 @@ def _not_monotone(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-PLOTS = [
-    Plot(
-        name="tau-sensitivity",
-        title="Sensitivity to τ",
-        reading=(
-            "Median wall time over rounds, depth summed over layers, FID and deviation of each decoder that was "
-            "measured at several τ; the horizontal line is sequential decoding. One batch size per flow, the one with "
-            "most cells. Times are this machine's own; the exponent of the deviation is a least-squares slope of "
-            "logarithms with Student's interval."
-        ),
-        data=data,
-        draw=draw,
-        finding=finding,
-    )
-]
+READING = (
+    "Median wall time over rounds, depth summed over layers, FID and deviation of each decoder that was "
+    "measured at several τ; the horizontal line is sequential decoding. One batch size per flow, the one with "
+    "most cells. Times are this machine's own; the exponent of the deviation is a least-squares slope of "
+    "logarithms with Student's interval."
+)
+
+PLOTS = [Plot("tau-sensitivity", "Sensitivity to τ", READING, data, draw, finding)]

@@ -16,9 +16,7 @@ from analysis.text import quantity
 def data(runs: Runs) -> pd.DataFrame:
     """Seconds and share of every layer, median over seeds, at one batch size per flow and the tau nearest to 0.5."""
     rows = runs.joined("layers")
-    rows = require(rows[rows["wall_s"].notna()], "no layer was timed")
-    rows = one_batch(rows)
-    rows = nearest_tau(rows)
+    rows = nearest_tau(one_batch(require(rows[rows["wall_s"].notna()], "no layer was timed")))
     rows = rows.assign(title=rows.apply(title_of, axis=1))
     by = ["flow", "dataset", "batch_size", "decoder", "series", "tau", "title", "layer"]
     found = (
@@ -40,26 +38,26 @@ def draw(frame: pd.DataFrame) -> Figure:
     titles = list(dict.fromkeys(frame["title"]))
     layers = sorted(frame["layer"].unique())
     colors = shades(layers)
-    unit, factor = ("ms", 1e3) if frame.groupby("title")["wall_s"].sum().max() < 1 else ("s", 1.0)
+    longest = frame.groupby("title")["wall_s"].sum().max()
+    unit, factor = ("ms", 1e3) if longest < 1 else ("s", 1.0)
+    longest *= factor
     with theme():
         fig = figure(9.0, 1.3 + 0.42 * len(titles))
         ax = fig.subplots()
-        longest = frame.groupby("title")["wall_s"].sum().max() * factor
         for place, title in enumerate(titles):
             left = 0.0
             for row in frame[frame["title"] == title].to_dict("records"):
                 width = row["wall_s"] * factor
                 color = colors[row["layer"]]
-                light = sum(int(color[i : i + 2], 16) for i in (1, 3, 5)) > 330
+                contrast = "black" if sum(int(color[i : i + 2], 16) for i in (1, 3, 5)) > 330 else "white"
                 ax.barh(
                     place, width, left=left, height=0.7, color=color, edgecolor=PAPER, lw=0.8,
-                    hatch="////" if "sequential" in row["mode"] else None, hatchcolor="black" if light else "white",
+                    hatch="////" if "sequential" in row["mode"] else None, hatchcolor=contrast,
                 )  # fmt: skip
                 if width > 0.055 * longest:
                     ax.text(
                         left + width / 2, place, f"{row['share']:.0%}", ha="center", va="center", fontsize=7,
-                        color="black" if light else "white",
-                        bbox={"facecolor": color, "edgecolor": "none", "pad": 1.2},
+                        color=contrast, bbox={"facecolor": color, "edgecolor": "none", "pad": 1.2},
                     )  # fmt: skip
                 left += width
             ax.text(left + 0.01 * longest, place, f"{quantity(left)} {unit}", va="center", fontsize=7.5)
@@ -97,13 +95,9 @@ def iterations_table(runs: Runs) -> pd.DataFrame:
     """One row per flow, decoder and tau, iterations per layer in columns; the paper's rows marked as published."""
     rows = require(runs.joined("layers"), "no cell has rows in `layers`")
     rows = ranked(rows.assign(decoding=rows.apply(title_of, axis=1)), "layer")
-    wide = (
-        rows.pivot_table(
-            index=["flow", "batch_size", "decoding"], columns="layer", values="iterations", aggfunc="mean", sort=False
-        )
-        .rename(columns="layer {}".format)
-        .reset_index()
-    )
+    by = ["flow", "batch_size", "decoding"]
+    wide = rows.pivot_table(index=by, columns="layer", values="iterations", aggfunc="mean", sort=False)
+    wide = wide.rename(columns="layer {}".format).reset_index()
     wide.insert(0, "source", "measured")
     paper = [
         {"source": "published", "flow": name, "batch_size": 256, "decoding": "sejd τ=0.5"}
@@ -132,26 +126,15 @@ def _span(columns: pd.DataFrame) -> str:
     return quantity(low) if low == high else f"{quantity(low)} to {quantity(high)}"
 
 
-PLOTS = [
-    Plot(
-        name="time-breakdown",
-        title="Where the time goes",
-        reading=(
-            "Seconds per layer of one decode, measured apart from the timed rounds; hatched layers were decoded "
-            f"sequentially. Of each decoder the cell with τ nearest to {PAPER_TAU:g}; one batch size per flow."
-        ),
-        data=data,
-        draw=draw,
-        finding=finding,
-    )
-]
+READING = (
+    "Seconds per layer of one decode, measured apart from the timed rounds; hatched layers were decoded "
+    f"sequentially. Of each decoder the cell with τ nearest to {PAPER_TAU:g}; one batch size per flow."
+)
+
+PLOTS = [Plot("time-breakdown", "Where the time goes", READING, data, draw, finding)]
+
+ITERATIONS_READING = f"The mean over seeds. Rows marked published are Table A3 of {CITATION}."
 
 TABLES = [
-    Table(
-        name="iterations",
-        title="Iterations per layer, in numbers",
-        reading=f"The mean over seeds. Rows marked published are Table A3 of {CITATION}.",
-        data=iterations_table,
-        finding=finding_iterations,
-    )
+    Table("iterations", "Iterations per layer, in numbers", ITERATIONS_READING, iterations_table, finding_iterations)
 ]

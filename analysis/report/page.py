@@ -23,30 +23,25 @@ from analysis.figures import (
 from analysis.figures.plot import Omitted, Plot, Table
 from analysis.load import Runs, load
 from analysis.report import provenance, table1
-from analysis.report.render import FORMATS, Section, TableSection, render, render_table
+from analysis.report.render import FORMATS, Section, render, render_table
 from harness import __version__
 from harness.errors import HarnessError, StoreError, unknown
 
 PAGE = "report.html"
 FIGURES = "figures"
 
-PLOTS: tuple[Plot, ...] = (
-    *pareto.PLOTS,
-    *samples.PLOTS,
-    *iterations.PLOTS,
-    *time_breakdown.PLOTS,
-    *convergence.PLOTS,
-    *order.PLOTS,
-    *guesses.PLOTS,
-    *jacobian_powers.PLOTS,
-    *tau.PLOTS,
-    *memory.PLOTS,
-    *redundancy.PLOTS,
+PLOTS: tuple[Plot, ...] = tuple(
+    plot
+    for family in (
+        *(pareto, samples, iterations, time_breakdown, convergence, order),
+        *(guesses, jacobian_powers, tau, memory, redundancy),
+    )
+    for plot in family.PLOTS
 )
 """Every figure family, in the order of the page."""
 
 HEADLINE: Table = table1.TABLES[0]
-TABLES: tuple[Table, ...] = (*time_breakdown.TABLES,)
+TABLES: tuple[Table, ...] = tuple(time_breakdown.TABLES)
 """The tables after the figures; `HEADLINE` comes before them."""
 
 
@@ -60,10 +55,6 @@ def build(paths: Sequence[Path | str], out: Path | str | None = None, formats: S
 
     Returns:
         The page.
-
-    Raises:
-        HarnessError: a path that is no run folder, a damaged table, an unknown format, or a folder that cannot be
-            written.
     """
     if not paths:
         raise HarnessError("a report needs at least one run folder")
@@ -76,8 +67,7 @@ def build(paths: Sequence[Path | str], out: Path | str | None = None, formats: S
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         wanted = tuple(dict.fromkeys(("png", *formats)))
         sections = [render(plot, runs, folder / FIGURES, wanted) for plot in PLOTS]
-        headline = render_table(HEADLINE, runs, folder / FIGURES)
-        tables = [render_table(table, runs, folder / FIGURES) for table in TABLES]
+        headline, *tables = (render_table(table, runs, folder / FIGURES) for table in (HEADLINE, *TABLES))
         page = folder / PAGE
         page.write_text(_page(runs, headline, sections, tables), encoding="utf-8")
     except OSError as error:
@@ -85,7 +75,7 @@ def build(paths: Sequence[Path | str], out: Path | str | None = None, formats: S
     return page
 
 
-def _page(runs: Runs, headline: TableSection, sections: list[Section], tables: list[TableSection]) -> str:
+def _page(runs: Runs, headline: Section, sections: list[Section], tables: list[Section]) -> str:
     try:
         headlines = table1.headlines(table1.data(runs))
     except Omitted:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.drift import doubts
-from analysis.load import Runs
+from analysis.load import Runs, matrix_of
 from analysis.quality import break_conditions, warnings
 from analysis.report.render import Grid
 from analysis.statistics import MIN_ROUNDS
@@ -54,29 +54,23 @@ def _broken(runs: Runs) -> list[str]:
 def _notes(runs: Runs) -> list[str]:
     notes = []
     timings, cells = runs.tables["timings"], runs.cells
-    untimed = len(cells) - cells["cell_id"].isin(timings["cell_id"]).sum()
-    if untimed:
+    if untimed := len(cells) - cells["cell_id"].isin(timings["cell_id"]).sum():
         notes.append(f"{_count(untimed, 'cell')} of {len(cells)} {'has' if untimed == 1 else 'have'} not been timed.")
-    bad = timings[timings["status"] != "ok"]
-    if len(bad):
-        words = bad.groupby("status")["cell_id"].nunique()
-        notes.append(
-            "Timing ended badly: " + listing([f"{count} cells {status}" for status, count in words.items()]) + "."
-        )
+    words = timings[timings["status"] != "ok"].groupby("status")["cell_id"].nunique()
+    if len(words):
+        bad = listing([f"{count} cells {status}" for status, count in words.items()])
+        notes.append(f"Timing ended badly: {bad}.")
     rounds = timings[timings["status"] == "ok"].groupby("cell_id").size()
     if len(rounds) and rounds.min() < MIN_ROUNDS:
         notes.append(
             f"Some cells have {_count(int(rounds.min()), 'round')} only; below {MIN_ROUNDS} a median gets no interval."
         )
-    changed = [
-        run.path.resolve().name for run in runs.runs if (_environment(run.manifest).get("git") or {}).get("changed")
-    ]
+    facts = [(run.path.resolve().name, _environment(run.manifest)) for run in runs.runs]
+    changed = [name for name, found in facts if (found.get("git") or {}).get("changed")]
     if changed:
-        notes.append(
-            f"The code had uncommitted changes when {listing(changed)} {'was' if len(changed) == 1 else 'were'} made."
-        )
-    places = {_environment(run.manifest).get("fingerprint") for run in runs.runs}
-    if len(places) > 1:
+        were = "was" if len(changed) == 1 else "were"
+        notes.append(f"The code had uncommitted changes when {listing(changed)} {were} made.")
+    if len({found.get("fingerprint") for _, found in facts}) > 1:
         notes.append("The runs come from different machines or versions of torch: their absolute times do not compare.")
     return notes + doubts(cells, runs.tables["sentinels"], runs.tables["devices"])
 
@@ -92,9 +86,7 @@ def method(runs: Runs) -> list[str]:
         "calls that must follow each other. Both are the same on every machine.",
     ]
     for run in runs.runs:
-        matrix = run.manifest.get("matrix")
-        if not isinstance(matrix, dict):
-            continue
+        matrix = matrix_of(run)
         timing, quality = matrix.get("timing") or {}, matrix.get("quality") or {}
         words = []
         if "rounds" in timing:
@@ -144,10 +136,10 @@ def _environment(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _started(manifest: dict[str, Any]) -> str:
     sessions = manifest.get("sessions")
-    starts = (
-        [one.get("started") for one in sessions.values() if isinstance(one, dict)] if isinstance(sessions, dict) else []
+    held = sessions.values() if isinstance(sessions, dict) else ()
+    return (
+        ", ".join(sorted(str(one["started"]) for one in held if isinstance(one, dict) and one.get("started"))) or DASH
     )
-    return ", ".join(sorted(str(start) for start in starts if start)) or DASH
 
 
 def _count(number: int, noun: str) -> str:

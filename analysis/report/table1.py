@@ -66,11 +66,8 @@ def _failures(runs: Runs) -> dict[str, str]:
     for name in ("failures", "memory", "quality", "timings"):
         rows = runs.tables[name]
         bad = rows[~rows["status"].isin(["ok", "skipped"]) & rows["status"].notna()]
-        passes = bad["pass"] if name == "failures" else [name] * len(bad)
-        found |= {
-            cell: f"{where}: {status}"
-            for cell, where, status in zip(bad["cell_id"], passes, bad["status"], strict=True)
-        }
+        passes = bad["pass"] if name == "failures" else name
+        found |= dict(zip(bad["cell_id"], passes + ": " + bad["status"], strict=True))
     return found
 
 
@@ -110,12 +107,16 @@ def markdown(frame: pd.DataFrame) -> str:
     return f"{markdown_table(rows_of(as_text(frame, HEADINGS)))}\n\nPublished: {CITATION}.\n"
 
 
-_LATEX = {"×": r"$\times$", "±": r"$\pm$", "τ": r"$\tau$", "–": "--", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}
+_LATEX = str.maketrans(
+    {"×": r"$\times$", "±": r"$\pm$", "τ": r"$\tau$", "–": "--", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}
+)
 
 
 def latex(frame: pd.DataFrame) -> str:
     """Table 1 as LaTeX with booktabs, the reference column marked."""
-    head, *body = [" & ".join(map(_escaped, row)) + r" \\" for row in rows_of(as_text(frame, HEADINGS))]
+    head, *body = [
+        " & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in rows_of(as_text(frame, HEADINGS))
+    ]
     return "\n".join(
         [
             r"\begin{tabular}{" + "l" * len(HEADINGS) + "}",
@@ -129,10 +130,6 @@ def latex(frame: pd.DataFrame) -> str:
             "",
         ]
     )
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 @dataclass(frozen=True)
@@ -150,7 +147,7 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
     for flow, rows in frame.groupby("flow", sort=False):
         judged = rows.loc[rows["decoder"] != BASELINE, "valid"].notna().any()
         kind = "valid " if judged else ""
-        good = rows[(rows["valid"] == True) if judged else rows["failure"].isna()]  # noqa: E712
+        good = rows[rows["valid"].eq(True) if judged else rows["failure"].isna()]
         good = good[good["decoder"] != BASELINE].dropna(subset=["speedup"])
         if good.empty:
             found.append(Headline(str(flow), DASH, f"no {kind}cell has a speed-up over {BASELINE}"))
@@ -158,8 +155,10 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
         best = highest(good, "speedup")
         interval = "no interval, too few rounds" if pd.isna(best["low"]) else _interval(best["low"], best["high"])
         deviation = "" if pd.isna(best["deviation_rmse"]) else f", deviation {quantity(best['deviation_rmse'])}"
-        words = f"{best['title']} at batch {best['batch_size']}, the fastest {kind}cell ({interval}); "
-        words += f"{quantity(best['forward_ratio'])} forward passes{deviation}"
+        words = (
+            f"{best['title']} at batch {best['batch_size']}, the fastest {kind}cell ({interval}); "
+            f"{quantity(best['forward_ratio'])} forward passes{deviation}"
+        )
         found.append(Headline(str(flow), times(best["speedup"]), words))
     return found
 
