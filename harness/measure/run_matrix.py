@@ -103,15 +103,9 @@ def run_matrix(
         digests = {name: reference_digest(one) for name, one in now.items()}
         quality = QualityTask(matrix.quality, data_root, inception_weights, skip_corrupt, digests, shard)
         run(
-            _phases(matrix, quality, cells, store),
-            RunSink(store),
-            executor,
-            reporter,
-            device=cells[0].device,
-            threads=threads,
-            retries=retries,
-            failed=partial(failed_cells, store),
-        )
+            _phases(matrix, quality, cells, store), RunSink(store), executor, reporter, device=cells[0].device,
+            threads=threads, retries=retries, failed=partial(failed_cells, store),
+        )  # fmt: skip
         shutil.rmtree(store.path / SHARDS, ignore_errors=True)
         store.compact()
         return store.run
@@ -215,18 +209,16 @@ def _open(out: Path, matrix: Matrix, cells: list[Cell], resume: bool, references
 
 def _require_same(store: RunStore, plan: dict[str, Any]) -> None:
     """Refuse to add rows to a run of something else."""
-    there, advice = store.manifest, "give another --out"
-    if there.get("matrix") != plan["matrix"]:
-        key = _first_difference(there.get("matrix"), plan["matrix"])
-        raise StoreError(f"'{store.path}' was started with another matrix ('{key}' differs); {advice}")
-    if there.get("checkpoints") != plan["checkpoints"]:
-        raise StoreError(f"'{store.path}' was started with other checkpoints; {advice}")
-    if there.get("code_versions") != plan["code_versions"]:
-        raise StoreError(
-            f"'{store.path}' was started with other code of flows or decoders; its rows would not compare, so {advice}"
-        )
-    if there.get("cells") != plan["cells"]:
-        raise StoreError(f"'{store.path}' was started for other cells, such as those of another device; {advice}")
+    there = store.manifest
+    key = _first_difference(there.get("matrix"), plan["matrix"])
+    for part, difference in {
+        "matrix": f"with another matrix ('{key}' differs);",
+        "checkpoints": "with other checkpoints;",
+        "code_versions": "with other code of flows or decoders; its rows would not compare, so",
+        "cells": "for other cells, such as those of another device;",
+    }.items():
+        if there.get(part) != plan[part]:
+            raise StoreError(f"'{store.path}' was started {difference} give another --out")
 
 
 def _first_difference(old: Any, new: Any, path: str = "matrix") -> str:
