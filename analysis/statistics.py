@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from harness.runs import table
+from harness.runs import tables
 
 BASELINE = "sequential"
 """The decoder that every other is compared with."""
@@ -22,7 +22,7 @@ MIN_ROUNDS = 5
 RESAMPLES = 4999
 """Resamples of a bootstrap."""
 
-DESCRIPTION = ["cell_key", "group_id", *table.DESCRIPTION]
+DESCRIPTION = ["cell_key", "group_id", *tables.DESCRIPTION]
 """The columns of `timings` that describe a cell and are handed through."""
 
 

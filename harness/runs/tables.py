@@ -105,8 +105,10 @@ def _kinds(columns: Mapping[str, list[str]]) -> dict[str, pa.DataType]:
 
 
 _SHARED = {name: _kinds(columns) for name, columns in _STATED["shared"].items()}
-IDENTITY, FLOW, NETWORK, OUTCOME = (_SHARED[name] for name in ("identity", "flow", "network", "outcome"))
-"""Columns that tables of probes share."""
+IDENTITY, DESCRIPTION, FLOW, NETWORK, OUTCOME = (
+    _SHARED[name] for name in ("identity", "description", "flow", "network", "outcome")
+)
+"""Columns that tables share."""
 
 TABLES = {
     name: Table(

@@ -203,4 +203,4 @@ def draw_formula(peaks: pd.DataFrame) -> Figure:
 def _common(rows: pd.DataFrame, axis: str, held: str) -> int:
     """The value of `held` at which most values of `axis` were counted."""
     counts = rows.groupby(held)[axis].nunique()
-    return int(counts.index[counts.argmax()])
+    return int(counts.idxmax())
