@@ -203,4 +203,4 @@ def draw_formula(peaks: pd.DataFrame) -> Figure:
 def _common(rows: pd.DataFrame, axis: str, held: str) -> int:
     """The value of `held` at which most values of `axis` were counted."""
     counts = rows.groupby(held)[axis].nunique()
-    return int(counts.idxmax())
+    return int(counts.index.to_numpy()[counts.to_numpy().argmax()])
