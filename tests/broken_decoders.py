@@ -66,4 +66,4 @@ class Overflows(Decoder):
         tokens, trace = solve_sequential(layer, inputs, condition)
         if layer.number > 1:
             return tokens, trace
-        return tokens * float("inf"), replace(trace, mode="jacobi", converged=False, flags=("non-finite",))
+        return tokens * float("inf"), replace(trace, mode="jacobi", exact=False, converged=False, flags=("non-finite",))
