@@ -16,10 +16,9 @@ FOREIGN = 0.5
 def sentinel_drift(sentinels: pd.DataFrame) -> pd.Series:
     """Per group, the longest sentinel over the shortest, less 1; groups with fewer than two are left out.
 
-    Example:
-        >>> rows = {"group_id": ["a", "a", "b"], "status": ["ok"] * 3, "wall_s": [1.0, 1.25, 1.0]}
-        >>> sentinel_drift(pd.DataFrame(rows)).to_dict()
-        {'a': 0.25}
+    >>> rows = {"group_id": ["a", "a", "b"], "status": ["ok"] * 3, "wall_s": [1.0, 1.25, 1.0]}
+    >>> sentinel_drift(pd.DataFrame(rows)).to_dict()
+    {'a': 0.25}
     """
     times = sentinels[sentinels["status"] == "ok"].groupby("group_id")["wall_s"]
     drift = times.max() / times.min() - 1

@@ -167,7 +167,6 @@ def _told(frame: pd.DataFrame, shares: Sequence[str] = ()) -> str:
 
 
 def _without_verdict(frame: pd.DataFrame, reached: pd.DataFrame) -> list[str]:
-    """What is said of groups that were timed, but whose samples were not compared."""
     judged = {(row["flow"], row["batch_size"]) for row in reached.to_dict("records")}
     left = [group for group in frame[CELL].drop_duplicates().itertuples(index=False, name=None) if group not in judged]
     names = ", ".join(f"{flow} at batch {batch}" for flow, batch in left)
@@ -212,15 +211,11 @@ def _one(cells: pd.DataFrame, series: str, tau: float | None = None) -> pd.Serie
 
 
 def _no_larger(fid: float, others: Sequence[float]) -> bool | None:
-    """Whether a FID is no larger than the largest of some; None where one is not known.
-
-    Beside SeJD's it may be that of the exact samples, which a smaller deviation leads to.
-    """
+    """Whether a FID is no larger than the largest of some; None where one is not known."""
     return None if np.isnan([fid, *others]).any() else bool(fid <= max(others))
 
 
 def _paired(timings: pd.DataFrame, slow: pd.Series, fast: pd.Series) -> Median:
-    """The median over paired rounds of one cell's wall time over another's."""
     good = timings[timings["status"] == "ok"]
     rounds = (good[good["cell_id"] == row["cell_id"]] for row in (fast, slow))
     return median_interval(ratios_to(*rounds)["ratio"])

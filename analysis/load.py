@@ -48,7 +48,10 @@ class Runs:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row per cell: its description, and `flow` and `series`, the shortest names that tell it apart."""
-        return _named(_described(self.tables))
+        cells = _described(self.tables)
+        if cells.empty:
+            return cells.assign(flow=pd.Series(dtype=object), series=pd.Series(dtype=object))
+        return ranked(cells.assign(flow=_flows(cells), series=_series(cells)))
 
     @cached_property
     def speedups(self) -> pd.DataFrame:
@@ -155,18 +158,11 @@ def _superseded_probes(probes: pd.DataFrame) -> set[str]:
 
 
 def _described(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """The cells; those of an interrupted run that only `timings` describes included."""
     columns = ["cell_id", *DESCRIPTION]
     cells = tables["cells"].reindex(columns=columns)
     timed = tables["timings"].reindex(columns=columns).drop_duplicates("cell_id")
     unknown = timed[~timed["cell_id"].isin(cells["cell_id"])]
     return pd.concat([frame for frame in (cells, unknown) if len(frame)] or [cells], ignore_index=True)
-
-
-def _named(cells: pd.DataFrame) -> pd.DataFrame:
-    if cells.empty:
-        return cells.assign(flow=pd.Series(dtype=object), series=pd.Series(dtype=object))
-    return ranked(cells.assign(flow=_flows(cells), series=_series(cells)))
 
 
 def _flows(cells: pd.DataFrame) -> pd.Series:

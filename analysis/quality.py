@@ -34,15 +34,10 @@ def exact_fid(quality: pd.DataFrame, baseline: str = BASELINE) -> pd.Series:
 
 
 def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline: str = BASELINE) -> pd.Series:
-    """Which cells keep their quality, and so may headline their speed.
+    """Which cells may headline their speed, in the order of `quality`, whose rows have `group_id` and `decoder` too.
 
-    Args:
-        quality: the table of that name with each cell's `group_id` and `decoder`.
-        tolerance: `max_deviation`, RMSE in image units, and `max_fid_increase`, relative to `exact_fid`; either may be
-            absent.
-
-    Returns:
-        True, False, or None where nothing was stated or measured, in the order of `quality`.
+    `tolerance` may state `max_deviation`, RMSE in image units, and `max_fid_increase`, relative to `exact_fid`. None
+    where nothing was stated or measured.
     """
     verdicts: list[bool | None] = []
     for row, exact in zip(quality.to_dict("records"), exact_fid(quality, baseline), strict=True):
@@ -59,11 +54,9 @@ def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline:
 def break_conditions(
     cells: pd.DataFrame, layers: pd.DataFrame, quality: pd.DataFrame, baseline: str = BASELINE
 ) -> pd.DataFrame:
-    """What broke, by the tables of these names: a row for each cell and condition, and each layer that is to blame.
+    """What broke: cell_id, condition, layer (null for ``"fid"``), value and limit, a row for each layer to blame.
 
-    Returns:
-        cell_id; condition, one of `CONDITIONS`; layer, null for ``"fid"``; value and limit: iterations and L, or FID
-        and the highest that the condition allows, both null for ``"residuals"``.
+    Value and limit are iterations and L, or FID and the highest allowed; both are null for ``"residuals"``.
     """
     solved = layers.merge(cells[["cell_id", "num_tokens"]], on="cell_id")
     growing = solved[solved["flags"].fillna("").str.contains("growing")].assign(condition="residuals")

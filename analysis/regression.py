@@ -23,10 +23,7 @@ NO_FIT = Slope(np.nan, np.nan, np.nan, np.nan, 0)
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> Slope:
-    """Least-squares slope of y on x, both (n,), with Student's interval.
-
-    Two points give a slope and no interval; fewer, or equal x, give none.
-    """
+    """Least-squares slope of y on x, both (n,), with Student's interval; two points give a slope without one."""
     from scipy.stats import linregress, t
 
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
@@ -49,9 +46,7 @@ def power(x: np.ndarray, y: np.ndarray) -> Slope:
 def order_of_convergence(curves: list[np.ndarray], floor: float = 1e-6) -> Slope:
     """The order p in e[t+1] = c e[t]**p with its interval: p > 1 is superlinear, p = 1 linear.
 
-    Args:
-        curves: each (iterations,) errors of one decode. Pairs of successive errors are pooled.
-        floor: errors below this share of their curve's largest are rounding and left out.
+    Each curve holds (iterations,) errors of one decode; those below the share `floor` of its largest are rounding.
     """
     before, after = [], []
     for errors in curves:

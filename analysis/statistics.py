@@ -39,11 +39,10 @@ def median_interval(values: np.ndarray | pd.Series, confidence: float = 0.95, se
 
     NaN throughout for no values; a NaN interval for fewer than `MIN_ROUNDS`.
 
-    Example:
-        >>> median_interval(np.array([2.0, 2.0, 2.0, 2.0, 2.0]))
-        Median(value=2.0, low=2.0, high=2.0)
-        >>> median_interval(np.array([3.0]))
-        Median(value=3.0, low=nan, high=nan)
+    >>> median_interval(np.array([2.0, 2.0, 2.0, 2.0, 2.0]))
+    Median(value=2.0, low=2.0, high=2.0)
+    >>> median_interval(np.array([3.0]))
+    Median(value=3.0, low=nan, high=nan)
     """
     from scipy.stats import bootstrap
 
@@ -66,18 +65,11 @@ def median_interval(values: np.ndarray | pd.Series, confidence: float = 0.95, se
 def paired_speedups(
     timings: pd.DataFrame, baseline: str = BASELINE, confidence: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
-    """Speed-up of every cell over the baseline of its group, and its time in forward passes.
+    """Speed-up of every cell over the baseline of its group, and its time in forward passes; rows with "ok" count.
 
-    Args:
-        timings: the table of that name; only rows whose status is "ok" count.
-        baseline: the decoder that the others are divided by. Where a group has several cells of that decoder, the one
-            labelled like it is taken, else the first by label.
-
-    Returns:
-        One row per cell, sorted by group and label: cell_id, the columns of `DESCRIPTION`, then wall_s,
-        images_per_s (medians), rounds (that ended well), speedup, low, high (its interval), pairs (rounds that the
-        baseline ended well too, in the same session), forward_ratio, forward_ratio_low, forward_ratio_high.
-        What rests on no round is NaN, and so is an interval that rests on fewer than `MIN_ROUNDS`.
+    Where a group has several cells of the baseline, the one labelled like it is taken, else the first by label. One row
+    per cell, by group and label; `pairs` are rounds that the baseline ended well too, in the same session. What rests
+    on no round is NaN, and so is an interval that rests on fewer than `MIN_ROUNDS`.
     """
     timings = timings.drop_duplicates(["cell_id", "session", "round"])
     paired = paired_ratios(timings[timings["status"] == "ok"], baseline)
@@ -110,10 +102,7 @@ def paired_ratios(good: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
 
 
 def ratios_to(rounds: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """Rounds with `ratio`: the reference's wall time in the same group, session and round over the row's own.
-
-    The reference is one cell a group; rows of both ended well.
-    """
+    """Rounds with `ratio`: the one reference's wall time in the same group, session and round over the row's own."""
     pair = ["group_id", "session", "round"]
     merged = rounds.merge(reference[[*pair, "wall_s"]].rename(columns={"wall_s": "reference_s"}), on=pair, how="left")
     return merged.assign(ratio=merged["reference_s"] / merged["wall_s"])
@@ -138,10 +127,9 @@ def shift_of_rounds(new: np.ndarray | pd.Series, base: np.ndarray | pd.Series, c
     What is not a positive number is left out. NaN throughout where either set, (n,) and (m,), is empty; a NaN interval
     where the rounds are too few for the confidence.
 
-    Example:
-        >>> rounds = np.array([1.0, 1.1, 0.9, 1.0, 1.05])
-        >>> shift_of_rounds(rounds, rounds).factor, round(shift_of_rounds(2 * rounds, rounds).factor, 6)
-        (1.0, 2.0)
+    >>> rounds = np.array([1.0, 1.1, 0.9, 1.0, 1.05])
+    >>> shift_of_rounds(rounds, rounds).factor, round(shift_of_rounds(2 * rounds, rounds).factor, 6)
+    (1.0, 2.0)
     """
     from scipy.stats import mannwhitneyu, norm
 
@@ -159,11 +147,9 @@ def shift_of_rounds(new: np.ndarray | pd.Series, base: np.ndarray | pd.Series, c
 
 
 def layer_costs(layers: pd.DataFrame) -> pd.DataFrame:
-    """Deterministic costs of every cell, summed over its rows of `layers`, which `num_tokens` and `num_layers` join.
+    """One row per cell of `layers`, which `num_tokens` and `num_layers` join: fpe, depth, iterations and modes.
 
-    Returns:
-        One row per cell: cell_id, fpe (forward-pass equivalents), depth, iterations and modes (of each layer, in
-        decoding order; an iteration count is followed by "!" where the layer did not converge).
+    FPE are forward-pass equivalents. An iteration count is followed by "!" where the layer did not converge.
     """
     rows = [
         [

@@ -22,12 +22,9 @@ _QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_r
 
 
 def summarise(run: Run) -> pd.DataFrame:
-    """One row per cell, in the order of the run's cells.
+    """One row per cell, in the order of the run's cells: speed-up, quality, costs, and the first pass that ended badly.
 
-    Returns:
-        The columns of `paired_speedups`, those of `quality`, `valid` (None where nothing was stated or measured), fpe,
-        depth, iterations and modes (of each layer, in decoding order, as text), status, error and pass: those of the
-        first pass that did not end well.
+    `valid` is None where nothing was stated or measured.
     """
     cells = run.table("cells")[["cell_id"]]
     frame = cells.merge(paired_speedups(run.table("timings"), BASELINE), on="cell_id")
@@ -85,7 +82,6 @@ def print_summary(run: Run, console: Console) -> None:
 
 
 def _left_out(run: Run) -> list[str]:
-    """What was done or left out beside the plain decodes and comparisons: never silent."""
     quality = run.table("quality").merge(run.table("cells")[["cell_id", "dataset"]], on="cell_id")
     sentences = []
     for dataset, rows in quality.groupby("dataset"):
@@ -155,7 +151,6 @@ def _headline(group: pd.DataFrame) -> str:
 
 
 def _best(group: pd.DataFrame) -> dict[Any, Any] | None:
-    """The fastest valid cell that beats sequential, or None."""
     valid = group[group["valid"].eq(True) & group["speedup"].gt(1) & group["decoder"].ne(BASELINE)]
     return None if valid.empty else valid.nlargest(1, "speedup").to_dict("records")[0]
 

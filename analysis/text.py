@@ -76,7 +76,6 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _padded(cell: str) -> str:
-    """A cell between its bars, which nothing in it may end."""
     return f" {' '.join(cell.replace('|', chr(92) + '|').splitlines())} " if cell else " "
 
 

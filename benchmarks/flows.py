@@ -17,12 +17,7 @@ class Encode(Measured):
 
         flow = load_flow(checkpoint)
         data = flow.to_images(indexed_latents(flow, SEED, range(batch_size)))
-
-        @torch.no_grad()
-        def encode():
-            return flow.encode(data)
-
-        return encode
+        return torch.no_grad()(lambda: flow.encode(data))
 
 
 class Affine(Timed):
@@ -44,12 +39,7 @@ class Affine(Timed):
         cache = layer.new_cache(batch_size, condition)
         with torch.no_grad():
             layer.affine(tokens[:, :start], cache, 0, condition)
-
-        @torch.no_grad()
-        def step():
-            return layer.affine(tokens[:, start : start + window], cache, start, condition)
-
-        return step
+        return torch.no_grad()(lambda: layer.affine(tokens[:, start : start + window], cache, start, condition))
 
 
 class Load(Timed):

@@ -83,7 +83,11 @@ def find_results(what: str, root: Path = RESULTS) -> Results:
     """Results by file, or by commit: the newest file that asv stored for it, a `HarnessError` where there is none."""
     if Path(what).is_file():
         return read_results(Path(what))
-    commit = _resolve(what)
+    command = ["git", "rev-parse", "--verify", "--quiet", f"{what}^{{commit}}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise HarnessError(f"'{what}' is neither a result file nor a commit of this repository")
+    commit = done.stdout.strip()
     files = sorted(root.glob(f"*/{commit[:8]}-*.json"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise HarnessError(f"there are no results of '{what}' under '{root}'; check it out and run `make bench`")
@@ -192,11 +196,3 @@ def _of_cost(before: float, after: float, tolerance: float, least: float = 0.0) 
         big > small * (1 + tolerance) and big - small > least for big, small in ((after, before), (before, after))
     )
     return "slower" if grown else "faster" if shrunk else "same"
-
-
-def _resolve(what: str) -> str:
-    command = ["git", "rev-parse", "--verify", "--quiet", f"{what}^{{commit}}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise HarnessError(f"'{what}' is neither a result file nor a commit of this repository")
-    return done.stdout.strip()

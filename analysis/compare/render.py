@@ -94,6 +94,5 @@ def _counts(comparison: Comparison) -> list[tuple[str, int]]:
 
 
 def _plain(value: Any) -> Any:
-    """A number, string or None that JSON can hold."""
     value = value.item() if isinstance(value, np.generic) else value
     return None if value is None or (isinstance(value, float) and not math.isfinite(value)) else value

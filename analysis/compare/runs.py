@@ -48,8 +48,7 @@ class CellVerdict(Verdict):
 def compare_runs(base: Run, new: Run, tolerance: float = TOLERANCE) -> Comparison[CellVerdict]:
     """Compare a run cell by cell with a stored one, `base`; a `HarnessError` where they share no cell.
 
-    Args:
-        tolerance: share by which time, token evaluations, depth, cache bytes or deviation may grow, 0 or more.
+    Time, token evaluations, depth, cache bytes and deviation may grow by the share `tolerance`, 0 or more.
     """
     if not tolerance >= 0:
         raise HarnessError(f"tolerance must be 0 or more, not {tolerance}")
@@ -85,7 +84,6 @@ def _place(description: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _joined(key: str, base: CellFacts, new: CellFacts, same_machine: bool, tolerance: float) -> CellVerdict:
-    """The verdict on a cell that both runs hold."""
     wrong = list(_became_invalid(base, new))
     worse = list(_became_worse(base, new, tolerance))
     shift, timed, sentence = _time(base, new, same_machine, tolerance)
@@ -111,7 +109,6 @@ def _joined(key: str, base: CellFacts, new: CellFacts, same_machine: bool, toler
 
 
 def _time(base: CellFacts, new: CellFacts, same_machine: bool, tolerance: float) -> tuple[Shift | None, str, str]:
-    """The factor by which the cell's time grew, what that means, and the sentence that says so."""
     if new.description["decoder"] == BASELINE:  # its ratio to itself is 1, so it is measured by forward passes
         if not same_machine:
             return None, "not compared", "sequential's own time is not compared across machines"
@@ -131,11 +128,7 @@ def _time(base: CellFacts, new: CellFacts, same_machine: bool, tolerance: float)
 
 
 def _costs(base: CellFacts, new: CellFacts) -> tuple[list[str], float]:
-    """Deterministic costs that differ, and their growth as a share.
-
-    Where token evaluations fall while depth grows, or the other way round, one was traded for the other: only a clock
-    can tell what that is worth, and the growth is 0.
-    """
+    """What differs of the deterministic costs, and the growth as a share: 0 where evaluations were traded for depth."""
     if not len(base.layers) or not len(new.layers):
         return [], 0.0
     changes, growths = [], []
@@ -150,7 +143,6 @@ def _costs(base: CellFacts, new: CellFacts) -> tuple[list[str], float]:
 
 
 def _became_invalid(base: CellFacts, new: CellFacts) -> Iterator[str]:
-    """Why a cell that was right before is so no longer."""
     if new.errors and not base.errors:
         yield f"failed: {'; '.join(new.errors)}"
     if new.valid is False and base.valid is not False:
@@ -159,7 +151,6 @@ def _became_invalid(base: CellFacts, new: CellFacts) -> Iterator[str]:
 
 
 def _became_worse(base: CellFacts, new: CellFacts, tolerance: float) -> Iterator[str]:
-    """A cache that grew, and quality that fell beyond its own uncertainty."""
     if new.cache_bytes > base.cache_bytes * (1 + tolerance):
         yield f"cache {base.cache_bytes:,.0f} -> {new.cache_bytes:,.0f} bytes"
     before, after = base.quality, new.quality

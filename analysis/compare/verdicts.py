@@ -29,7 +29,6 @@ class Verdict:
     evidence: list[str] = field(default_factory=list)  # sentences, the decisive one first
 
     def row(self) -> list[str]:
-        """Its line of a table, under `HEADINGS`."""
         raise NotImplementedError
 
 
@@ -51,10 +50,7 @@ class Comparison(Generic[V]):
 
 
 def judge(factor: float, p_value: float, tolerance: float) -> str:
-    """What a factor between two sets of rounds means: ``"same"``, ``"ambiguous"``, ``"slower"`` or ``"faster"``.
-
-    The factor is of the times, new over old, and `p_value` the Mann-Whitney test's, NaN where no rounds can be tested.
-    """
+    """What a factor of times, new over old, means, by the Mann-Whitney test's `p_value`, NaN where there is none."""
     if max(factor, 1 / factor) <= 1 + tolerance:
         return "same"
     if not p_value < ALPHA:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.style import INK, columns_for, decoder_style, finish, legend_below, panels_by_layer, theme
+from analysis.figures.style import INK, columns_for, decoder_style, panels_by_layer
 from analysis.load import BASELINE, Runs, one_batch, ranked, title_of
 from analysis.text import listing, quantity
 
@@ -20,10 +20,7 @@ KEYS = ["flow", "batch_size", "decoder", "series", "tau", "title", "num_tokens",
 
 
 def curves(runs: Runs) -> pd.DataFrame:
-    """Residual and error of every layer and iteration, for each series at its smallest tau: its longest curves.
-
-    Errors are medians over samples with their 10-90 % band; over seeds again the median.
-    """
+    """Residual and median error, with its 10-90 % band, by layer and iteration, of each series at its smallest tau."""
     cells = one_batch(require(runs.cells_with_residuals, "no cell has rows in `residuals`"))
     least = cells.groupby(["flow", "series"])["tau"].transform("min")
     cells = cells[cells["tau"].isna() | (cells["tau"] == least)]
@@ -61,7 +58,6 @@ def data(runs: Runs) -> pd.DataFrame:
 
 @cache
 def _log_spaced(last: int) -> frozenset[int]:
-    """At most `MAX_POINTS` whole numbers of 1..last, first and last included."""
     points = np.arange(1, last + 1) if last <= MAX_POINTS else np.geomspace(1, last, MAX_POINTS).round()
     return frozenset(points.astype(int).tolist())
 
@@ -69,13 +65,10 @@ def _log_spaced(last: int) -> frozenset[int]:
 def draw(frame: pd.DataFrame) -> Figure:
     """A panel per layer: error with its band as solid lines, residual dotted, tau lines, and where L makes it exact."""
     layers = sorted(frame["layer"].unique())
-    with theme():
-        fig, axes = panels_by_layer(layers, 2.6, "iteration or step", "error (RMS), residual (max)")
-        columns = columns_for(len(layers))
-        handles: dict[str, object] = {}
+    columns = columns_for(len(layers))
+    with panels_by_layer(layers, 2.6, "iteration or step", "error (RMS), residual (max)") as (fig, axes, handles):
         for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
-            ax.set_xscale("log")
-            ax.set_yscale("log")
+            ax.set(xscale="log", yscale="log")
             panel = frame[frame["layer"] == layer]
             for title, rows in panel.groupby("title", sort=False):
                 style = decoder_style(rows["decoder"].iloc[0])
@@ -95,11 +88,10 @@ def draw(frame: pd.DataFrame) -> Figure:
                         ).set_in_layout(False)  # fmt: skip
             steps = int(panel["num_tokens"].iloc[0]) - 1
             ax.axvline(steps, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6, zorder=0)
-            finish(ax)
         fig.set_layout_engine("constrained", rect=(0, 0, 0.97, 1))  # room for the tau labels
         grey = axes[0].plot([], [], color=INK, ls=(0, (1, 1.4)), lw=1.3)[0]
         wall = axes[0].plot([], [], color=INK, ls=(0, (4, 2)), lw=1.0, alpha=0.6)[0]
-        legend_below(fig, handles | {"residual": grey, "exact after L − 1": wall})
+        handles |= {"residual": grey, "exact after L − 1": wall}
     return fig
 
 

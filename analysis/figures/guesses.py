@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.plot import Plot
 from analysis.figures.redundancy import probed
-from analysis.figures.style import Dashes, finish, legend_below, palette, panels_by_layer, theme
+from analysis.figures.style import Dashes, palette, panels_by_layer
 from analysis.load import Runs
 from analysis.text import listing
 
@@ -24,10 +24,7 @@ KEYS = ["flow", "layer", "initial"]
 
 
 def samples(runs: Runs) -> pd.DataFrame:
-    """Residual and errors of every flow, layer, guess, sample and iteration.
-
-    A sample that came to its fixed point early stays there while others iterate, so that medians are over all samples.
-    """
+    """Residual and errors by sample and iteration; one that is done stays, so that medians are over all samples."""
     rows = probed(runs, "convergence", "convergence")
     rows = rows.assign(initial=lambda frame: frame["initial"].astype(str))
     last = rows.groupby(KEYS)["iteration"].transform("max")
@@ -59,9 +56,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     layers = sorted(frame["layer"].unique())
     guesses = ordered(frame["initial"])
     colors = palette(len(guesses))
-    with theme():
-        fig, axes = panels_by_layer(layers, 2.5, "iteration", "error (RMS)")
-        handles: dict[str, object] = {}
+    with panels_by_layer(layers, 2.5, "iteration", "error (RMS)") as (fig, axes, handles):
         for ax, layer in zip(axes, layers, strict=True):
             ax.set_yscale("log")
             for number, guess in enumerate(guesses):
@@ -76,8 +71,6 @@ def draw(frame: pd.DataFrame) -> Figure:
                 low, high = shown["error_p10"], shown["error_p90"]
                 ax.fill_between(rows["iteration"], low, high, color=color, alpha=0.12, lw=0)
                 handles.setdefault(NAMES.get(guess, guess), line)
-            finish(ax)
-        legend_below(fig, handles)
     return fig
 
 

@@ -19,19 +19,16 @@ def data(runs: Runs) -> pd.DataFrame:
     layers = require(runs.joined("layers"), "no cell has rows in `layers`")
     layers = layers.assign(title=layers.apply(title_of, axis=1))
     by = ["flow", "batch_size", "decoder", "series", "tau", "title", "num_tokens", "num_layers", "layer"]
-    frame = (
-        one_batch(layers)
-        .groupby(by, dropna=False)
-        .agg(
-            iterations=("iterations", "median"),
-            token_evaluations=("token_evaluations", "median"),
-            depth=("depth", "median"),
-            mode=("mode", lambda modes: "/".join(sorted(set(modes)))),
-            converged=("converged", "all"),
-            redecoded=("flags", lambda flags: flags.fillna("").str.contains("redecoded").any()),
-        )
-        .reset_index()
+    grouped = one_batch(layers).groupby(by, dropna=False)
+    frame = grouped.agg(
+        iterations=("iterations", "median"),
+        token_evaluations=("token_evaluations", "median"),
+        depth=("depth", "median"),
+        mode=("mode", lambda modes: "/".join(sorted(set(modes)))),
+        converged=("converged", "all"),
+        redecoded=("flags", lambda flags: flags.fillna("").str.contains("redecoded").any()),
     )
+    frame = frame.reset_index()
     frame["fpe"] = frame["token_evaluations"] / (frame["num_layers"] * (frame["num_tokens"] - 1).clip(lower=1))
     return ranked(frame, "layer")
 

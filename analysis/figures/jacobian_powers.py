@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.plot import Plot
 from analysis.figures.redundancy import probed
-from analysis.figures.style import INK, figure, finish, layer_lines, legend_below, theme
+from analysis.figures.style import INK, layer_lines, panels
 from analysis.load import Runs, highest, lowest
 from analysis.text import quantity
 
@@ -31,10 +31,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     layers = sorted(frame["layer"].unique())
     styles = layer_lines(layers)
     length = int(frame["num_tokens"].iloc[0])
-    with theme():
-        fig = figure(8.6, 3.4)
-        left, right = fig.subplots(1, 2)
-        handles: dict[str, object] = {}
+    with panels(8.6, 3.4, 2) as (fig, (left, right), handles):
         for layer, rows in frame.groupby("layer"):
             rows = rows[rows["norm"] > FLOOR]
             for ax, shown, every in ((left, rows[rows["power"] <= 12], 1), (right, rows, 8)):
@@ -44,21 +41,15 @@ def draw(frame: pd.DataFrame) -> Figure:
                 ax.fill_between(shown["power"], least, shown["most"], color=color, alpha=0.12, lw=0)
         left.axhline(1, color=INK, lw=0.8, alpha=0.5)
         right.axvline(length, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6)
-        end = {"xy": (length, 0.95), "xycoords": ("data", "axes fraction")}
-        right.annotate(f"0 at L = {length} ", **end, ha="right", fontsize=8)
+        at = ("data", "axes fraction")
+        right.annotate(f"0 at L = {length} ", (length, 0.95), xycoords=at, ha="right", fontsize=8)
         for ax, title in ((left, "the first powers"), (right, "all powers")):
             ax.set(yscale="log", xlabel="power t", ylabel="spectral norm of Jᵗ", title=title)
-            finish(ax)
-        legend_below(fig, handles)
     return fig
 
 
 def contraction(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per flow and layer: the norm of J, the largest of any power, and the first power with a norm below 1.
-
-    Besides, the factors from one power's norm to the next: the mean over the first and over the last `FEW` before the
-    powers vanish.
-    """
+    """Per flow and layer: norms of J, the first power with one below 1, and mean factors over `FEW` powers."""
     rows = []
     for (flow, layer), powers in frame.sort_values("power").groupby(["flow", "layer"]):
         left = powers.loc[powers["norm"] > 0, "norm"].to_numpy()

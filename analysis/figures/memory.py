@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Omitted, Plot, require
-from analysis.figures.style import decoder_style, figure, finish, legend_below, log_axis, theme
+from analysis.figures.style import decoder_style, log_axis, panels
 from analysis.load import Runs, highest, lowest, nearest_tau, ranked, title_of
 from analysis.regression import power
 from analysis.text import quantity
@@ -23,11 +23,7 @@ MEASURES = {"decode_bytes": "peak while decoding", "cache_bytes": "key-value cac
 
 
 def data(runs: Runs, axis: str) -> pd.DataFrame:
-    """One row per decoder, size, method and measure, with the exponent fitted over its line and its interval.
-
-    `decode_bytes` is the peak less the weights where the method counts them (CUDA), and the peak as measured where
-    the process before decoding was subtracted already (rss).
-    """
+    """One row per decoder, size, method and measure, with its line's exponent; peaks less the weights where counted."""
     rows = runs.joined("memory")
     rows = require(rows[(rows["status"] == "ok") & rows["peak_bytes"].notna()], "no memory was measured")
     counted = rows["method"].str.startswith("cuda")
@@ -81,13 +77,11 @@ def draw(frame: pd.DataFrame, axis: str) -> Figure:
     """A panel per method and measure, both axes logarithmic, the fitted exponent beside each name."""
     positive = frame[frame["bytes"] > 0]
     present = set(zip(positive["method"], positive["measure"], strict=True))
-    panels = sorted(present, key=lambda panel: (panel[0], list(MEASURES).index(panel[1])))
-    if not panels:
+    shown = sorted(present, key=lambda panel: (panel[0], list(MEASURES).index(panel[1])))
+    if not shown:
         raise Omitted("every measured figure is zero")
-    with theme():
-        fig = figure(4.4 * len(panels), 3.6)
-        handles: dict[str, object] = {}
-        for ax, (method, measure) in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    with panels(4.4 * len(shown), 3.6, len(shown)) as (fig, axes, handles):
+        for ax, (method, measure) in zip(axes, shown, strict=True):
             rows = positive[(positive["method"] == method) & (positive["measure"] == measure)]
             for title, line in rows.groupby("title", sort=False):
                 style = decoder_style(line["decoder"].iloc[0])
@@ -103,8 +97,6 @@ def draw(frame: pd.DataFrame, axis: str) -> Figure:
             log_axis(ax.yaxis, base=2)
             how = "counted" if measure == "cache_bytes" else method
             ax.set(xlabel=AXES[axis], ylabel="MiB", title=f"{MEASURES[measure]} ({how})")
-            finish(ax)
-        legend_below(fig, handles)
     return fig
 
 

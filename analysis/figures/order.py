@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.convergence import KEYS, curves, fullest
 from analysis.figures.plot import Omitted, Plot, require
-from analysis.figures.style import INK, decoder_style, figure, finish, layer_lines, theme
+from analysis.figures.style import INK, decoder_style, layer_lines, panels
 from analysis.load import BASELINE, Runs, highest, lowest
 from analysis.regression import order_of_convergence
 from analysis.text import quantity
@@ -41,9 +41,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     chosen = frame[frame["title"] == title].dropna(subset=["ratio"])
     layers = sorted(frame["layer"].unique())
     styles = layer_lines(layers)
-    with theme():
-        fig = figure(9.0, 3.4)
-        left, right = fig.subplots(1, 2)
+    with panels(9.0, 3.4, 2) as (fig, (left, right), _):
         for layer, rows in chosen.groupby("layer"):
             left.plot(rows["iteration"], rows["ratio"], **styles[layer], ms=4, label=f"layer {layer}")
         left.axhline(1, color=INK, lw=0.8, alpha=0.5)
@@ -61,15 +59,9 @@ def draw(frame: pd.DataFrame) -> Figure:
                 ms=5, elinewidth=1, label=name,
             )  # fmt: skip
         right.axhline(1, color=INK, lw=0.8, alpha=0.5)
-        right.set(
-            xlabel="layer, in decoding order",
-            ylabel="order of convergence",
-            title="fitted order, 95 % interval",
-            xticks=layers,
-        )
+        right.set(xlabel="layer, in decoding order", ylabel="order of convergence", xticks=layers)
+        right.set_title("fitted order, 95 % interval")
         right.legend()
-        for ax in (left, right):
-            finish(ax)
     return fig
 
 

@@ -11,17 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Omitted, Plot, require
-from analysis.figures.style import (
-    INK,
-    PAPER,
-    decoder_style,
-    figure,
-    finish,
-    grid_of_axes,
-    legend_below,
-    log_axis,
-    theme,
-)
+from analysis.figures.style import INK, PAPER, decoder_style, log_axis, panels
 from analysis.load import BASELINE, Runs, highest, lowest, ranked, title_of
 from analysis.quality import valid_cells
 from analysis.text import listing, quantity, times
@@ -76,11 +66,11 @@ def on_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
 def draw(frame: pd.DataFrame, measure: str) -> Figure:
     """One panel per batch size of one flow."""
     batches = sorted(frame["batch_size"].unique())
-    with theme():
-        columns = min(3, len(batches))
-        fig = figure(max(4.6, 3.5 * columns), 3.0 * -(-len(batches) // columns) + 0.5)
-        handles: dict[str, object] = {}
-        for ax, batch in zip(grid_of_axes(fig, len(batches), columns, share_x=True), batches, strict=True):
+    columns = min(3, len(batches))
+    width, height = max(4.6, 3.5 * columns), 3.0 * -(-len(batches) // columns) + 0.5
+    with panels(width, height, len(batches), columns, share_x=True) as (fig, axes, handles):
+        found: dict[str, Any] = {}
+        for ax, batch in zip(axes, batches, strict=True):
             panel = frame[frame["batch_size"] == batch]
             _scales(ax, frame[measure], measure)
             front = panel[panel["front"]].sort_values(measure)
@@ -98,8 +88,8 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
                         color=style.color, mfc=PAPER if hollow else style.color, mec=style.color, elinewidth=1.0,
                         zorder=3,
                     )  # fmt: skip
-                    if not hollow or str(series) not in handles:
-                        handles[str(series)] = point
+                    if not hollow or str(series) not in found:
+                        found[str(series)] = point
                     if pd.notna(row["tau"]) and rows["tau"].nunique() > 1:
                         ax.annotate(
                             f"{row['tau']:g}", (row[measure], row["speedup"]), xytext=(4, -8),
@@ -107,13 +97,11 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
                         )  # fmt: skip
             ax.set(title=f"batch {batch}", xlabel=MEASURES[measure][1])
             ax.set_ylabel("speed-up over sequential" if batch == batches[0] else "")
-            finish(ax)
-        legend_below(fig, {name: handles[name] for name in dict.fromkeys(frame["series"]) if name in handles})
+        handles.update((name, found[name]) for name in dict.fromkeys(frame["series"]) if name in found)
     return fig
 
 
 def _scales(ax: Axes, values: pd.Series, measure: str) -> None:
-    """Speed-up on a log scale with plain numbers; deviation on one that still shows an exact zero."""
     log_axis(ax.yaxis, base=2, unit="×")
     if measure == "deviation_rmse":
         positive = values[values > ROUNDING]

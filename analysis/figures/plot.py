@@ -29,22 +29,15 @@ class Plot:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page: like a `Plot` that is not drawn.
-
-    Args:
-        name, title, reading, data, finding: as of a `Plot`.
-        headings: column of the frame to heading, for a table whose CSV says more than its readers need; by default
-            all columns under their names.
-        formats: file suffix to what writes the frame in that format, besides CSV.
-    """
+    """A table of the page: like a `Plot` that is not drawn."""
 
     name: str
     title: str
     reading: str
     data: Callable[[Runs], pd.DataFrame]
     finding: Callable[[pd.DataFrame], str]
-    headings: Mapping[str, str] = field(default_factory=dict)
-    formats: Mapping[str, Callable[[pd.DataFrame], str]] = field(default_factory=dict)
+    headings: Mapping[str, str] = field(default_factory=dict)  # column to heading; by default all under their names
+    formats: Mapping[str, Callable[[pd.DataFrame], str]] = field(default_factory=dict)  # by suffix, besides CSV
 
 
 def require(frame: pd.DataFrame, reason: str) -> pd.DataFrame:

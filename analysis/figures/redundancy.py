@@ -33,10 +33,7 @@ SCOPES = {"layer": "in this layer alone", "all": "in every layer"}
 
 
 def data(runs: Runs) -> pd.DataFrame:
-    """The table as the probe wrote it, `flow` naming the dataset, or its checkpoint where it has several.
-
-    Where a point was measured several times, the one that rests on most samples.
-    """
+    """The probe's table; of a point that was measured several times, the row that rests on most samples."""
     rows = probed(runs, "redundancy", "redundancy")
     rows = require(rows.dropna(subset=list(MEASURES), how="all"), "the table `redundancy` holds no number")
     key = ["flow", "scope", "reading", "layer", "o"]
@@ -167,27 +164,22 @@ def draw_strips(frame: pd.DataFrame) -> Figure:
     return fig
 
 
+def finding_strips(frame: pd.DataFrame) -> str:
+    """How many there are."""
+    return f"{len(frame)} strip{'s' if len(frame) > 1 else ''} of images from the same latents."
+
+
+READING = (
+    "Layer outputs with each token's o nearest predecessors left out, against the full ones: the median over "
+    "samples, the band 10 to 90 %. A cosine similarity near 1 means that they were not needed. Masked in "
+    "attention: no query sees their keys, but token l − 1 still enters through its own hidden state. Masked "
+    "but the query's own: token l − 1 is seen, the o before it are not. Truly removed: zeros in their place. "
+    "In this layer alone: from exact inputs and exact predecessors. In every layer: samples drawn so."
+)
+STRIPS_READING = "The same latents decoded with the o nearest predecessors of each token left out in every layer."
+STRIPS_TITLE = "Images without the nearest predecessors"
+
 PLOTS = [
-    Plot(
-        name="redundancy",
-        title="Redundancy of predecessors",
-        reading=(
-            "Layer outputs with each token's o nearest predecessors left out, against the full ones: the median over "
-            "samples, the band 10 to 90 %. A cosine similarity near 1 means that they were not needed. Masked in "
-            "attention: no query sees their keys, but token l − 1 still enters through its own hidden state. Masked "
-            "but the query's own: token l − 1 is seen, the o before it are not. Truly removed: zeros in their place. "
-            "In this layer alone: from exact inputs and exact predecessors. In every layer: samples drawn so."
-        ),
-        data=data,
-        draw=draw,
-        finding=finding,
-    ),
-    Plot(
-        name="redundancy-strips",
-        title="Images without the nearest predecessors",
-        reading="The same latents decoded with the o nearest predecessors of each token left out in every layer.",
-        data=strips,
-        draw=draw_strips,
-        finding=lambda frame: f"{len(frame)} strip{'s' if len(frame) > 1 else ''} of images from the same latents.",
-    ),
+    Plot("redundancy", "Redundancy of predecessors", READING, data, draw, finding),
+    Plot("redundancy-strips", STRIPS_TITLE, STRIPS_READING, strips, draw_strips, finding_strips),
 ]

@@ -29,7 +29,6 @@ PAPER = "#fefdfc"
 EDGE = 0.35  # opacity of INK for axes
 GRID = 0.12  # and for grid lines
 
-
 Dashes = str | tuple[int, tuple[float, ...]]
 """A line style of matplotlib: a name, or an offset and the lengths of dashes and gaps."""
 
@@ -43,7 +42,6 @@ class DecoderStyle(NamedTuple):
 
     @property
     def line(self) -> dict[str, Any]:
-        """As keywords of `plot`."""
         return {"color": self.color, "marker": self.marker, "ls": self.dashes}
 
 
@@ -110,13 +108,10 @@ def sequential_map() -> Colormap:
 def theme() -> Iterator[None]:
     """The rc settings of every figure, for the length of a with statement."""
     settings = seaborn.axes_style("whitegrid") | seaborn.plotting_context("paper", font_scale=1.05)
-    ink = {
-        name: INK
-        for name in ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color", "hatch.color")
-    }
+    inked = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color", "hatch.color")
     with matplotlib.rc_context(
         settings
-        | ink
+        | dict.fromkeys(inked, INK)
         | {
             "font.family": ["sans-serif"],
             "font.sans-serif": ["DejaVu Sans"],
@@ -192,16 +187,33 @@ def columns_for(panels: int) -> int:
     return 3 if panels in (3, 5, 6, 9) else min(4, panels)
 
 
-def panels_by_layer(layers: Sequence[int], height: float, xlabel: str, ylabel: str) -> tuple[Figure, list[Axes]]:
-    """A panel per layer with common axes, labelled at the rim, and its figure. Call it inside `theme`."""
-    columns = columns_for(len(layers))
-    fig = figure(max(4.8, 2.9 * columns), height * -(-len(layers) // columns) + height - 1.9)
-    axes = grid_of_axes(fig, len(layers), columns, share_x=True, share_y=True)
-    for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
-        lowest = place + columns >= len(layers)
-        ax.set(title=f"layer {layer}", xlabel=xlabel if lowest else "", ylabel="" if place % columns else ylabel)
-        ax.tick_params(labelbottom=lowest)
-    return fig, axes
+@contextmanager
+def panels(
+    width: float, height: float, count: int = 1, columns: int = 99, share_x: bool = False, share_y: bool = False
+) -> Iterator[tuple[Figure, list[Axes], dict[str, Any]]]:
+    """A figure of a size in inches, its axes row by row, and what the legend names: drawn on inside a `with`."""
+    with theme():
+        fig = figure(width, height)
+        axes, handles = grid_of_axes(fig, count, columns, share_x, share_y), dict[str, Any]()
+        yield fig, axes, handles
+        for ax in axes:
+            finish(ax)
+        legend_below(fig, handles)
+
+
+@contextmanager
+def panels_by_layer(
+    layers: Sequence[int], height: float, xlabel: str, ylabel: str
+) -> Iterator[tuple[Figure, list[Axes], dict[str, Any]]]:
+    """As `panels`, a panel per layer with common axes, labelled at the rim."""
+    count, columns = len(layers), columns_for(len(layers))
+    width, height = max(4.8, 2.9 * columns), height * -(-count // columns) + height - 1.9
+    with panels(width, height, count, columns, share_x=True, share_y=True) as (fig, axes, handles):
+        for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
+            lowest = place + columns >= count
+            ax.set(title=f"layer {layer}", xlabel=xlabel if lowest else "", ylabel="" if place % columns else ylabel)
+            ax.tick_params(labelbottom=lowest)
+        yield fig, axes, handles
 
 
 def legend_below(fig: Figure, handles: Mapping[str, Any]) -> None:

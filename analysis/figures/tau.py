@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.style import INK, figure, finish, grid_of_axes, legend_below, lines_against_tau, theme
+from analysis.figures.style import INK, lines_against_tau, panels
 from analysis.load import Runs, highest, one_batch, ranked
 from analysis.regression import power
 from analysis.text import listing, quantity, times
@@ -21,10 +21,7 @@ MEASURES = {
 
 
 def data(runs: Runs) -> pd.DataFrame:
-    """One row per series and tau, median over seeds, for series with two taus or more, at one batch size per flow.
-
-    Each flow's sequential cells are kept as the reference, their tau empty.
-    """
+    """Medians over seeds by series and tau, for series with two taus or more; sequential's rows have no tau."""
     timed = runs.speedups[["cell_id", "wall_s", "speedup"]]
     layers = runs.tables["layers"].groupby("cell_id").agg(depth=("depth", "sum"), iterations=("iterations", "sum"))
     quality = runs.tables["quality"]
@@ -45,10 +42,8 @@ def draw(frame: pd.DataFrame) -> Figure:
     """One panel per measure that anything was measured of, tau on a logarithmic axis."""
     swept = frame[frame["tau"].notna()]
     shown = {column: label for column, label in MEASURES.items() if swept[column].notna().any()}
-    with theme():
-        fig = figure(2.75 * len(shown) + 0.4, 3.1)
-        handles: dict[str, object] = {}
-        for ax, (column, label) in zip(grid_of_axes(fig, len(shown), len(shown)), shown.items(), strict=True):
+    with panels(2.75 * len(shown) + 0.4, 3.1, len(shown)) as (fig, axes, handles):
+        for ax, (column, label) in zip(axes, shown.items(), strict=True):
             lines_against_tau(ax, frame, column, handles)
             exact = frame.loc[frame["tau"].isna(), column].dropna()
             if len(exact) and column != "deviation_rmse":
@@ -56,8 +51,6 @@ def draw(frame: pd.DataFrame) -> Figure:
             ax.set(xlabel="τ", title=label)
             if column != "deviation_rmse" and column != "fid":
                 ax.set_ylim(bottom=0)
-            finish(ax)
-        legend_below(fig, handles)
     return fig
 
 
@@ -89,7 +82,6 @@ def finding(frame: pd.DataFrame) -> str:
 
 
 def _not_monotone(frame: pd.DataFrame) -> list[str]:
-    """Series whose deviation is larger at some smaller tau."""
     swept = frame[frame["tau"] > 0].dropna(subset=["deviation_rmse"]).sort_values("tau")
     return [
         f"{series} peaks at τ = {highest(rows, 'deviation_rmse')['tau']:g}"

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from analysis.figures.plot import Plot, Table, require
-from analysis.figures.style import INK, PAPER, figure, finish, legend_below, shades, theme
+from analysis.figures.style import INK, PAPER, panels, shades
 from analysis.load import PAPER_TAU, Runs, highest, nearest_tau, one_batch, ranked, title_of
 from analysis.published import CITATION, reference
 from analysis.text import quantity
@@ -19,15 +19,12 @@ def data(runs: Runs) -> pd.DataFrame:
     rows = nearest_tau(one_batch(require(rows[rows["wall_s"].notna()], "no layer was timed")))
     rows = rows.assign(title=rows.apply(title_of, axis=1))
     by = ["flow", "dataset", "batch_size", "decoder", "series", "tau", "title", "layer"]
-    found = (
-        rows.groupby(by, dropna=False)
-        .agg(
-            wall_s=("wall_s", "median"),
-            iterations=("iterations", "mean"),
-            mode=("mode", lambda modes: "/".join(sorted(set(modes)))),
-        )
-        .reset_index()
+    found = rows.groupby(by, dropna=False).agg(
+        wall_s=("wall_s", "median"),
+        iterations=("iterations", "mean"),
+        mode=("mode", lambda modes: "/".join(sorted(set(modes)))),
     )
+    found = found.reset_index()
     total = found.groupby(["flow", "title"])["wall_s"].transform("sum")
     found = require(found.assign(share=found["wall_s"] / total)[total > 0], "no layer took measurable time")
     return ranked(found, "layer")
@@ -41,9 +38,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     longest = frame.groupby("title")["wall_s"].sum().max()
     unit, factor = ("ms", 1e3) if longest < 1 else ("s", 1.0)
     longest *= factor
-    with theme():
-        fig = figure(9.0, 1.3 + 0.42 * len(titles))
-        ax = fig.subplots()
+    with panels(9.0, 1.3 + 0.42 * len(titles)) as (fig, (ax,), handles):
         for place, title in enumerate(titles):
             left = 0.0
             for row in frame[frame["title"] == title].to_dict("records"):
@@ -64,9 +59,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set(yticks=range(len(titles)), yticklabels=titles, ylim=(len(titles) - 0.4, -0.6))
         ax.set(xlabel=f"wall time of one decode ({unit})", xlim=(0, longest * 1.12 or 1))
         ax.grid(False, axis="y")
-        finish(ax)
-        handles = {f"layer {layer}": Patch(facecolor=color) for layer, color in colors.items()}
-        legend_below(fig, handles | {"sequential": Patch(facecolor="none", edgecolor=INK, hatch="////")})
+        handles |= {f"layer {layer}": Patch(facecolor=color) for layer, color in colors.items()}
+        handles["sequential"] = Patch(facecolor="none", edgecolor=INK, hatch="////")
     return fig
 
 

@@ -46,15 +46,9 @@ TABLES: tuple[Table, ...] = tuple(time_breakdown.TABLES)
 
 
 def build(paths: Sequence[Path | str], out: Path | str | None = None, formats: Sequence[str] = ()) -> Path:
-    """Render the figures and the page of some runs.
+    """Render the figures and the page of some runs, merged by cell, into `out`, by default the first path.
 
-    Args:
-        paths: run folders, or folders that hold some; merged by cell.
-        out: folder of the page; its figures and their CSV files go to ``figures`` in it. By default the first path.
-        formats: of the figures besides PNG: any of `FORMATS`.
-
-    Returns:
-        The page.
+    `formats` of `FORMATS` are written besides PNG. Returns the page.
     """
     if not paths:
         raise HarnessError("a report needs at least one run folder")

@@ -39,7 +39,6 @@ def summary(runs: Runs) -> Summary:
 
 
 def _broken(runs: Runs) -> list[str]:
-    """The paper's break conditions, per flow and batch."""
     cells, tables = runs.cells, runs.tables
     if cells["group_id"].isna().any():  # a run without the table `cells`
         return []

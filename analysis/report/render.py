@@ -30,7 +30,6 @@ class Grid:
 
     @classmethod
     def of(cls, text: pd.DataFrame) -> Grid:
-        """A frame of text."""
         headings, *rows = rows_of(text)
         return cls(headings, rows)
 
@@ -69,10 +68,7 @@ def render_table(table: Table, runs: Runs, folder: Path) -> Section:
 
 
 def _section(entry: Plot | Table, panels: Callable[[], list[Panel]]) -> Section:
-    """What these runs cannot show becomes the section's reason.
-
-    A defect in a figure must not cost the reader the others: it is printed on stderr and named on the page.
-    """
+    """What these runs cannot show becomes the section's reason; a defect in one figure must not cost the others."""
     try:
         return Section(entry.name, entry.title, entry.reading, panels())
     except Omitted as reason:
@@ -94,7 +90,6 @@ def _written(table: Table, frame: pd.DataFrame, folder: Path) -> Panel:
 
 
 def _split(plot: Plot, frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Heading, file stem and rows of every flow."""
     flows = list(dict.fromkeys(frame["flow"]))
     for flow in flows:
         heading, stem = (str(flow), f"{plot.name}-{slug(str(flow))}") if len(flows) > 1 else ("", plot.name)

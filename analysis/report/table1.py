@@ -61,7 +61,6 @@ def data(runs: Runs) -> pd.DataFrame:
 
 
 def _failures(runs: Runs) -> dict[str, str]:
-    """Cell to the pass that ended badly and how; of several, timing."""
     found: dict[str, str] = {}
     for name in ("failures", "memory", "quality", "timings"):
         rows = runs.tables[name]
@@ -92,7 +91,6 @@ def _plus_minus(value: float, error: float) -> str:
 
 
 def _published(row: pd.Series) -> str:
-    """The paper's figures for the same dataset and method; a dash where it has none."""
     if not (pd.isna(row["tau"]) or row["tau"] == PAPER_TAU) or row["series"] != row["decoder"]:
         return DASH
     words = []
@@ -114,22 +112,11 @@ _LATEX = str.maketrans(
 
 def latex(frame: pd.DataFrame) -> str:
     """Table 1 as LaTeX with booktabs, the reference column marked."""
-    head, *body = [
-        " & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in rows_of(as_text(frame, HEADINGS))
-    ]
-    return "\n".join(
-        [
-            r"\begin{tabular}{" + "l" * len(HEADINGS) + "}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            f"% Published: {CITATION}.",
-            "",
-        ]
-    )
+    table = rows_of(as_text(frame, HEADINGS))
+    head, *body = (" & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in table)
+    opening = r"\begin{tabular}{" + "l" * len(HEADINGS) + "}"
+    lines = [opening, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, f"% Published: {CITATION}.", ""])
 
 
 @dataclass(frozen=True)
@@ -179,20 +166,11 @@ def finding(frame: pd.DataFrame) -> str:
     return sentence + (f" {failed} of {len(frame)} cells did not end well in some pass ({kinds})." if failed else "")
 
 
-TABLES = [
-    Table(
-        name="table1",
-        title="Table 1",
-        reading=(
-            "Median wall time over rounds; the speed-up is the median of per-round ratios to sequential with its "
-            "bootstrap interval, empty where there are too few rounds for one; forward passes are the wall time over "
-            "that of encoding the same batch; deviation is the RMSE to the sequential samples in image units. The "
-            f"column marked published is a reference, {CITATION}: "
-            "never comparable in absolute time, nor in FID where flow or features differ."
-        ),
-        data=data,
-        finding=finding,
-        headings=HEADINGS,
-        formats={"md": markdown, "tex": latex},
-    )
-]
+READING = (
+    "Median wall time over rounds; the speed-up is the median of per-round ratios to sequential with its bootstrap "
+    "interval, empty where there are too few rounds for one; forward passes are the wall time over that of encoding "
+    "the same batch; deviation is the RMSE to the sequential samples in image units. The column marked published is a "
+    f"reference, {CITATION}: never comparable in absolute time, nor in FID where flow or features differ."
+)
+
+TABLES = [Table("table1", "Table 1", READING, data, finding, HEADINGS, {"md": markdown, "tex": latex})]

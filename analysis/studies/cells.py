@@ -16,19 +16,13 @@ _QUALITY = ["fid", "kid", "kid_std", "num_samples", "deviation_rmse", "deviation
 
 
 def deterministic(runs: Runs) -> pd.DataFrame:
-    """Cost and quality of every cell: the same from run to run on one machine.
-
-    Returns:
-        The columns of `NAMES`; fpe, depth and iterations (of each layer, as text); those of the table `quality`;
-        fid_rise, the share by which FID is above `exact_fid`.
-    """
+    """Cost and quality of every cell, the same from run to run; `fid_rise` is relative to `exact_fid`."""
     cells = runs.cells[["cell_id", "group_id", *NAMES]]
     shape = cells[["cell_id", "num_tokens", "num_layers"]]
     costs = layer_costs(runs.tables["layers"].merge(shape, on="cell_id")).drop(columns="modes")
     quality = runs.tables["quality"]
-    quality = quality.loc[
-        quality["status"] == "ok", ["cell_id", "status", "fid_features", "reference_digest", *_QUALITY]
-    ]
+    columns = ["cell_id", "status", "fid_features", "reference_digest", *_QUALITY]
+    quality = quality.loc[quality["status"] == "ok", columns]
     frame = cells.merge(costs, on="cell_id", how="left").merge(quality, on="cell_id", how="left")
     frame = frame.assign(fid_rise=frame["fid"] / exact_fid(frame) - 1)
     return ranked(frame)[[*NAMES, "fpe", "depth", "iterations", *_QUALITY, "fid_rise"]]
@@ -36,19 +30,13 @@ def deterministic(runs: Runs) -> pd.DataFrame:
 
 def layerwise(runs: Runs) -> pd.DataFrame:
     """Iterations and mode of every layer of every cell; the columns of `NAMES` before them."""
-    rows = runs.tables["layers"][["cell_id", "layer", "mode", "iterations", "converged", "flags"]]
-    return ranked(rows.merge(runs.cells[["cell_id", *NAMES]], on="cell_id"), "layer").drop(columns="cell_id")[
-        [*NAMES, "layer", "mode", "iterations", "converged", "flags"]
-    ]
+    columns = ["layer", "mode", "iterations", "converged", "flags"]
+    rows = runs.tables["layers"][["cell_id", *columns]].merge(runs.cells[["cell_id", *NAMES]], on="cell_id")
+    return ranked(rows, "layer")[[*NAMES, *columns]]
 
 
 def speed(runs: Runs) -> pd.DataFrame:
-    """Wall times of every timed cell: medians, and the paired speed-up over sequential with its 95 % interval.
-
-    Returns:
-        The columns of `NAMES`; wall_s, speedup, low, high, forward_ratio, rounds; first_layer_share, that of layer 1
-        in one decode.
-    """
+    """Wall times of every timed cell: medians, and the paired speed-up over sequential with its 95 % interval."""
     share = runs.tables["layers"].assign(first=lambda rows: rows["wall_s"].where(rows["layer"] == 1, 0.0))
     share = share.groupby("cell_id")[["first", "wall_s"]].sum()
     share = (share["first"] / share["wall_s"]).rename("first_layer_share").reset_index()

@@ -26,57 +26,33 @@ _COLUMNS = [field.name for field in fields(Finding) if field.name != "timed"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says.
+    """What the paper says."""
 
-    Args:
-        id: what findings refer to.
-        kind: ``"claim"``, ``"limitation"`` or ``"open question"``.
-        source: where it says so.
-        says: in our words.
-        beyond: why it cannot be measured here at all, or None.
-    """
-
-    id: str
-    kind: str
-    source: str
-    says: str
-    beyond: str | None = None
+    id: str  # what findings refer to
+    kind: str  # "claim", "limitation" or "open question"
+    source: str  # where it says so
+    says: str  # in our words
+    beyond: str | None = None  # why it cannot be measured here at all
 
 
 @dataclass(frozen=True)
 class Row:
-    """A claim and what the studies found of it.
-
-    Args:
-        claim: what the paper says.
-        verdict: ``"agree"``, ``"disagree"`` or ``"mixed"`` (flows differ); of an open question ``"answered"``,
-            ``"open"`` or ``"partly answered"``; ``"not measurable here"``, ``"not run"``.
-        findings: study and finding, one for each flow.
-    """
+    """A claim and what the studies found of it."""
 
     claim: Claim
-    verdict: str
-    findings: list[tuple[str, Finding]]
+    verdict: str  # of `_VERDICTS` or, of an open question, `_ANSWERS`; "not measurable here"; "not run"
+    findings: list[tuple[str, Finding]]  # study and finding, one for each flow
 
 
 @cache
 def claims() -> dict[str, Claim]:
     """All claims by id, in the order of the table."""
     text = (files("analysis") / "studies" / "claims.toml").read_text(encoding="utf-8")
-    found = [Claim(**entry) for entry in tomllib.loads(text)["claim"]]
-    return {claim.id: claim for claim in found}
+    return {entry["id"]: Claim(**entry) for entry in tomllib.loads(text)["claim"]}
 
 
 def checked(findings: Sequence[Finding], of_the_paper: bool = True) -> Sequence[Finding]:
-    """The findings themselves.
-
-    Args:
-        findings: of one study.
-        of_the_paper: whether its claims are those of `claims` alone.
-
-    Raises:
-        HarnessError: one that answers no such claim, or leaves a field empty.
-    """
+    """The findings of one study; a `HarnessError` for one of a claim not in `claims`, or with an empty field."""
     for finding in findings:
         if of_the_paper and finding.claim not in claims():
             raise unknown("claim", finding.claim, claims())
@@ -100,18 +76,13 @@ def read_findings(results: Path) -> list[tuple[str, Finding]]:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         for row in frame.to_dict("records"):
             agrees = {"True": True, "False": False}.get(row.pop("agrees"))
-            finding = Finding(
-                **{str(key): value for key, value in row.items()}, agrees=agrees, timed="timed" in path.stem
-            )
-            found.append((path.parent.name, finding))
+            named = {str(key): value for key, value in row.items()}
+            found.append((path.parent.name, Finding(**named, agrees=agrees, timed="timed" in path.stem)))
     return found
 
 
 def rows(findings: Sequence[tuple[str, Finding]]) -> list[Row]:
-    """A row for each claim of the paper, then for each that a study of one's own makes.
-
-    A claim is agreed with where the findings of all flows that could be measured agree.
-    """
+    """A row for each claim of the paper, then for each of a study's own: agreed with where all its findings agree."""
     found = []
     own_claims = {
         finding.claim: Claim(finding.claim, "own claim", f"study {study}", finding.claim.replace("-", " "))

@@ -27,23 +27,10 @@ TABLE, TEXT = "README.md", "text.md.j2"
 def render_study(
     study: Path, title: str, profile: str, folders: Sequence[Path], staging: Path, results: Path, check: bool = False
 ) -> Comparison:
-    """Write a study's text, tables and figures into `results`, and the claim table anew.
+    """Write the text, tables and figures of the study in a folder into `results`, and the claim table anew.
 
-    Args:
-        study: the folder of its ``findings.py`` and ``text.md.j2``; its name is the study's.
-        title: its heading.
-        profile: that its runs were made in.
-        folders: of its runs, or folders that hold some.
-        staging: where everything is written first.
-        results: ``NAME.md`` and the folder ``NAME`` go there.
-        check: leave what is stored alone where a deterministic CSV differs from it; the new ones stay in `staging`.
-
-    Returns:
-        How the deterministic CSVs compare with the stored ones; nothing to tell without `check`.
-
-    Raises:
-        HarnessError: the study has no text, or a finding answers no claim.
-        StoreError: a folder that cannot be read or written.
+    With `check`, what is stored is left alone where a deterministic CSV differs from it, and the new ones stay in
+    `staging`; the comparison is returned. A `HarnessError` without a text, or where a finding answers no claim.
     """
     require_text(study)
     name = study.resolve().name.replace("_", "-")
@@ -66,11 +53,7 @@ def render_study(
 
 
 def require_text(study: Path) -> None:
-    """Nothing, where the study has a text; told before anything is measured for it.
-
-    Raises:
-        HarnessError: it has none.
-    """
+    """A `HarnessError` where the study has no text: told before anything is measured for it."""
     if not (study / TEXT).is_file():
         raise HarnessError(f"the study has no text: {study / TEXT} is missing")
 
@@ -91,25 +74,21 @@ def _write_files(found: Findings, folder: Path) -> None:
 
 
 def _text(study: Path, name: str, title: str, profile: str, found: Findings, where: str) -> str:
-    return (
-        _environment(study)
-        .get_template(TEXT)
-        .render(
-            name=name,
-            title=title,
-            profile=profile,
-            tables=found.tables,
-            timed=found.timed,
-            values=found.values,
-            claims=found.claims,
-            machine=where,
-            figure=lambda label, caption="": f"![{caption or label}]({name}/{label}.png)",
-        )
+    template = _environment(study).get_template(TEXT)
+    return template.render(
+        name=name,
+        title=title,
+        profile=profile,
+        tables=found.tables,
+        timed=found.timed,
+        values=found.values,
+        claims=found.claims,
+        machine=where,
+        figure=lambda label, caption="": f"![{caption or label}]({name}/{label}.png)",
     )
 
 
 def _findings(study: Path, runs: Runs) -> Findings:
-    """What ``findings(runs)`` of the study's module says."""
     file = study / "findings.py"
     if not file.is_file():
         return Findings()
@@ -144,9 +123,6 @@ def pick(frame: pd.DataFrame, **where: Any) -> dict[str, Any]:
 
     >>> pick(pd.DataFrame({"tau": [0.5, 1.0], "fid": [18.4, 18.5]}), tau=0.5)["fid"]
     18.4
-
-    Raises:
-        HarnessError: no row or several.
     """
     chosen = frame
     for column, value in where.items():

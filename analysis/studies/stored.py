@@ -27,15 +27,10 @@ _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Comparison:
-    """What became of the stored tables.
+    """What became of the stored tables."""
 
-    Args:
-        differing: a sentence for each that is another one.
-        rounded: names of those that are the same up to rounding.
-    """
-
-    differing: tuple[str, ...] = ()
-    rounded: tuple[str, ...] = ()
+    differing: tuple[str, ...] = ()  # a sentence for each that is another one
+    rounded: tuple[str, ...] = ()  # names of those that are the same up to rounding
 
     def __add__(self, other: Comparison) -> Comparison:
         return Comparison(self.differing + other.differing, self.rounded + other.rounded)
@@ -66,12 +61,7 @@ def _compare(new: Path, stored: Path) -> Comparison:
 
 
 def same_up_to_rounding(before: pd.Series, after: pd.Series, rises: bool = False) -> bool:
-    """Whether two columns of text hold the same, whole numbers exactly and others up to rounding.
-
-    Args:
-        before: one of them.
-        after: the other.
-        rises: whether the numbers are rises, see `RISE`.
+    """Whether two columns of text hold the same, whole numbers exactly and others, or `RISE`, up to rounding.
 
     >>> column = lambda *cells: pd.Series(cells, dtype=str)
     >>> same_up_to_rounding(column("0.25", ""), column("0.250001", "")), same_up_to_rounding(column("7"), column("8"))

@@ -35,7 +35,6 @@ def findings(runs: Runs) -> Findings:
 
 
 def _of_run(runs: Runs, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """What broke, how many cells did of how many, and the warnings, of one run."""
     cells = runs.cells[runs.cells["decoder"] != BASELINE]
     layers, quality = runs.tables["layers"], runs.tables["quality"]
     found = break_conditions(runs.cells, layers, quality)
@@ -61,7 +60,6 @@ def _of_run(runs: Runs, name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
 
 
 def _wide(counts: pd.DataFrame) -> pd.DataFrame:
-    """A column per condition, each entry "broken of cells"."""
     words = counts["broken"].astype(str) + " of " + counts["cells"].astype(str)
     wide = counts.assign(words=words).pivot(index=["flow", "tau"], columns="condition", values="words")
     return wide.reset_index()

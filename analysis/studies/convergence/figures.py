@@ -7,8 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures import guesses
-from analysis.figures.style import INK, layer_lines, palette
-from analysis.studies.panels import panels
+from analysis.figures.style import INK, layer_lines, palette, panels
 
 
 def draw_orders(orders: pd.DataFrame) -> Figure:

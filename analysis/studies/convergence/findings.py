@@ -66,7 +66,6 @@ def findings(runs: Runs) -> Findings:
 
 
 def _iterations(curves: pd.DataFrame) -> pd.DataFrame:
-    """Per flow, goal and layer: iterations from each guess until the median error is at most the goal."""
     frames = [guesses.iterations_to(curves, goal).assign(goal=goal) for goal in GOALS]
     wide = pd.concat(frames).pivot(index=["flow", "goal", "layer"], columns="initial", values="iterations")
     wide = wide[guesses.ordered(pd.Series(wide.columns))].astype("Int64")
@@ -75,7 +74,6 @@ def _iterations(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spread(iterations: pd.DataFrame) -> pd.DataFrame:
-    """Per flow and goal: the largest difference that the paper's guesses make in a layer, and in all together."""
     grouped = iterations.groupby(["flow", "goal"])
     totals = grouped[[name for name in PAPER_GUESSES if name in iterations]].sum()
     found = grouped["spread"].agg(largest="max", median="median")
@@ -87,7 +85,6 @@ def _spread(iterations: pd.DataFrame) -> pd.DataFrame:
 
 
 def _stops(samples: pd.DataFrame) -> pd.DataFrame:
-    """Per flow, layer, guess and tau: when a sample's residual first falls below tau, and its error then."""
     frames = []
     for tau in TAUS:
         below = samples[samples["residual"] < tau]
@@ -107,7 +104,6 @@ def _stops(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _taus(stops: pd.DataFrame) -> pd.DataFrame:
-    """Per flow and tau, from zeros: iterations and error of layer 1, and of the others, their median and most."""
     own = stops[stops["initial"] == FROM].assign(over=lambda rows: rows["above"] * rows["samples"])
     grouped = own.groupby(["flow", "tau"])
     first = own[own["layer"] == 1].set_index(["flow", "tau"])
@@ -126,7 +122,6 @@ def _taus(stops: pd.DataFrame) -> pd.DataFrame:
 
 
 def _bounds(samples: pd.DataFrame) -> pd.DataFrame:
-    """Per flow, layer and iteration from zeros: the error over the residual, each the largest of any number."""
     rows = samples[(samples["initial"] == FROM) & (samples["residual"] > 1e-8) & (samples["iteration"] > 0)]
     rows = rows.assign(ratio=rows["error_inf"] / rows["residual"])
     grouped = rows.groupby(["flow", "layer", "iteration"], as_index=False)
@@ -134,11 +129,7 @@ def _bounds(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _orders(samples: pd.DataFrame) -> pd.DataFrame:
-    """Per flow, layer and guess: the order of convergence of each sample, its mean and Student's interval over them.
-
-    Beside it the mean factor by which an iteration shrinks the error, in the first three iterations and in the last
-    three above rounding.
-    """
+    """Per flow, layer and guess: order of convergence, its interval over samples, and the factors early and late."""
     from scipy.stats import t
 
     rows = []
@@ -163,7 +154,6 @@ def _orders(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ends(runs: Runs, samples: pd.DataFrame) -> pd.DataFrame:
-    """Per flow and layer, over all guesses and samples: when the error fell to rounding; how late a token settled."""
     grouped = named(runs.table("fixed_points")).groupby(["flow", "layer"])
     near = samples[samples["error_rms"] <= ROUNDING].drop_duplicates([*guesses.KEYS, "cell_id", "sample"])
     settled = near.groupby(["flow", "layer"])["iteration"]
@@ -179,16 +169,9 @@ def _ends(runs: Runs, samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _last_bits(runs: Runs) -> pd.DataFrame:
-    """Per flow and layer, over all guesses and samples: when the last bit changed, and how far from sequential's."""
-    return (
-        named(runs.table("fixed_points"))
-        .groupby(["flow", "layer"], as_index=False)
-        .agg(
-            iterations_median=("iterations", "median"),
-            iterations_most=("iterations", "max"),
-            error_inf=("error_inf", "max"),
-        )
-    )
+    grouped = named(runs.table("fixed_points")).groupby(["flow", "layer"])
+    bits = {"iterations_median": ("iterations", "median"), "iterations_most": ("iterations", "max")}
+    return grouped.agg(**bits, error_inf=("error_inf", "max")).reset_index()
 
 
 def _claims(

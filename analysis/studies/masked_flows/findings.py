@@ -7,13 +7,12 @@ import math
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import INK, lines_against_tau, log_axis
+from analysis.figures.style import INK, lines_against_tau, log_axis, panels
 from analysis.load import BASELINE, PAPER_TAU, Runs
 from analysis.published import published
 from analysis.statistics import paired_speedups
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import NAMES, deterministic, faster, with_interval
-from analysis.studies.panels import panels
 from analysis.text import listing, percent
 
 UNCACHED = "uncached"
@@ -50,12 +49,7 @@ def findings(runs: Runs) -> Findings:
 
 
 def speed(runs: Runs) -> pd.DataFrame:
-    """A row per timed cell: its median time, and its speed-up over `uncached` and over `sequential`, with intervals.
-
-    Returns:
-        The columns of `NAMES`; wall_s, rounds; speedup, low, high over the paper's baseline; cached_speedup,
-        cached_low, cached_high over ours.
-    """
+    """A row per timed cell: its median time, and its speed-up over `uncached` and, `cached_`, over `sequential`."""
     numbers = ["speedup", "low", "high"]
     over, ours = (
         paired_speedups(runs.tables["timings"], baseline=name)[["cell_id", *numbers]] for name in (UNCACHED, BASELINE)
@@ -77,11 +71,7 @@ def independent(sites: int) -> float:
 
 
 def largest(observed: pd.DataFrame) -> dict[str, float]:
-    """By observable, how far UJD at the paper's tau moves it from the exact samples, over what the coupling does to it.
-
-    What the coupling does is the difference between the model's expectation and that of independent spins, so that the
-    share depends on no number of samples.
-    """
+    """By observable, how far UJD at the paper's tau moves it, over how far the coupling does from independent spins."""
     rows = observed[observed["decoder"] == f"ujd tau={PAPER_TAU}"]
     share = rows["difference"].abs() / (rows["expected"] - rows["independent"]).abs()
     return dict(zip(rows["observable"].astype(str), share.astype(float), strict=True))

@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import INK, decoder_style, log_axis
+from analysis.figures.style import INK, decoder_style, log_axis, panels
 from analysis.load import Runs
 from analysis.published import published
 from analysis.regression import power
 from analysis.studies.base import Finding, Findings
 from analysis.studies.memory.formula import predicted_live_bytes, predicted_peak_bytes, weights_bytes
-from analysis.studies.panels import panels
 from analysis.text import quantity
 
 MIB, GB = 2**20, 1e9
@@ -177,7 +176,6 @@ def draw(counted: pd.DataFrame) -> Figure:
 
 
 def _case(decoder: str, attention: str) -> tuple[str, dict[str, Any]]:
-    """What the legend calls a decoder and kernel, and its marks: open where scores are kept."""
     style, kept = decoder_style(decoder), attention == "math"
     marks = {"color": style.color, "marker": style.marker, "ls": "none", "mfc": "none" if kept else style.color}
     return f"{decoder}{', scores kept (math)' if kept else ''}", marks
@@ -201,6 +199,5 @@ def draw_formula(peaks: pd.DataFrame) -> Figure:
 
 
 def _common(rows: pd.DataFrame, axis: str, held: str) -> int:
-    """The value of `held` at which most values of `axis` were counted."""
     counts = rows.groupby(held)[axis].nunique()
     return int(counts.index.to_numpy()[counts.to_numpy().argmax()])

@@ -26,10 +26,7 @@ ACTIVATIONS, ATTENTION = 11, 5
 
 
 def predicted_live_bytes(frame: pd.DataFrame) -> pd.Series:
-    """Bytes of all tensors alive at once, weights apart, for rows of the table `memory_scaling`.
-
-    What is used of a row: its shape, batch, dtype and kernel, the widest window of a call, and whether it caches.
-    """
+    """Bytes of all tensors alive at once, weights apart, for rows of the table `memory_scaling`."""
     batch, length, window = frame["batch_size"], frame["num_tokens"], frame["window"]
     channels, heads = frame["channels"], frame["heads"]
     tokens = length * frame["token_dim"]

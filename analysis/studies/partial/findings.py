@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import decoder_style, layer_lines
+from analysis.figures.style import decoder_style, layer_lines, panels
 from analysis.load import PAPER_TAU, Runs
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic, layerwise, speed, with_interval
-from analysis.studies.panels import panels
 from analysis.text import listing, quantity
 
 READING, LEFT_OUT = "input", 5
@@ -50,9 +49,8 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _redundancy(runs: Runs) -> pd.DataFrame:
-    """One row per snapshot, reading, layer and o, each layer alone."""
-    columns = ["checkpoint", "trained", "reading", "layer", "o", "cosine", "cosine_p10", "cosine_p90", "l2_relative"]
-    columns.append("num_samples")
+    columns = ["checkpoint", "trained", "reading", "layer", "o", "cosine", "cosine_p10", "cosine_p90"]
+    columns += ["l2_relative", "num_samples"]
     rows = runs.table("redundancy")
     if rows.empty:
         return pd.DataFrame(columns=columns)
@@ -65,7 +63,6 @@ def _turned(redundancy: pd.DataFrame) -> pd.DataFrame:
 
 
 def _summary(cells: pd.DataFrame, layers: pd.DataFrame, redundancy: pd.DataFrame) -> pd.DataFrame:
-    """One row per snapshot: what a reader compares."""
     turned, rows = _turned(redundancy), []
     cells = cells[cells["tau"].isna() | (cells["tau"] == PAPER_TAU)]
     for (share, checkpoint), part in cells.groupby(["trained", "checkpoint"]):
@@ -103,15 +100,8 @@ def _claims(summary: pd.DataFrame, times: pd.DataFrame) -> list[Finding]:
         f"{quantity(first['turn_later'])} to {quantity(last['turn_later'])} in the others; SeJD's deviation from "
         f"{quantity(first['deviation_sejd'])} to {quantity(last['deviation_sejd'])}"
     )
-    found = [
-        Finding(
-            "open-partial",
-            flow,
-            measured,
-            answered,
-            "redundancy, iterations and deviation were measured at every snapshot",
-        )
-    ]
+    criterion = "redundancy, iterations and deviation were measured at every snapshot"
+    found = [Finding("open-partial", flow, measured, answered, criterion)]
     ratios = times[(times["decoder"] == "sejd") & (times["tau"] == PAPER_TAU)]
     if not ratios.empty:
         fast = ", ".join(f"{row['trained']:.0%}: {with_interval(row)}" for row in ratios.to_dict("records"))

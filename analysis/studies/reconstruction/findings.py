@@ -5,12 +5,11 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import INK, lines_against_tau
+from analysis.figures.style import INK, lines_against_tau, panels
 from analysis.load import PAPER_TAU, Runs
 from analysis.published import published
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic
-from analysis.studies.panels import panels
 from analysis.studies.tau.findings import BATCH
 from analysis.text import quantity
 

@@ -47,7 +47,6 @@ def findings(runs: Runs) -> Findings:
 
 
 def _turns(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per flow, reading and o: how far layer 1 turns in its own, and the layer that turns most of the others."""
     rows = []
     alone = frame[(frame["scope"] == "layer") & frame["o"].isin(SHOWN_O)]
     for key, group in alone.groupby(["flow", "reading", "o"]):
@@ -62,7 +61,6 @@ def _turns(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _images(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per flow, reading and o: FID and likeness of images drawn with every layer restricted."""
     drawn = frame[(frame["scope"] == "all") & (frame["layer"] == frame.groupby("flow")["layer"].transform("max"))]
     exact = drawn[drawn["o"] == 0].groupby("flow")["fid"].first()
     drawn = drawn.assign(fid_exact=drawn["flow"].map(exact))
@@ -71,7 +69,6 @@ def _images(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _leaks(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per flow and reading: the least and the largest share of dependence that is left, over layers and o."""
     some = frame[(frame["scope"] == "layer") & (frame["o"] > 0)].dropna(subset=["leak"])
     grouped = some.groupby(["flow", "reading"])["leak"]
     nearest = some[some["o"] == 1].groupby(["flow", "reading"])["leak"].median()
@@ -79,11 +76,7 @@ def _leaks(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _fits(turns: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    """Per flow and reading: whether it gives what the paper's figures show, at every o of the paper.
-
-    `first_layer`: layer 1 turns at least `FAR` times as far as any other. `images`: FID is nearer to that of
-    unrestricted samples than to the worst that any reading and o makes of them; missing where there is no FID.
-    """
+    """Per flow and reading, at every o of the paper: whether it gives what its figures show; no FID, no `images`."""
     rows = []
     for (flow, reading), group in turns[turns["o"].isin(PAPER_O)].groupby(["flow", "reading"]):
         row = {"flow": flow, "reading": reading, "times_least": group["times"].min()}
@@ -99,7 +92,6 @@ def _fits(turns: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def _where(fits: pd.DataFrame, figure: str) -> dict[str, dict[str, list[str]]]:
-    """By reading: the flows on which it gives what a figure shows, and those on which it does not."""
     if figure not in fits:
         return {}
     return {
@@ -109,7 +101,6 @@ def _where(fits: pd.DataFrame, figure: str) -> dict[str, dict[str, list[str]]]:
 
 
 def _both(fits: pd.DataFrame) -> dict[str, list[str]]:
-    """By reading: the flows on which it gives both figures; the reading with most of them first."""
     if "images" not in fits:
         return {}
     seen = fits[(fits["first_layer"] == "yes") & (fits["images"] == "yes")]
@@ -156,5 +147,4 @@ def _claims(flow: str, frame: pd.DataFrame, turns: pd.DataFrame, images: pd.Data
 
 
 def _middle(drawn: pd.DataFrame) -> float:
-    """Half-way from the FID of unrestricted samples of a flow to the worst of all."""
     return float((drawn["fid_exact"].iloc[0] + drawn["fid"].max()) / 2)

@@ -6,10 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import shades
+from analysis.figures.style import panels, shades
 from analysis.load import BASELINE, Runs, one_batch
 from analysis.studies.base import Finding, Findings
-from analysis.studies.panels import panels
 from analysis.text import listing, quantity
 
 ITERATED = "ujd"
@@ -34,14 +33,12 @@ def findings(runs: Runs) -> Findings:
 
 
 def _pairs(errors: pd.DataFrame) -> pd.DataFrame:
-    """One row per flow, layer and call that both methods made: the error of each."""
     index = ["flow", "num_tokens", "layer", "iteration"]
     wide = errors.pivot(index=index, columns="decoder", values="error_rms").dropna()
     return wide.rename(columns={ITERATED: "jacobi", BASELINE: "sequential"})[["jacobi", "sequential"]].reset_index()
 
 
 def _ahead(pairs: pd.DataFrame) -> pd.DataFrame:
-    """One row per flow and layer: in how many of the calls iteration is nearer, and by how much at the last one."""
     grouped = pairs.assign(nearer=pairs["jacobi"] < pairs["sequential"]).groupby(["flow", "layer"], as_index=False)
     return grouped.agg(
         calls=("nearer", "size"),

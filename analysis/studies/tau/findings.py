@@ -9,13 +9,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from analysis.figures.style import INK, lines_against_tau, log_axis
+from analysis.figures.style import INK, lines_against_tau, log_axis, panels
 from analysis.load import PAPER_TAU, Runs
 from analysis.quality import MAX_FID_INCREASE
 from analysis.regression import power
 from analysis.studies.base import Finding, Findings
 from analysis.studies.cells import deterministic, faster, layerwise, slower, speed, with_interval
-from analysis.studies.panels import panels
 from analysis.text import listing, quantity
 
 BATCH = 16
@@ -49,7 +48,6 @@ def findings(runs: Runs) -> Findings:
 
 
 def _exponents(cells: pd.DataFrame) -> pd.DataFrame:
-    """How the deviation grows with tau: the slope of the logarithms, with Student's 95 % interval."""
     rows = []
     for (flow, series), part in cells[cells["tau"] > 0].groupby(["flow", "series"], sort=False):
         part = part.dropna(subset=["deviation_rmse"])
@@ -59,7 +57,6 @@ def _exponents(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _within(cells: pd.DataFrame) -> pd.DataFrame:
-    """The largest tau up to which FID stays within the paper's 5 % at every smaller one too."""
     rows = cells[cells["tau"] > 0].dropna(subset=["fid_rise"]).sort_values("tau", kind="stable")
     kept = (rows["fid_rise"] <= MAX_FID_INCREASE).groupby([rows["flow"], rows["series"]]).cummin()
     largest = rows["tau"].where(kept).groupby([rows["flow"], rows["series"]]).max()

@@ -27,14 +27,7 @@ SHAPE = ["num_tokens", "token_dim", "channels", "transformer_layers", "batch_siz
 
 
 def predicted_speedup(layers: Any, c: Any, first: Any, rest: Any, decoder: str) -> Any:
-    """Speed-up of ``"ujd"`` or ``"sejd"`` over sequential decoding.
-
-    Args:
-        layers: K.
-        c: one Jacobi iteration over one layer decoded sequentially.
-        first: iterations in layer 1.
-        rest: mean iterations of the others.
-        decoder: one of the two.
+    """Speed-up of ``"ujd"`` or ``"sejd"`` over sequential decoding; `rest` is the mean of t in layers 2 to K.
 
     >>> predicted_speedup(6, 0.05, 10, 4, "ujd"), predicted_speedup(6, 0.05, 10, 4, "sejd")
     (4.0, 3.0)
@@ -45,15 +38,10 @@ def predicted_speedup(layers: Any, c: Any, first: Any, rest: Any, decoder: str) 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Seconds of one Jacobi iteration and of a layer decoded sequentially, as sums of costs none of which is negative.
+    """Seconds of one Jacobi iteration and of a layer decoded sequentially, as sums of costs, none negative."""
 
-    Args:
-        iteration: (terms,) coefficients of `_terms` with one call of L tokens.
-        sequential: (terms,) the same with L - 1 calls of one token.
-    """
-
-    iteration: np.ndarray
-    sequential: np.ndarray
+    iteration: np.ndarray  # (terms,) coefficients of `_terms` with one call of L tokens
+    sequential: np.ndarray  # (terms,) the same with L - 1 calls of one token
 
     @classmethod
     def fit(cls, costs: pd.DataFrame) -> CostModel:

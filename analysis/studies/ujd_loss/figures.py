@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import INK, decoder_style, log_axis, shades
-from analysis.studies.panels import panels
+from analysis.figures.style import INK, decoder_style, log_axis, panels, shades
 from analysis.studies.ujd_loss.cost_model import NETWORK, PREDICTIONS
 
 

@@ -126,11 +126,7 @@ def cost_errors(tested: pd.DataFrame) -> pd.DataFrame:
 
 
 def predictions(times: pd.DataFrame, runs: Runs, costs: pd.DataFrame, model: CostModel) -> pd.DataFrame:
-    """Every timed cell of UJD and SeJD: measured speed-up, and three predictions of it.
-
-    `by_cost` from the three measured numbers, c of the same flow and batch among them; `by_shape` with c from the model
-    fitted to flows of random weights; `by_depth` from the ratio of network calls, as if all cost the same.
-    """
+    """Every timed cell of UJD and SeJD: measured speed-up, and the `PREDICTIONS` of it with their errors."""
     shape = costs.loc[costs["trained"], ["checkpoint", *SHAPE, "c"]].rename(columns={"c": "measured_c"})
     layers = runs.joined("layers").merge(runs.cells[["cell_id", "checkpoint"]], on="cell_id")
     keys = ["checkpoint", "tau", "batch_size"]

@@ -13,13 +13,6 @@ def implied() -> pd.DataFrame:
 
     Sequential time gives S = time / K. SeJD's time, less one S, is c S times its published iterations; UJD's time then
     tells the iterations of all layers together, and so those of layer 1, which the paper does not state.
-
-    Returns:
-        name, layers (K), tokens (L), c, steps_per_iteration (c times L - 1), rest (published iterations after layer 1,
-        together), break_even (iterations of all layers at which UJD takes as long as sequential), break_even_first
-        (those of layer 1), implied_first, implied_share (implied_first over L - 1), speedup_ujd, speedup_sejd
-        (published), first_share (of SeJD's time, published), predicted_share (the model's) and
-        speedup_if_equal (UJD's, were layer 1 to take as many iterations as the mean of the others).
     """
     rows, found = published(), []
     for name, part in rows.groupby("name", sort=False):

@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Omitted
-from analysis.figures.style import INK, decoder_style, sequential_map
+from analysis.figures.style import INK, decoder_style, panels, sequential_map
 from analysis.load import Runs, lowest
 from analysis.statistics import median_interval
 from analysis.studies.base import Finding, Findings
-from analysis.studies.panels import panels
 from analysis.text import listing
 
 PAPER, NONE, AUTO = "1", "none", "auto"
@@ -39,14 +38,10 @@ def findings(runs: Runs) -> Findings:
 
 
 def choices(runs: Runs) -> pd.DataFrame:
-    """Every choice of every flow and batch: cost and deviation, and whether no choice is better in both.
-
-    `depth_beaten`: another one is at most as deep and deviates less, or deviates no more and is less deep.
-    """
+    """Every choice of every flow and batch; `depth_beaten` where another is no worse in depth and deviation."""
     sets = runs.table("layer_sets")
-    kept = (
-        sets["sequential_layers"].replace(NONE, "").str.split("+").map(lambda names: [name for name in names if name])
-    )
+    kept = sets["sequential_layers"].replace(NONE, "").str.split("+")
+    kept = kept.map(lambda names: [name for name in names if name])
     sets = sets.assign(sequential_count=kept.map(len), first_kept=kept.map(lambda names: "1" in names))
     beaten = pd.concat([_beaten(part) for _, part in sets.groupby(CASE)])
     columns = [*CASE, "cell_id", "num_tokens", "num_layers", "tau", "sequential_layers", "sequential_count"]
@@ -70,10 +65,7 @@ def front(sets: pd.DataFrame) -> pd.DataFrame:
 
 
 def single(sets: pd.DataFrame, alone: pd.DataFrame, runs: Runs) -> pd.DataFrame:
-    """One row per layer: its iterations, the deviation it causes alone, and that of keeping it alone sequential.
-
-    `crm_share` is the layer's share of the convergence ranking metric, where `harness probe crm` was run.
-    """
+    """One row per layer: iterations, deviation alone and when kept alone, and `crm_share` where that was probed."""
     kept = sets[sets["sequential_count"] == 1]
     kept = kept.assign(layer=kept["sequential_layers"].astype(int), deviation_if_kept=kept["deviation_rmse"])
     rows = alone.merge(kept[[*CASE, "layer", "deviation_if_kept"]], on=[*CASE, "layer"])
