@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
@@ -19,9 +18,7 @@ class Reporter(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *exc: object) -> None: ...
 
     def begin(self, total: float) -> None:
         """The cost of all units to come, in any unit."""
@@ -35,9 +32,7 @@ class Reporter(Protocol):
         """It ended."""
         ...
 
-    def note(self, sentence: str) -> None:
-        """Something that the user should know."""
-        ...
+    def note(self, sentence: str) -> None: ...
 
 
 def reporter() -> Reporter:
@@ -68,9 +63,7 @@ class BarReporter:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._progress.stop()
 
     def begin(self, total: float) -> None:
@@ -97,9 +90,7 @@ class LineReporter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         pass
 
     def begin(self, total: float) -> None:

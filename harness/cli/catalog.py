@@ -35,11 +35,7 @@ class Entry:
 
 
 def catalog(kind: str | None = None) -> dict[str, list[Entry]]:
-    """Everything there is, by kind. Raises HarnessError: no such kind.
-
-    Args:
-        kind: one of `KINDS` alone, or None for all.
-    """
+    """Everything there is, by kind: one of `KINDS` alone, or all; another is a `HarnessError`."""
     if kind is not None and kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     return {name: list(entries()) for name, entries in KINDS.items() if kind in (None, name)}
@@ -98,7 +94,8 @@ def _baselines() -> Iterator[Entry]:
         environment, matrix = facts.get("environment", {}), facts.get("matrix", {})
         machine = environment.get("gpu") or environment.get("cpu")
         threads = environment.get("threads")
-        yield Entry(name, f"matrix {matrix.get('name')} on {machine}, {threads} threads", _relative(path))
+        where = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        yield Entry(name, f"matrix {matrix.get('name')} on {machine}, {threads} threads", str(where))
 
 
 KINDS: dict[str, Callable[[], Iterator[Entry]]] = {
@@ -125,7 +122,3 @@ def _distribution(package: str) -> str:
 @cache
 def _distributions() -> dict[str, list[str]]:
     return {top: sorted(set(names)) for top, names in packages_distributions().items()}
-
-
-def _relative(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

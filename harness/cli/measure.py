@@ -42,7 +42,7 @@ def run_command(
     from harness.measure.matrix import parse_decoder
     from harness.measure.run_matrix import run_matrix
     from harness.measure.sources import matrix_of
-    from harness.measure.workers.choose import executor
+    from harness.measure.workers.local import executor
     from harness.progress import reporter
     from harness.runs.baselines import open_run
 
@@ -91,7 +91,7 @@ def sample_command(out: Path, threads: int | None, on: str, workers: int, **opti
         click.echo(sample_to_grid(request, out, threads))
         return
     from harness.measure.tasks.samples import draw_to_files
-    from harness.measure.workers.choose import executor
+    from harness.measure.workers.local import executor
     from harness.progress import reporter
 
     click.echo(draw_to_files(request, out, executor(on, workers), reporter(), threads=threads))

@@ -18,11 +18,8 @@ def run_studies(
 ) -> int:
     """Run a study, by its name or folder, those it reads first, or ``"all"``.
 
-    Returns:
-        1 where `check` found a deterministic table that differs from the stored one, else 0.
-
-    Raises:
-        HarnessError: a mistake in a plan or text, or a folder that cannot be used.
+    Returns 1 where `check` found a deterministic table that differs from the stored one, else 0. Raises HarnessError: a
+    mistake in a plan or text, or a folder that cannot be used.
     """
     compared, wanted = Comparison(), plans(name)
     for plan in wanted:
@@ -36,15 +33,11 @@ def run_studies(
     for sentence in compared.differing:
         click.echo(sentence, err=True)
     if check and not compared.differing:
-        click.echo(f"every deterministic table of {name} is as stored in '{results}'{_up_to_rounding(compared)}")
+        rounding = (
+            f"; {len(compared.rounded)} of them up to rounding, as on another kind of processor: each number within "
+            f"{OF_ITSELF:g} of itself, {OF_COLUMN:g} of its column's largest or {FLOAT32:g}, each count the same, and "
+            f"what rounding alone decides (*{ROUNDED}) not compared"
+        )
+        said = f"every deterministic table of {name} is as stored in '{results}'"
+        click.echo(said + (rounding if compared.rounded else ""))
     return 1 if compared.differing else 0
-
-
-def _up_to_rounding(compared: Comparison) -> str:
-    if not compared.rounded:
-        return ""
-    return (
-        f"; {len(compared.rounded)} of them up to rounding, as on another kind of processor: each number within "
-        f"{OF_ITSELF:g} of itself, {OF_COLUMN:g} of its column's largest or {FLOAT32:g}, each count the same, and what "
-        f"rounding alone decides (*{ROUNDED}) not compared"
-    )

@@ -30,37 +30,25 @@ class NotApplicable(Exception):
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one clause.
-
-    Args:
-        outcome: ``"passed"``, ``"failed"`` or ``"not applicable"``.
-        evidence: a figure or a reason.
-    """
+    """What came of one clause."""
 
     clause: str
     flow: str
     seed: int
-    outcome: str
-    evidence: str
+    outcome: str  # passed, failed, or not applicable
+    evidence: str  # a figure or a reason
 
 
 @dataclass
 class Case:
-    """One decoder on one flow from one seed.
+    """One decoder on one flow from one seed."""
 
-    Args:
-        decoder: a registered name, or ``package.module:Class``.
-        seed: of latents, labels and the random flows.
-        batch: B, samples decoded together.
-        options: that the decoder is built with wherever a clause does not set them.
-    """
-
-    decoder: str
+    decoder: str  # a registered name, or package.module:Class
     flow: CausalFlow
     flow_name: str = "flow"
-    seed: int = 0
-    batch: int = 3
-    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0  # of latents, labels and the random flows
+    batch: int = 3  # samples decoded together
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the decoder, wherever a clause does not set them
 
     def build(self, **options: Any) -> Decoder:
         """The decoder with its options, changed by a clause's own; what it reads of the flow is made where missing."""

@@ -28,14 +28,9 @@ def check(
     only: Iterable[str] = (),
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[Finding]:
-    """Check a decoder against its contract.
+    """One finding per flow and clause for a decoder, a registered name or ``package.module:Class``.
 
-    Args:
-        decoder: a registered name, or ``package.module:Class``.
-        flows: names in `CONTRACT_FLOWS`, shipped flows or paths of checkpoints; by default `default_flows()`.
-
-    Yields:
-        One finding per flow and clause.
+    `flows` are names in `CONTRACT_FLOWS`, shipped flows or paths of checkpoints; by default `default_flows()`.
     """
     decoders.get(decoder)
     wanted = list(only) or list(CLAUSES)

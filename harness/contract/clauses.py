@@ -143,10 +143,7 @@ def shapes(case: Case) -> str:
 def condition(case: Case) -> str:
     """Labels and guidance reach the layers: at tau = 0 the samples are the sequential ones under both."""
     tried = []
-    for guidance in (
-        Guidance(0.5),
-        Guidance(0.5, components="a", annealed=True, temperature=1.5),
-    ):
+    for guidance in (Guidance(0.5), Guidance(0.5, components="a", annealed=True, temperature=1.5)):
         try:
             case.flow.condition(case.batch, case.labels, guidance)
         except HarnessError:

@@ -38,9 +38,7 @@ def decode_records(records: Sequence[Record], size: int | None, skip_corrupt: bo
 
     The largest centred square of an image is resampled to a side of `size` with Pillow's Lanczos filter, whose support
     grows with the reduction (it is antialiased). None keeps the images' own size, which must then be the same for all.
-
-    Raises:
-        DatasetError: an image that cannot be decoded, unless `skip_corrupt`, or of another size than the first.
+    Raises DatasetError: an image that cannot be decoded, unless `skip_corrupt`, or of another size than the first.
     """
     pixels: Tensor | None = None
     labels: list[int] = []

@@ -90,7 +90,6 @@ def _split_folder(root: Path, split: str) -> Path | None:
 
 
 def _classes(folders: list[Path]) -> list[str]:
-    """Sorted names of the subfolders that hold images."""
     return sorted({child.name for folder in folders for child in folder.iterdir() if child.is_dir() and _images(child)})
 
 

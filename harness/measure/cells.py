@@ -52,11 +52,7 @@ class Subject:
         code_version: str = "",
         **facts: Any,
     ) -> Subject:
-        """A checkpoint that is no part of a matrix.
-
-        Args:
-            facts: what else determines the result, plain values.
-        """
+        """A checkpoint that is no part of a matrix; `facts` are plain values that determine the result too."""
         determining: dict[str, Any] = {
             "dataset": dataset,
             "checkpoint_digest": digest(path),
@@ -76,11 +72,9 @@ class Subject:
         )
 
     def load(self) -> CausalFlow:
-        """The flow."""
         return load_flow(self.checkpoint_path, device=self.device, dtype=getattr(torch, self.dtype))
 
     def build_guidance(self) -> Guidance | None:
-        """What samples are guided by."""
         return None
 
     @property
@@ -91,11 +85,7 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell(Subject):
-    """One configuration of a matrix.
-
-    Args:
-        denoise: noise that a denoising step after decoding takes out, in image units, or None for no such step.
-    """
+    """One configuration of a matrix."""
 
     group_id: str  # cells of one group are timed in paired rounds
     data_size: int | None  # side of the real images, or None for the flow's
@@ -106,21 +96,18 @@ class Cell(Subject):
     tau: float | None  # None for a decoder that takes none
     guidance: str | None  # JSON, or None
     batch_size: int  # samples decoded together
-    denoise: float | None = None
+    denoise: float | None = None  # noise that a step after decoding takes out, in image units; None: no such step
     absent: str | None = None  # why the checkpoint of an optional dataset is not there; such a cell is skipped
     fitted: str | None = None  # digest of the calibration or schedule that the decoder reads, or None
 
     def build(self) -> Decoder:
-        """The decoder of this cell."""
         return build_decoder(self.decoder, **({} if self.tau is None else {"tau": self.tau}), **json.loads(self.given))
 
     def build_guidance(self) -> Guidance | None:
-        """The guidance of this cell."""
         return None if self.guidance is None else Guidance(**json.loads(self.guidance))
 
     @property
     def title(self) -> str:
-        """What messages call this cell."""
         tau = "" if self.tau is None else f" tau {self.tau:g}"
         return f"{self.label}{tau}, batch {self.batch_size}"
 
@@ -141,8 +128,7 @@ def content_hash(content: Any) -> str:
 def resolve_device(name: str) -> str:
     """``"cpu"`` or ``"cuda"``; ``"auto"`` takes CUDA where there is one.
 
-    Raises:
-        HarnessError: CUDA was asked for and is not there.
+    Raises HarnessError: CUDA was asked for and is not there.
     """
     available = torch.cuda.is_available()
     if name == "auto":

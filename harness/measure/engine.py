@@ -11,14 +11,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness import __version__
 from harness.errors import HarnessError
 from harness.files import make_folder, replacing
 from harness.measure.units import Attempt, Task, Unit, Work
-from harness.measure.workers.dispatch import RETRIES, Finished, Lost, Started, dispatch
+from harness.measure.workers.dispatch import RETRIES, Finished, Started, dispatch
 from harness.measure.workers.executor import Executor
 from harness.measure.workers.job import Outcome, jobs_of
 from harness.progress import Reporter
-from harness.runs.store import RunStore
+from harness.runs.environment import environment
+from harness.runs.store import MANIFEST, RunStore
 
 Phases = Sequence[Sequence[Work]]
 
@@ -77,27 +79,19 @@ def run(
                     reporter.unit(task.name, event.unit.title)
                 elif isinstance(event, Finished):
                     sink.add(task, event.unit, event.outcome, event.attempts)
-                    for sentence in _sentences(event.outcome):
+                    errors = {row["error"] for rows in event.outcome.rows.values() for row in rows if row.get("error")}
+                    for sentence in [*event.outcome.notes, *sorted(errors)]:
                         reporter.note(f"{task.name}, {event.unit.title}: {sentence}")
                     reporter.advance(event.unit.cost)
                 else:
-                    _note(event, reporter)
+                    then = "; it runs again" if event.again else ""
+                    reporter.note(f"{task.name}, {event.job.units[0].title}: {event.reason}{then}")
                     lost += [] if event.again else [event.reason]
     if lost:
         raise LostJobsError(
             f"{len(lost)} jobs were lost more than {retries} times and are not measured: {lost[-1]}; all others are "
             "stored, and --resume tries these again"
         )
-
-
-def _sentences(outcome: Outcome) -> list[str]:
-    errors = {row["error"] for rows in outcome.rows.values() for row in rows if row.get("error")}
-    return [*outcome.notes, *sorted(errors)]
-
-
-def _note(lost: Lost, reporter: Reporter) -> None:
-    then = "; it runs again" if lost.again else ""
-    reporter.note(f"{lost.job.task.name}, {lost.job.units[0].title}: {lost.reason}{then}")
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -109,6 +103,17 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
             partial.write_bytes(data)
 
 
+def open_store(out: Path, device: str, resume: bool, facts: Mapping[str, Any] | None = None) -> RunStore:
+    """A run folder: with `resume` the one that is there, else a new one, with further facts in its manifest."""
+    if resume and (out / MANIFEST).is_file():
+        store = RunStore.resume(out)
+        if "sessions" not in store.manifest:
+            store.write_manifest(store.manifest | {"sessions": {}})
+        return store
+    own = {"harness": __version__, "environment": environment(device), "sessions": {}}  # until a session tells its own
+    return RunStore.create(out, own | dict(facts or {}))
+
+
 class RunSink:
     """A run folder as a sink: rows into its tables, and in its manifest the sessions that measured them."""
 
@@ -116,7 +121,6 @@ class RunSink:
         self.store, self.path = store, store.path
 
     def add(self, task: Task, unit: Unit, outcome: Outcome, attempts: int) -> None:
-        """Files first: rows say that a unit is done."""
         if outcome.session not in self.store.manifest["sessions"]:
             self.store.write_manifest(_with_session(self.store.manifest, outcome))
         write_files(self.path, outcome.files)

@@ -36,16 +36,14 @@ def expand(
 ) -> list[Cell]:
     """All cells of a matrix that its filters leave, each once, those to be skipped among them.
 
-    Every decoder is built once with every option, so nothing is measured before everything is known to be sound.
+    Every decoder is built once with every option, so nothing is measured before everything is known to be sound. Raises
+    HarnessError: an unknown decoder, an option it does not take, a checkpoint that is not there and not optional, two
+    decoders of one label, or filters that leave nothing.
 
     Args:
         data_root: where checkpoints are looked for besides, see `checkpoint_path`.
         references: digest of what samples are compared with, by dataset, see `harness.measure.references`; a part of
             what determines a cell's results.
-
-    Raises:
-        HarnessError: an unknown decoder, an option it does not take, a checkpoint that is not there and not optional,
-            two decoders of one label, or filters that leave nothing.
     """
     device = resolve_device(matrix.device)
     variants = [variant for table in matrix.decoders for variant in _variants(table, matrix)]

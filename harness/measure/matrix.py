@@ -97,7 +97,6 @@ class DecoderTable(Table):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Everything but name, label and tau."""
         return dict(self.model_extra or {})
 
 
@@ -123,7 +122,6 @@ class Filter(Table):
     seed: int | list[int] | None = None
 
     def matches(self, facts: Mapping[str, Any]) -> bool:
-        """Whether a cell with these facts is named."""
         given = {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
         return all(facts[name] in (value if isinstance(value, list) else [value]) for name, value in given.items())
 
@@ -238,11 +236,7 @@ def build_matrix(
 ) -> Matrix:
     """Validate a matrix given as plain tables: a file's content, or a part of one.
 
-    Args:
-        raw: the tables; `profiles` may be among them.
-
-    Raises:
-        HarnessError: a mistake; the sentence names the key.
+    Raises HarnessError: a mistake; the sentence names the key.
     """
     tables = dict(raw)
     profiles = tables.pop("profiles", {})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.datasets import dataset_fingerprint
 from harness.errors import HarnessError, StoreError
 from harness.measure.cells import content_hash
-from harness.measure.matrix import DatasetTable, Matrix
+from harness.measure.matrix import Matrix
 from harness.metrics.features import feature_extractor
 
 Reference = dict[str, str | None]
@@ -29,8 +29,10 @@ def references(
         return {}
     return {
         reference_name(table.name, table.root): {
-            "images": _images(table, data_root, skip_corrupt),
-            "features": _features(table.name, inception_weights),
+            "images": _if_there(
+                dataset_fingerprint, table.name, "train", root=table.root or data_root, skip_corrupt=skip_corrupt
+            ),
+            "features": _if_there(lambda name: feature_extractor(name, inception_weights).digest, table.name),
         }
         for table in matrix.datasets
     }
@@ -47,10 +49,8 @@ def latest(path: Path, seen: Mapping[str, Any], now: Mapping[str, Reference]) ->
     """What a run has seen of each reference so far, `now` included.
 
     Images that were not there when it was started may have come since, and some may be gone: rows say what they were
-    compared with. Others in place of those that were there are refused.
-
-    Raises:
-        StoreError: other images, or another feature network.
+    compared with. Others in place of those that were there are refused. Raises StoreError: other images, or another
+    feature network.
     """
     for name, reference in now.items():
         for part, what in (("images", "real images"), ("features", "feature network")):
@@ -66,15 +66,8 @@ def latest(path: Path, seen: Mapping[str, Any], now: Mapping[str, Reference]) ->
     }
 
 
-def _images(table: DatasetTable, data_root: str | None, skip_corrupt: bool) -> str | None:
+def _if_there(find: Callable[..., str], *arguments: Any, **options: Any) -> str | None:
     try:
-        return dataset_fingerprint(table.name, "train", root=table.root or data_root, skip_corrupt=skip_corrupt)
+        return find(*arguments, **options)
     except HarnessError:  # what is missing is told in the rows
-        return None
-
-
-def _features(dataset: str, inception_weights: str | None) -> str | None:
-    try:
-        return feature_extractor(dataset, inception_weights).digest
-    except HarnessError:
         return None

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from harness import __version__
 from harness.errors import HarnessError, StoreError
 from harness.fitting import prepare
 from harness.flows import CausalFlow
 from harness.flows.protocols import Denoises
 from harness.flows.published import published_as
 from harness.measure.cells import Cell
-from harness.measure.engine import Phases, RunSink, run
+from harness.measure.engine import Phases, RunSink, open_store, run
 from harness.measure.expand import expand
 from harness.measure.matrix import Matrix
 from harness.measure.references import latest, reference_digest, references
@@ -33,7 +32,6 @@ from harness.measure.workers.dispatch import RETRIES
 from harness.measure.workers.executor import Executor
 from harness.measure.workers.local import Local
 from harness.progress import Reporter
-from harness.runs.environment import environment
 from harness.runs.store import MANIFEST, Run, RunStore, read_run, require_new
 
 
@@ -52,20 +50,16 @@ def run_matrix(
 ) -> Run:
     """Measure every cell of a matrix, or what a killed run has left of it.
 
+    Returns the finished run. A cell that failed is a row with its status; nothing else is lost by it. Raises
+    LostJobsError: jobs were lost more often than that; all others are done; HarnessError: anything wrong with the
+    matrix, checkpoints or options, found before anything is measured; StoreError: a folder that cannot be used.
+
     Args:
         out: the run folder: new or empty, or with `resume` one that this matrix was started in.
         resume: continue what is there; where nothing is there, start.
         skip_corrupt: leave corrupt real images out; the quality rows count them.
         executor: where jobs run: in fresh processes of this machine by default.
         retries: times that a job is run again when its worker was lost.
-
-    Returns:
-        The finished run. A cell that failed is a row with its status; nothing else is lost by it.
-
-    Raises:
-        LostJobsError: jobs were lost more often than that; all others are done.
-        HarnessError: anything wrong with the matrix, checkpoints or options, found before anything is measured.
-        StoreError: a folder that cannot be used.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -92,8 +86,9 @@ def run_matrix(
         for sentence in doubts:
             reporter.note(sentence)
         new = [cell for cell in everything if cell.absent and cell.cell_id not in known]
-        for table, rows in _skipped(new).items():
-            store.append(table, rows)
+        skipped = {cell: {"status": "skipped", "error": cell.absent} for cell in new}
+        store.append("timings", [describe(cell, None) | {"round": 0} | row for cell, row in skipped.items()])
+        store.append("quality", [cell.identity | row for cell, row in skipped.items()])
         for dataset, reason in dict.fromkeys((cell.dataset, cell.absent) for cell in new):
             reporter.note(f"{dataset} is skipped: {reason}")
         if not cells:
@@ -113,19 +108,13 @@ def run_matrix(
 
 def _fit(cells: Sequence[Cell], reporter: Reporter) -> bool:
     """Make what decoders read and is missing, each thing told before it is made; whether anything was."""
-    made = False
-    for cell in cells:
-        if cell.fitted is None and cell.absent is None and (decoder := cell.build()).reads_fits:
-            prepare(decoder, cell.load(), cell.batch_size, reporter.note)
-            made = True
-    return made
+    lacking = [cell for cell in cells if cell.fitted is None and cell.absent is None and cell.build().reads_fits]
+    for cell in lacking:
+        prepare(cell.build(), cell.load(), cell.batch_size, reporter.note)
+    return bool(lacking)
 
 
 def _phases(matrix: Matrix, quality: QualityTask, cells: Sequence[Cell], store: RunStore) -> Phases:
-    """The tasks that the matrix asks for.
-
-    Timing is first, and alone: what fails there is not tried again, and nothing runs beside it.
-    """
 
     def work(task: Any) -> Work:
         return Work(task, lambda: missing(task.units(cells), store, task.name))
@@ -143,20 +132,8 @@ def _phases(matrix: Matrix, quality: QualityTask, cells: Sequence[Cell], store: 
     return phases
 
 
-def _skipped(cells: Sequence[Cell]) -> dict[str, Rows]:
-    """Rows of the status "skipped", by table, for cells whose checkpoint is not there."""
-    outcomes = [{"status": "skipped", "error": cell.absent} for cell in cells]
-    return {
-        "timings": [describe(cell, None) | {"round": 0} | row for cell, row in zip(cells, outcomes, strict=True)],
-        "quality": [cell.identity | row for cell, row in zip(cells, outcomes, strict=True)],
-    }
-
-
 def _described(cells: Sequence[Cell]) -> tuple[Rows, list[str]]:
-    """Rows of the table `cells`, and sentences on checkpoints that need not be what they are called.
-
-    Every flow is loaded and every guidance bound once, before any folder is touched.
-    """
+    """Rows of the table `cells`, and sentences on checkpoints that need not be what they are called."""
     flows: dict[str, CausalFlow | None] = {}
     rows: Rows = []
     doubts: list[str] = []
@@ -169,24 +146,20 @@ def _described(cells: Sequence[Cell]) -> tuple[Rows, list[str]]:
                 doubts += filter(None, [known.doubts(flow, cell.checkpoint_digest)])
         flow = flows[cell.checkpoint_digest]
         if flow is not None:
-            _require_settings(cell, flow)
+            try:
+                flow.condition(1, guidance=cell.build_guidance())
+            except HarnessError as error:
+                raise HarnessError(f"checkpoint '{cell.checkpoint}' with guidance {cell.guidance}: {error}") from error
+            if cell.denoise is not None and not isinstance(flow, Denoises):
+                raise HarnessError(
+                    f"checkpoint '{cell.checkpoint}' has no denoising step; remove 'denoise' from the matrix"
+                )
         extra = {"token_dim": flow and flow.token_dim, "fitted": cell.fitted, "code_version": cell.code_version}
         rows.append(describe(cell, flow) | extra | {"checkpoint_digest": flow and cell.checkpoint_digest})
     return rows, doubts
 
 
-def _require_settings(cell: Cell, flow: CausalFlow) -> None:
-    """Refuse guidance or denoising that a flow cannot have."""
-    try:
-        flow.condition(1, guidance=cell.build_guidance())
-    except HarnessError as error:
-        raise HarnessError(f"checkpoint '{cell.checkpoint}' with guidance {cell.guidance}: {error}") from error
-    if cell.denoise is not None and not isinstance(flow, Denoises):
-        raise HarnessError(f"checkpoint '{cell.checkpoint}' has no denoising step; remove 'denoise' from the matrix")
-
-
 def _open(out: Path, matrix: Matrix, cells: list[Cell], resume: bool, references: Mapping[str, Any]) -> RunStore:
-    """The run folder."""
     plan = {
         "matrix": matrix.model_dump(mode="json") | {"device": cells[0].device},
         "cells": hashlib.sha256(json.dumps(sorted(cell.cell_id for cell in cells)).encode()).hexdigest(),
@@ -194,35 +167,21 @@ def _open(out: Path, matrix: Matrix, cells: list[Cell], resume: bool, references
         "checkpoints": {cell.checkpoint: cell.checkpoint_digest for cell in cells if not cell.absent},
         "skipped": {cell.dataset: cell.absent for cell in cells if cell.absent},
     }
-    if resume and (out / MANIFEST).is_file():
-        store = RunStore.resume(out)
-        try:
-            _require_same(store, plan)
-        except StoreError:
-            store.close()
-            raise
-        return store
-    facts = environment(cells[0].device)  # of this process, until the first that measures tells its own
-    facts_of_start = {"harness": __version__, "environment": facts, "sessions": {}, "references": dict(references)}
-    return RunStore.create(out, facts_of_start | plan)
-
-
-def _require_same(store: RunStore, plan: dict[str, Any]) -> None:
-    """Refuse to add rows to a run of something else."""
-    there = store.manifest
-    key = _first_difference(there.get("matrix"), plan["matrix"])
+    store = open_store(out, cells[0].device, resume, plan | {"references": dict(references)})
+    key = _first_difference(store.manifest.get("matrix"), plan["matrix"])
     for part, difference in {
         "matrix": f"with another matrix ('{key}' differs);",
         "checkpoints": "with other checkpoints;",
         "code_versions": "with other code of flows or decoders; its rows would not compare, so",
         "cells": "for other cells, such as those of another device;",
     }.items():
-        if there.get(part) != plan[part]:
+        if store.manifest.get(part) != plan[part]:
+            store.close()
             raise StoreError(f"'{store.path}' was started {difference} give another --out")
+    return store
 
 
 def _first_difference(old: Any, new: Any, path: str = "matrix") -> str:
-    """The path of the first key whose values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             if old.get(key) != new.get(key):

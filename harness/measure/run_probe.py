@@ -11,20 +11,19 @@ from typing import Any
 
 import torch
 
-from harness import __version__
 from harness.fitting import prepare
 from harness.flows import CausalFlow
 from harness.flows.checkpoints import checkpoint_path, read_metadata
 from harness.measure.cells import Subject, content_hash, resolve_device
-from harness.measure.engine import RunSink, run
+from harness.measure.engine import RunSink, open_store, run
 from harness.measure.probes.probe import Probe, probes
 from harness.measure.units import Bench, Rows, Unit, Work, missing, rows_or_failure
 from harness.measure.workers.dispatch import RETRIES
 from harness.measure.workers.executor import Executor
 from harness.measure.workers.local import Local
 from harness.progress import Reporter
-from harness.runs.environment import environment, source_version
-from harness.runs.store import MANIFEST, Run, RunStore
+from harness.runs.environment import source_version
+from harness.runs.store import Run
 from harness.runs.tables import TABLES
 
 
@@ -44,16 +43,16 @@ class ProbeTask:
         return self.probe.together(unit)
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """Rows with the columns that identify and describe what was measured."""
-        return rows_or_failure(self.name, unit, bench, lambda: self._rows(unit, bench))
-
-    def _rows(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        found = self.probe.measure(unit, bench)
         described = {
             table.name: {name: self.description[name] for name in table.columns if name in self.description}
             for table in self.probe.tables
         }
-        return {table: [described[table] | row for row in rows] for table, rows in found.items()}
+
+        def measured() -> dict[str, Rows]:
+            found = self.probe.measure(unit, bench)
+            return {table: [described[table] | row for row in rows] for table, rows in found.items()}
+
+        return rows_or_failure(self.name, unit, bench, measured)
 
 
 def run_probe(
@@ -72,21 +71,16 @@ def run_probe(
 ) -> Run:
     """Run a probe on a flow, or what a killed one has left of it.
 
+    Returns the run. Raises LostJobsError: jobs were lost more often than that; all others are done; HarnessError: a
+    checkpoint that cannot be read, or options that do not fit it; found before any folder is touched; StoreError: a
+    folder that cannot be used.
+
     Args:
         out: the run folder: new or empty, or with `resume` any that is there already.
         resume: add to what is there; where nothing is there, start.
         dataset: real images that the flow was trained on; by default what the checkpoint says.
         executor: where units are measured: in a fresh process of this machine by default.
         retries: times that what a lost process had begun is run again.
-
-    Returns:
-        The run.
-
-    Raises:
-        LostJobsError: jobs were lost more often than that; all others are done.
-        HarnessError: a checkpoint that cannot be read, or options that do not fit it; found before any folder is
-            touched.
-        StoreError: a folder that cannot be used.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -97,7 +91,7 @@ def run_probe(
     del flow  # it is loaded again where it is measured
     executor = executor or Local()
     executor.prepare(subject.device)
-    with _open(out, subject.device, resume) as store, reporter, closing(executor):
+    with open_store(out, subject.device, resume) as store, reporter, closing(executor):
         for damaged in store.damaged:
             reporter.note(f"a damaged part was moved to '{damaged}'; its rows are measured again")
         store.declare({table.name: table for table in probe.tables if table.name not in TABLES})
@@ -141,7 +135,6 @@ def subject_of(
 
 
 def _description(probe: Probe, name: str, subject: Subject, flow: CausalFlow) -> dict[str, Any]:
-    """The row of the table `probes`."""
     shared = ("cell_id", "cell_key", "dataset", "checkpoint", "checkpoint_digest", "seed", "dtype", "device")
     return {column: getattr(subject, column) for column in (*shared, "code_version")} | {
         "probe": name,
@@ -155,15 +148,6 @@ def _description(probe: Probe, name: str, subject: Subject, flow: CausalFlow) ->
 
 def _options(probe: Probe) -> str:
     return json.dumps(probe.options(), sort_keys=True, allow_nan=False)
-
-
-def _open(out: Path, device: str, resume: bool) -> RunStore:
-    if resume and (out / MANIFEST).is_file():
-        store = RunStore.resume(out)
-        if "sessions" not in store.manifest:
-            store.write_manifest(store.manifest | {"sessions": {}})
-        return store
-    return RunStore.create(out, {"harness": __version__, "environment": environment(device), "sessions": {}})
 
 
 def _name_of(probe: Probe) -> str:

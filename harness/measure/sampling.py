@@ -54,6 +54,8 @@ def draw_samples(
 ) -> Sampled:
     """Draw `count` samples: the same ones as the quality rows of a run with this seed rest on.
 
+    Raises HarnessError: the data are no images, labels the flow does not have, or denoising that it cannot do.
+
     Args:
         flow: whose data are images.
         seed: of the latents; sample i of a seed is the same whatever the batch size.
@@ -61,9 +63,6 @@ def draw_samples(
         batch_size: samples decoded together, the scope of most stopping rules.
         denoise: standard deviation of the noise that the flow was trained with, for one denoising step.
         first: global index of the first sample.
-
-    Raises:
-        HarnessError: the data are no images, labels the flow does not have, or denoising that it cannot do.
     """
     if flow.image_shape is None:
         raise HarnessError("this flow's data are no images, so there is nothing to draw")
@@ -84,11 +83,7 @@ def draw_samples(
 
 @dataclass(frozen=True)
 class Request:
-    """What is drawn; plain values, so that it travels.
-
-    Args:
-        count, labels, guidance, batch_size, denoise: see `draw_samples`.
-    """
+    """What is drawn, see `draw_samples`; plain values, so that it travels."""
 
     subject: Subject  # the checkpoint on a device, and the seed
     decoder: Mapping[str, Any]  # its name and options, as a table of a matrix
@@ -99,7 +94,6 @@ class Request:
     denoise: float | None
 
     def build(self) -> Decoder:
-        """The decoder."""
         return build_decoder(**self.decoder)
 
     def prepare(self, report: Callable[[str], None]) -> None:
@@ -161,11 +155,7 @@ def read_request(
 def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> str:
     """Draw samples and write them as one PNG, nearly square, small images magnified.
 
-    Returns:
-        A sentence on what was written.
-
-    Raises:
-        HarnessError: anything that cannot be done as asked.
+    Returns a sentence on what was written. Raises HarnessError: anything that cannot be done as asked.
     """
     if threads is not None:
         torch.set_num_threads(threads)

@@ -51,8 +51,8 @@ def source_of(dataset: DatasetTable, data_root: str | None = None) -> Source:
 def settings_of(dataset: DatasetTable, source: Source, grid: Grid) -> list[tuple[str | None, float | None]]:
     """Every pair of guidance, as JSON, and noise of the denoising step that a dataset is measured with, once each.
 
-    Raises:
-        HarnessError: settings of a publication that is not known, or training noise that the checkpoint does not tell.
+    Raises HarnessError: settings of a publication that is not known, or training noise that the checkpoint does not
+    tell.
     """
     if dataset.published and source.known is None:
         raise HarnessError(

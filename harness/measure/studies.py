@@ -54,7 +54,6 @@ class ProbeRun(Table):
     profiles: dict[str, dict[str, Any]] = {}
 
     def settings(self, profile: str) -> dict[str, Any]:
-        """The options under a profile of the study."""
         return merged(self.options, self.profiles.get(profile, {}))
 
 
@@ -102,8 +101,7 @@ def studies() -> dict[str, Path]:
 def load_plan(name: str) -> StudyPlan:
     """Read and validate the plan of a shipped study, by its name, or of another one, by its folder.
 
-    Raises:
-        HarnessError: no such study, or a mistake in its plan.
+    Raises HarnessError: no such study, or a mistake in its plan.
     """
     known = studies()
     path = known.get(name, Path(name) / "plan.toml")
@@ -119,8 +117,7 @@ def load_plan(name: str) -> StudyPlan:
 def plans(name: str) -> list[StudyPlan]:
     """The plans of a study, see `load_plan`, and of those it reads, or of ``"all"``: what is read comes first.
 
-    Raises:
-        HarnessError: no such study, a mistake in a plan, or plans that read each other in a circle.
+    Raises HarnessError: no such study, a mistake in a plan, or plans that read each other in a circle.
     """
     found: dict[str, StudyPlan] = {}
 
@@ -149,17 +146,13 @@ def execute(
 ) -> Path:
     """Measure what a study needs, or what a killed run has left of it.
 
+    Returns the study's folder, which holds its run folders. Raises HarnessError: a mistake in the plan, found before
+    anything is measured, or what `run_matrix` and `run_probe` raise.
+
     Args:
         out: the folder of all studies; this one's runs go to ``out/STUDY/RUN``.
         reporter: makes what is told of every unit, once for each run.
         resume: continue what is there.
-
-    Returns:
-        The study's folder, which holds its run folders.
-
-    Raises:
-        HarnessError: a mistake in the plan, found before anything is measured, or what `run_matrix` and
-            `run_probe` raise.
     """
     folder = out / plan.name
     matrices = [(run.name, run.parse(profile)) for run in plan.run]

@@ -134,12 +134,10 @@ class Attempt(Generic[T]):
 
     @property
     def ok(self) -> bool:
-        """Whether there is a value."""
         return self.status == "ok"
 
     @property
     def outcome(self) -> dict[str, str | None]:
-        """The columns `status` and `error`."""
         return {"status": self.status, "error": self.error}
 
 
@@ -181,7 +179,6 @@ class Bench:
         return built[cell.cell_id]
 
     def batch(self, subject: Subject, indices: Sequence[int]) -> ExactBatch:
-        """The samples with these global indices."""
         return batch_of(subject, self.flow(subject), indices)
 
     def attempt(self, subject: Subject, work: str, measure: Callable[[], T]) -> Attempt[T]:

@@ -6,11 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from harness.errors import HarnessError, StoreError, unknown
-from harness.files import file_name
-from harness.runs.store import LOCK, Run, RunStore, read_run
+from harness.files import LOCK, file_name
+from harness.runs.store import Run, RunStore, read_run
 from harness.runs.tables import TABLES
 
 FOLDER = Path("results") / "baselines"
@@ -26,11 +24,7 @@ def baselines() -> dict[str, Path]:
 
 
 def open_run(name_or_path: str | Path) -> Run:
-    """A run folder by path, or a stored baseline by name.
-
-    Raises:
-        HarnessError: there is neither.
-    """
+    """A run folder by path, or a stored baseline by name. Raises HarnessError: there is neither."""
     name, known = str(name_or_path), baselines()
     if Path(name).is_dir():
         return read_run(Path(name))
@@ -44,17 +38,14 @@ def open_run(name_or_path: str | Path) -> Run:
 def save_baseline(run: Path | str, name: str, root: Path = FOLDER, replace: bool = False) -> Path:
     """Store a run as a baseline: one file per table, the manifest with its environment, no images.
 
+    Returns the baseline's folder. Raises HarnessError: an unsuitable name, one that is taken, a run without timings, or
+    one larger than `MAX_BYTES`.
+
     Args:
         run: the run folder.
         name: of the baseline: letters, digits, dots, dashes.
         root: folder of the baselines.
         replace: whether a baseline of that name may be overwritten.
-
-    Returns:
-        The baseline's folder.
-
-    Raises:
-        HarnessError: an unsuitable name, one that is taken, a run without timings, or one larger than `MAX_BYTES`.
     """
     source, target = read_run(run), root / file_name("a baseline", name)
     if target.exists() and not replace:
@@ -66,7 +57,9 @@ def save_baseline(run: Path | str, name: str, root: Path = FOLDER, replace: bool
     try:
         with RunStore.create(partial, source.manifest | {"left_out": sorted(set(TABLES) - set(KEPT))}) as store:
             for table in KEPT:
-                store.append(table, _rows(source.table(table)))
+                frame = source.table(table)
+                rows: Any = frame.astype(object).where(frame.notna(), None).to_dict("records")  # null where missing
+                store.append(table, rows)
         (partial / LOCK).unlink(missing_ok=True)
         size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
         if size > MAX_BYTES:
@@ -78,9 +71,3 @@ def save_baseline(run: Path | str, name: str, root: Path = FOLDER, replace: bool
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
-
-
-def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table's rows as plain values, null where something is missing."""
-    plain = frame.astype(object).where(frame.notna(), None)
-    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]

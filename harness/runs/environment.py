@@ -27,13 +27,12 @@ USED = ("harness.metrics", "harness.fitting", "harness.measure.probes")
 def environment(device: str) -> dict[str, Any]:
     """A description of this process's surroundings as plain values; no host or user name.
 
+    Returns python, platform, cpu, cores, logical_cores, memory_bytes, threads, gpu, gpu_memory_bytes, driver (CUDA
+    runtime), packages, git (commit and whether the tree had changes, or None), variables that set threads, and
+    `fingerprint`: two runs with the same one may compare absolute times.
+
     Args:
         device: the kind that is measured, ``"cpu"`` or ``"cuda"``.
-
-    Returns:
-        python, platform, cpu, cores, logical_cores, memory_bytes, threads, gpu, gpu_memory_bytes, driver (CUDA
-        runtime), packages, git (commit and whether the tree had changes, or None), variables that set threads, and
-        `fingerprint`: two runs with the same one may compare absolute times.
     """
     import psutil
     import torch

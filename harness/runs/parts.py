@@ -37,32 +37,23 @@ BATCH = 1 << 17
 
 
 class Parts:
-    """The parts of one table. Any number of processes may read them; one may write, see `harness.runs.store`.
-
-    Args:
-        run: the run folder.
-        table: which.
-    """
+    """The parts of one table. Any number of processes may read them; one may write, see `harness.runs.store`."""
 
     def __init__(self, run: Path, table: Table) -> None:
         self.table, self.schema, self.folder = table, table.schema, run / f"{table.name}.parquet"
 
     def paths(self) -> list[Path]:
-        """The files, the oldest first."""
         return sorted(path for path in self.folder.glob("part-*.parquet") if path.is_file())
 
     def read(self, columns: Collection[str] | None = None, cells: Collection[str] | None = None) -> pa.Table:
         """The rows, each key once, the oldest first; text is dictionary-encoded.
 
         Of rows with the same key the first counts; before it those that were measured count, and before these those
-        that nothing is said of.
+        that nothing is said of. Raises StoreError: a part is unreadable; the sentence names it.
 
         Args:
             columns: those that are wanted; all by default.
             cells: the `cell_id` of the rows that are wanted; all by default.
-
-        Raises:
-            StoreError: a part is unreadable; the sentence names it.
         """
         wanted = [name for name in self.schema.names if columns is None or name in columns]
         telling = {*self.table.key, *({"status", "error"} & set(self.schema.names)), "cell_id"}
@@ -77,11 +68,7 @@ class Parts:
         return set(pc.unique(rows["cell_id"].cast(TEXT)).to_pylist())
 
     def append(self, rows: pa.Table) -> None:
-        """Write rows as one part: all of them or none.
-
-        Raises:
-            StoreError: the folder cannot be written.
-        """
+        """Write rows as one part: all of them or none. Raises StoreError: the folder cannot be written."""
         make_folder(self.folder)
         small, self._newest = self._small, max(time.time_ns(), self._newest + 1)
         small.append(self._write(rows, self._newest))
@@ -106,7 +93,6 @@ class Parts:
 
     @cached_property
     def _small(self) -> list[Path]:
-        """The parts that may be merged, the oldest first; kept up to date by appending."""
         return [path for path in self.paths() if path.stat().st_size < LARGE]
 
     @cached_property
@@ -164,9 +150,8 @@ class Parts:
     def _batches(self, path: Path, names: list[str], cells: pa.Array | None = None) -> Iterator[pa.Table]:
         """A part in pieces, in the table's schema; columns that came later are null.
 
-        Raises:
-            StoreError: it is no Parquet file, is damaged, or lacks a column of the key.
-            FileNotFoundError: it is gone.
+        Raises StoreError: it is no Parquet file, is damaged, or lacks a column of the key; FileNotFoundError: it is
+        gone.
         """
         try:
             metadata = pq.read_metadata(path)
@@ -223,7 +208,6 @@ def _digest(file: Any) -> str:
 
 
 def _stamp(path: Path) -> int:
-    """The time in a part's name, 0 where there is none."""
     text = path.name.split("-")[1]
     return int(text) if text.isdecimal() else 0
 

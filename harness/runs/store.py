@@ -15,15 +15,13 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError, StoreError, unknown
-from harness.files import unwritable, write_text
+from harness.files import locked, unwritable, write_text
 from harness.runs.parts import Parts
 from harness.runs.tables import TABLES, Rows, Table, declared
 
 MANIFEST = "manifest.json"
-LOCK = ".lock"
 DAMAGED = "damaged"
 FORMAT = 1
 """Version of the folder's layout, stored in the manifest."""
@@ -31,15 +29,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, for reading.
-
-    Args:
-        path: the folder.
-        manifest: what was run and where; see `RunStore.create`.
-    """
+    """A run folder, for reading."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # what was run and where, see `RunStore.create`
 
     @cached_property
     def tables(self) -> dict[str, Table]:
@@ -49,8 +42,7 @@ class Run:
     def table(self, name: str) -> pd.DataFrame:
         """One table, each row once; empty but typed when nothing was measured.
 
-        Raises:
-            StoreError: there is no such table, or one of its parts is unreadable; the sentence names it.
+        Raises StoreError: there is no such table, or one of its parts is unreadable; the sentence names it.
         """
         rows = self.rows(name)
         return rows.cast(self.tables[name].schema).to_pandas() if len(rows) else self.tables[name].empty()
@@ -67,7 +59,6 @@ class Run:
         return self._parts(name).cell_ids()
 
     def parts(self, name: str) -> list[Path]:
-        """The files of a table, the oldest first."""
         return self._parts(name).paths()
 
     def _parts(self, name: str) -> Parts:
@@ -77,11 +68,7 @@ class Run:
 
 
 def read_run(path: Path | str) -> Run:
-    """Open a run folder for reading.
-
-    Raises:
-        StoreError: it is missing, or no run folder.
-    """
+    """Open a run folder for reading. Raises StoreError: it is missing, or no run folder."""
     path = Path(path)
     if not path.is_dir():
         raise StoreError(f"there is no run folder at '{path}'; `harness run MATRIX --out {path}` makes one")
@@ -90,30 +77,24 @@ def read_run(path: Path | str) -> Run:
 
 @dataclass
 class RunStore:
-    """A run folder, for writing, locked against a second process; use it as a context manager.
-
-    Args:
-        run: the folder and its manifest.
-        damaged: parts that were unreadable and moved aside when the run was resumed.
-    """
+    """A run folder, for writing, locked against a second process; use it as a context manager."""
 
     run: Run
-    damaged: list[Path] = field(default_factory=list)
+    damaged: list[Path] = field(default_factory=list)  # parts that were unreadable and moved aside on resuming
 
     def __post_init__(self) -> None:
-        self._lock = _locked(self.run.path)
+        self._lock = locked(self.run.path, "is writing to")
         self._parts = {name: Parts(self.run.path, table) for name, table in self.run.tables.items()}
 
     @classmethod
     def create(cls, path: Path | str, manifest: dict[str, Any]) -> RunStore:
         """Start a run in a new or empty folder.
 
+        Raises StoreError: the folder holds something already, or cannot be written.
+
         Args:
             path: the folder.
             manifest: plain values: matrix, environment, versions, digests. The layout's version is added.
-
-        Raises:
-            StoreError: the folder holds something already, or cannot be written.
         """
         path = Path(path)
         try:
@@ -134,15 +115,16 @@ class RunStore:
     def resume(cls, path: Path | str) -> RunStore:
         """Continue a run: take its lock, clear what a killed process left half-written, move damaged parts aside.
 
-        Raises:
-            StoreError: no run folder, in use by another process, or not writable.
+        Raises StoreError: no run folder, in use by another process, or not writable.
         """
         path = Path(path)
         store = cls(read_run(path))
         try:
             for found in store._parts.values():
                 found.clear()
-                store.damaged += [_set_aside(path, part) for part in found.damaged()]
+                for part in found.damaged():
+                    (path / DAMAGED).mkdir(exist_ok=True)
+                    store.damaged.append(part.rename(path / DAMAGED / f"{part.parent.stem}-{part.name}"))
         except OSError as error:
             store.close()
             raise unwritable(path, error) from error
@@ -150,7 +132,6 @@ class RunStore:
 
     @property
     def path(self) -> Path:
-        """The folder."""
         return self.run.path
 
     @property
@@ -166,8 +147,7 @@ class RunStore:
     def declare(self, tables: Mapping[str, Table]) -> None:
         """Make room for the tables that a probe writes.
 
-        Raises:
-            StoreError: the run holds a table of such a name with other columns.
+        Raises StoreError: the run holds a table of such a name with other columns.
         """
         there = self.run.tables
         for name, table in tables.items():
@@ -180,9 +160,7 @@ class RunStore:
     def append(self, table: str, rows: Rows) -> None:
         """Append rows as one part: either all of them are stored or none.
 
-        Raises:
-            HarnessError: rows that do not fit the table's schema.
-            StoreError: the folder cannot be written.
+        Raises HarnessError: rows that do not fit the table's schema; StoreError: the folder cannot be written.
         """
         if rows:
             self._parts[table].append(self.run.tables[table].to_arrow(rows))
@@ -199,8 +177,7 @@ class RunStore:
             found.merge()
 
     def close(self) -> None:
-        """Give the lock back."""
-        self._lock.release()
+        self._lock.lock.release()
 
     def __enter__(self) -> RunStore:
         return self
@@ -210,11 +187,7 @@ class RunStore:
 
 
 def require_new(path: Path) -> None:
-    """Refuse a folder that holds anything.
-
-    Raises:
-        StoreError: what it holds.
-    """
+    """Refuse a folder that holds anything. Raises StoreError: what it holds."""
     if (path / MANIFEST).is_file():
         raise StoreError(f"'{path}' holds a run already; give --resume to finish it, or another --out")
     if tables := [table.name for table in TABLES.values() if Parts(path, table).paths()]:
@@ -250,14 +223,3 @@ def _set_aside(run: Path, part: Path) -> Path:
     folder = run / DAMAGED
     folder.mkdir(exist_ok=True)
     return part.rename(folder / f"{part.parent.stem}-{part.name}")
-
-
-def _locked(path: Path) -> FileLock:
-    lock = FileLock(path / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise StoreError(f"another process is writing to '{path}'; wait for it or give another --out") from error
-    except OSError as error:
-        raise unwritable(path, error) from error
-    return lock

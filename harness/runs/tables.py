@@ -27,33 +27,24 @@ _KINDS = {"text": TEXT, "integer": INTEGER, "real": REAL, "flag": FLAG}
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its columns, and those that identify a row; a run never holds two rows with the same key.
-
-    Args:
-        name: of the table.
-        key: columns.
-        columns: name to type, one of `TEXT`, `INTEGER`, `REAL` and `FLAG`.
-    """
+    """A table: its columns, and those that identify a row; a run never holds two rows with the same key."""
 
     name: str
     key: tuple[str, ...]
-    columns: Mapping[str, pa.DataType]
+    columns: Mapping[str, pa.DataType]  # by name: `TEXT`, `INTEGER`, `REAL` or `FLAG`
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """As Arrow's."""
         return pa.schema(list(self.columns.items()))
 
     @property
     def names(self) -> list[str]:
-        """Of the columns."""
         return list(self.columns)
 
     def to_arrow(self, rows: Rows) -> pa.Table:
         """Rows as an Arrow table of this schema; absent columns are null.
 
-        Raises:
-            HarnessError: a column that the table does not have, or a value of the wrong type.
+        Raises HarnessError: a column that the table does not have, or a value of the wrong type.
         """
         if extra := {column for row in rows for column in row} - set(self.columns):
             raise HarnessError(f"table '{self.name}' has no column {', '.join(sorted(extra))}")
@@ -80,11 +71,7 @@ class Table:
 
 
 def declared(tables: Any) -> dict[str, Table]:
-    """The tables that a manifest states beside those of every run.
-
-    Raises:
-        HarnessError: what it states is no table.
-    """
+    """The tables that a manifest states beside those of every run. Raises HarnessError: what it states is no table."""
     kinds = {str(kind): kind for kind in (TEXT, INTEGER, REAL, FLAG)}
     try:
         return {

@@ -77,7 +77,6 @@ class TrainingConfig(BaseModel):
 
     @property
     def snapshot_steps(self) -> tuple[int, ...]:
-        """The steps after which the snapshots are taken."""
         return tuple(math.ceil(fraction * self.steps) for fraction in self.snapshots)
 
     def _plan(self, done: int) -> list[float]:

@@ -106,7 +106,6 @@ def fit(recipe: Recipe, train: Images, seed: int, report: Callable[[str], None] 
 
 
 def _task(recipe: Recipe, images: Images, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A batch of inputs, augmented, and what is to be predicted of them."""
     batch = images.scaled(rows)
     if recipe.flips:
         mirrored = torch.rand(len(rows), generator=generator) < 0.5
@@ -139,7 +138,6 @@ def _card(
     accuracy: float,
     table: pd.DataFrame,
 ) -> str:
-    """Markdown: what the network is, how it came to be, and what its distances see."""
     config, parameters = network.config, sum(parameter.numel() for parameter in network.parameters())
     what = "class" if recipe.task == "labels" else "rotation by quarter turns"
     rows = "\n".join(

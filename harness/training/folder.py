@@ -32,10 +32,8 @@ class TrainingFolder:
     def state(self, config: TrainingConfig, data: str, resume: bool, device: torch.device) -> dict[str, Any] | None:
         """The state to continue from, its tensors on `device`; None when the run starts from the beginning.
 
-        Raises:
-            HarnessError: the folder holds a run and `resume` is false, or another run than that of `config`, or one
-                that was trained on other data.
-            CheckpointError: the state cannot be read.
+        Raises HarnessError: the folder holds a run and `resume` is false, or another run than that of `config`, or one
+        that was trained on other data; CheckpointError: the state cannot be read.
         """
         if not resume and (self.checkpoint.exists() or self.curve.exists()):
             raise HarnessError(f"'{self.path}' holds a run already; --resume continues it, --out names another folder")
@@ -61,7 +59,6 @@ class TrainingFolder:
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the state to continue from."""
         buffer = io.BytesIO()  # torch's own writer reports a full disk as an error of its own
         torch.save(state, buffer)
         with replacing(self.checkpoint) as partial:

@@ -51,7 +51,8 @@ def train(
 ) -> Path:
     """Train a flow and release it; the folder with the released files.
 
-    Under ``accelerate launch`` every process runs this, and the first one writes.
+    Under ``accelerate launch`` every process runs this, and the first one writes. Raises HarnessError: the data cannot
+    be read, `folder` is another run's or not writable, or the loss is not finite.
 
     Args:
         name: what the released files are called.
@@ -63,9 +64,6 @@ def train(
         root: where the dataset lies, see `load_dataset`.
         resume: continue the run in `folder`; its curve is that of a run that was never interrupted.
         skip_corrupt: leave unreadable images out; the weights' metadata and the model card say how many.
-
-    Raises:
-        HarnessError: the data cannot be read, `folder` is another run's or not writable, or the loss is not finite.
     """
     accelerator = Accelerator(mixed_precision="no")  # which precision is the objective's business
     with limited_threads(config.threads):
@@ -126,7 +124,6 @@ class _Run:
                     show(row)
 
     def _continue(self, resume: bool) -> int:
-        """Take up the stored state, if there is one; the number of steps done."""
         state = self.files.state(self.config, self.target.digest, resume, self.accelerator.device)
         if state is None:
             return 0

@@ -55,7 +55,6 @@ class Release:
         self.samples(stored, self.folder / f"{name}.png")
 
     def samples(self, network: nn.Module, path: Path) -> Samples | None:
-        """Write a grid of samples, where the data are images."""
         with torch.no_grad():
             samples = self.target.samples(network, self.decode)
         if samples is not None:
@@ -67,7 +66,6 @@ class Release:
         return self.config.model_dump(mode="json", exclude={"remark"})
 
     def _snapshot_name(self, fraction: float) -> str:
-        """Such as ``"cifar10-jpeg-5pct"``."""
         return f"{self.name}-{100 * fraction:g}pct"
 
     def _save(self, name: str, averaged: nn.Module, step: int) -> tuple[nn.Module, float]:
@@ -123,7 +121,6 @@ class Release:
         return "\n\n".join(filter(None, paragraphs)) + "\n"
 
     def _snapshots(self) -> str:
-        """A line for every snapshot, with the figures that its file states."""
         lines = []
         for name in map(self._snapshot_name, self.config.snapshots):
             with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:

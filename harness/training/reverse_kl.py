@@ -25,16 +25,14 @@ def reverse_kl(flow: nn.Module, log_density: Callable[[Tensor], Tensor], noise: 
     """``log q(x) - log pi(x)`` of samples of a flow, in nats; its gradient is that of the path alone.
 
     The parameters act on ``log q(x)`` through x and directly. The direct part has mean zero and is left out (arXiv
-    1703.09194; for flows 2207.08219), so that the gradient's variance vanishes as q approaches pi.
+    1703.09194; for flows 2207.08219), so that the gradient's variance vanishes as q approaches pi. Returns (B,), whose
+    mean is an unbiased estimate of the divergence less the log of pi's integral, and its gradient one of the
+    divergence's.
 
     Args:
         flow: a zuko `MAF`.
         log_density: log pi, (B, L) -> (B,).
         noise: (B, L) draws of the flow's base.
-
-    Returns:
-        (B,), whose mean is an unbiased estimate of the divergence less the log of pi's integral, and its gradient one
-        of the divergence's.
     """
     samples = sample(flow, noise)
     return copy.deepcopy(flow).requires_grad_(False)().log_prob(samples) - log_density(samples)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError, StoreError
-from harness.runs.store import LOCK, MANIFEST, RunStore, read_run
+from harness.files import LOCK
+from harness.runs.store import MANIFEST, RunStore, read_run
 from harness.runs.tables import TABLES
 
 

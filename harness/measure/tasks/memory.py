@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,16 +44,17 @@ class MemoryTask(CellTask):
     name, cost = "memory", 2.0
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """One row per method."""
         (cell,) = unit.subjects
-        if cell.cell_id in bench.failed:
-            return {"memory": [_row(cell, Attempt("skipped", bench.failed[cell.cell_id].error), None)]}
-        attempt = bench.attempt(cell, self.name, lambda: need_of(cell, bench.flow))
-        if attempt.value is None:
-            return {"memory": [_row(cell, attempt, None)]}
-        need = attempt.value
-        counted = {"weights_bytes": need.weights_bytes, "cache_bytes": need.cache_bytes}
-        return {"memory": [_row(cell, attempt, peak, **counted) for peak in need.peaks]}
+        if failed := bench.failed.get(cell.cell_id):
+            attempt: Attempt[Need] = Attempt("skipped", failed.error)
+        else:
+            attempt = bench.attempt(cell, self.name, lambda: need_of(cell, bench.flow))
+        if (need := attempt.value) is None:
+            method = {"cpu": "rss", "cuda": "cuda_allocated"}[cell.device]
+            return {"memory": [cell.identity | {"method": method} | attempt.outcome]}
+        shared = cell.identity | {"weights_bytes": need.weights_bytes, "cache_bytes": need.cache_bytes}
+        shared |= attempt.outcome
+        return {"memory": [shared | {"method": peak.method, "peak_bytes": peak.bytes} for peak in need.peaks]}
 
 
 def need_of(cell: Cell, flow_of: Callable[[Cell], CausalFlow], counted: Peaks = (), kernel: str | None = None) -> Need:
@@ -79,18 +81,12 @@ def _need_here(cell: Cell, counted: Peaks, kernel: str | None, threads: int) -> 
 def _need(
     cell: Cell, flow: CausalFlow, measured: Callable[[Call], list[Peak]], counted: Peaks, kernel: str | None
 ) -> Need:
-    """The decode of a single sample comes first: it loads code, weights and the libraries' own buffers.
-
-    These are no part of what the decode of a batch needs.
-    """
+    """The decode of a single sample comes first: it loads code, weights and the libraries' own buffers."""
     with nullcontext() if kernel is None else sdpa_kernel(KERNELS[kernel]):
         decoder = cell.build()
         batch_of(cell, flow, range(1)).result(decoder)
         batch = batch_of(cell, flow, range(cell.batch_size))
-
-        def call() -> Any:
-            return batch.result(decoder)
-
+        call = partial(batch.result, decoder)
         peaks = [*measured(call), *(count(call) for count in counted)]
         tally = Tally()
         replace(batch, flow=tap(flow, tally)).result(decoder)
@@ -102,9 +98,3 @@ def weights_bytes(flow: CausalFlow) -> int | None:
     if not isinstance(flow, nn.Module):
         return None
     return sum(tensor.nbytes for tensor in {*flow.parameters(), *flow.buffers()})
-
-
-def _row(cell: Cell, attempt: Attempt[Any], peak: Peak | None, **bytes_: int | None) -> dict[str, Any]:
-    method = {"cpu": "rss", "cuda": "cuda_allocated"}[cell.device] if peak is None else peak.method
-    measured = {} if peak is None else {"peak_bytes": peak.bytes}
-    return {**cell.identity, "method": method, **measured, **bytes_, **attempt.outcome}

@@ -65,14 +65,14 @@ class QualityTask:
     exclusive: ClassVar[bool] = False
 
     def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
-        """Cells without rows, and those whose row lacks real images that are there now."""
         quality = store.read("quality")
         done = set(quality.loc[quality["status"] != "skipped", "cell_id"])
         incomplete = set(quality.loc[(quality["status"] == "ok") & quality["error"].notna(), "cell_id"])
         here, failed = Bench(""), failed_cells(store)
         units = []
         for cell in cells:
-            if cell.cell_id not in done or (cell.cell_id in incomplete and self._images_are_there(cell, here)):
+            real = self._real(cell, here).value if cell.cell_id in incomplete else None
+            if cell.cell_id not in done or (real is not None and real.images is not None):
                 shards = [] if cell.cell_id in failed else list(self.shards(cell))
                 split = len(shards) > 1
                 cost = self._count(cell) * (0 if split else 1 / cell.batch_size + 1 / 16) + 1
@@ -86,44 +86,36 @@ class QualityTask:
         return shared_samples(cell), cell.dataset, cell.batch_size if unit.inputs else None
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """The row of one cell, and the grid of its samples."""
         (cell,) = unit.subjects
-        failed = bench.failed.get(cell.cell_id)
-        if failed:
-            attempt: Attempt[dict[str, Any]] = Attempt("skipped", failed.error)
-        else:
-            attempt = bench.attempt(cell, self.name, lambda: self._measure(cell, bench))
-        return {"quality": [quality_row(cell, attempt)]}
+        if failed := bench.failed.get(cell.cell_id):
+            return {"quality": [quality_row(cell, Attempt("skipped", failed.error))]}
+        return {"quality": [quality_row(cell, bench.attempt(cell, self.name, lambda: self._measure(cell, bench)))]}
 
     def shards(self, cell: Cell) -> Iterator[range]:
         """The global sample indices of a cell in runs of at least `shard`, whole batches."""
         return batches(range(self._count(cell)), _whole_batches(self.shard, cell.batch_size))
 
     def sums(self, cell: Cell, indices: range, bench: Bench) -> Sums:
-        """What a run of a cell's samples comes to."""
         real = self._real(cell, bench).value
         exact, flow, decoder = self._exact(cell, indices, bench), bench.flow(cell), bench.decoder(cell)
         perceptual = bench.keep("perceptual", None, Perceptual) if flow.image_shape else None
         return measure_samples(cell, flow, decoder, indices, exact, real and real.extractor, perceptual)
 
     def _measure(self, cell: Cell, bench: Bench) -> dict[str, Any]:
-        if not bench.inputs:
-            return self._row(cell, self.sums(cell, range(self._count(cell)), bench), bench)
-        sums = Sums()
+        flow, count, real = bench.flow(cell), self._count(cell), self._real(cell, bench)
+        sums = Sums() if bench.inputs else self.sums(cell, range(count), bench)
         for data in bench.inputs:
             sums.merge(Sums.from_bytes(data))
-        return self._row(cell, sums, bench)
-
-    def _row(self, cell: Cell, sums: Sums, bench: Bench) -> dict[str, Any]:
-        """The columns of a cell whose samples were all measured."""
-        flow, count, real = bench.flow(cell), self._count(cell), self._real(cell, bench)
         if flow.image_shape is not None:
             bench.add_grid(sample_file(cell), torch.cat(sums.shown), columns=8)
+        scores = {name: total.score for name, total in sums.perceptual.items()}
         row: dict[str, Any] = {
             "num_samples": count,
             "error": real.value.reason if real.value else real.error,
             "nonfinite_retries": sums.nonfinite_retries,
-            **_perceptual(sums),
+            **{name: score.value for name, score in scores.items()},
+            "perceptual_error": "; ".join(f"{name}: {one.reason}" for name, one in scores.items() if one.reason)
+            or None,
         }
         if real.value:
             row |= distances(np.concatenate(sums.features), real.value.reference)
@@ -160,12 +152,7 @@ class QualityTask:
         skipped = indices.start - starts.start
         return torch.cat([chunks[start] for start in starts])[skipped : skipped + len(indices)]
 
-    def _images_are_there(self, cell: Cell, bench: Bench) -> bool:
-        real = self._real(cell, bench).value
-        return real is not None and real.images is not None
-
     def _real(self, cell: Cell, bench: Bench) -> Attempt[Real]:
-        """Real images of a cell's dataset, or why there are none."""
         return bench.keep("real", (cell.dataset, cell.data_root, cell.data_size), lambda: self._load(cell, bench))
 
     def _load(self, cell: Cell, bench: Bench) -> Attempt[Real]:
@@ -187,7 +174,6 @@ class QualityTask:
         return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
 
     def _images(self, cell: Cell, shape: tuple[int, int, int]) -> Images:
-        """The train split at the flow's size."""
         size, root = cell.data_size or shape[-1], cell.data_root or self.data_root
         images = load_dataset(cell.dataset, "train", root=root, size=size, skip_corrupt=self.skip_corrupt)
         if tuple(images.pixels.shape[1:]) != shape:
@@ -207,7 +193,6 @@ class ShardsTask:
     exclusive: ClassVar[bool] = False
 
     def missing(self, cells: Sequence[Cell], store: RunStore) -> list[Unit]:
-        """Shards that are wanted and not there."""
         return [
             Unit(
                 f"{unit.title}, samples {indices.start} to {indices.stop - 1}",
@@ -222,14 +207,12 @@ class ShardsTask:
         ]
 
     def together(self, unit: Unit) -> Hashable:
-        """Shards of the same indices, which are compared with the same sequential samples."""
         (cell,) = unit.subjects
         assert unit.indices is not None
         number = unit.indices.start // _whole_batches(self.quality.shard, cell.batch_size)
         return shared_samples(cell), cell.dataset, number
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
-        """The file of a shard; or, where it fails, the row of its cell."""
         (cell,), indices = unit.subjects, unit.indices
         assert indices is not None
         attempt = bench.attempt(cell, self.name, lambda: self.quality.sums(cell, indices, bench))
@@ -252,13 +235,6 @@ def shared_samples(cell: Cell) -> Hashable:
 def quality_row(cell: Cell, attempt: Attempt[dict[str, Any]]) -> dict[str, Any]:
     """A row of `quality`; a measured one brings a sentence of its own where there was nothing to compare with."""
     return {**cell.identity, **attempt.outcome, **(attempt.value or {})}
-
-
-def _perceptual(sums: Sums) -> dict[str, Any]:
-    """The scores without a reference, and why one of them is missing."""
-    scores = {name: total.score for name, total in sums.perceptual.items()}
-    missing = "; ".join(f"{name}: {score.reason}" for name, score in scores.items() if score.reason)
-    return {name: score.value for name, score in scores.items()} | {"perceptual_error": missing or None}
 
 
 def _whole_batches(at_least: int, size: int) -> int:

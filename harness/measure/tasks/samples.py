@@ -61,31 +61,31 @@ class DrawTask:
         ]
 
     def together(self, unit: Unit) -> Hashable:
-        """Shards are drawn apart."""
         return unit.indices
 
     def measure(self, unit: Unit, bench: Bench) -> Mapping[str, Rows]:
-        """The files of a shard; no rows."""
         indices = unit.indices
         assert indices is not None
         flow = bench.flow(self.request.subject)
         images = self.request.draw(flow, indices).images
         labels = sample_labels(flow, self.request.labels, indices)
+        drawn = zip(indices, [None] * len(indices) if labels is None else labels.tolist(), _pngs(images), strict=True)
         if self.parquet:
-            bench.files[f"{indices.start:012d}.parquet"] = _to_parquet(images, labels, indices)
+            bench.files[f"{indices.start:012d}.parquet"] = _to_parquet(drawn)
         else:
-            bench.files |= dict(_to_files(images, labels, indices))
+            for index, label, png in drawn:
+                folder = "" if label is None or label < 0 else f"{label}/"
+                bench.files[f"{folder}{index:06d}.png"] = png
         return {}
 
 
 class SampleFolder:
     """A folder of samples as a sink: it knows what they are drawn with, and which shards are there.
 
+    Raises HarnessError: the folder holds something else.
+
     Args:
         request: what is drawn, as plain values.
-
-    Raises:
-        HarnessError: the folder holds something else.
     """
 
     def __init__(self, path: Path, request: dict[str, Any]) -> None:
@@ -93,7 +93,6 @@ class SampleFolder:
         self.drawn = self._claim()
 
     def add(self, task: Task, unit: Unit, outcome: Outcome, attempts: int) -> None:
-        """Files first, then the note that they are there."""
         write_files(self.path, outcome.files)
         assert unit.indices is not None
         self.drawn.add(unit.indices.start)
@@ -119,9 +118,8 @@ class SampleFolder:
         )
 
     def _note(self) -> None:
-        write_text(
-            self.path / REQUEST, json.dumps({"request": self.request, "drawn": sorted(self.drawn)}, indent=2) + "\n"
-        )
+        note = {"request": self.request, "drawn": sorted(self.drawn)}
+        write_text(self.path / REQUEST, json.dumps(note, indent=2) + "\n")
 
 
 def draw_to_files(
@@ -134,16 +132,13 @@ def draw_to_files(
 ) -> str:
     """Draw samples into a folder or a Parquet file; what an earlier call with the same request has drawn is kept.
 
+    Returns a sentence on what was written. Raises HarnessError: the place holds something else, or a worker failed or
+    was lost too often.
+
     Args:
         out: a ``.parquet`` file, with the columns ``img: {bytes, path}``, ``label`` and ``index``; else a folder, with
             ``INDEX.png`` or, where samples have classes, ``CLASS/INDEX.png``.
         retries: times that a shard is drawn again when its worker was lost.
-
-    Returns:
-        A sentence on what was written.
-
-    Raises:
-        HarnessError: the place holds something else, or a worker failed or was lost too often.
     """
     parquet = out.suffix == ".parquet"
     drawn_with = request.plain()
@@ -166,20 +161,10 @@ def draw_to_files(
     return f"{out}: {request.count} samples"
 
 
-def _to_files(images: Tensor, labels: Tensor | None, indices: range) -> Iterator[tuple[str, bytes]]:
-    for place, (index, png) in enumerate(zip(indices, _pngs(images), strict=True)):
-        label = -1 if labels is None else int(labels[place])
-        yield f"{f'{label}/' if label >= 0 else ''}{index:06d}.png", png
-
-
-def _to_parquet(images: Tensor, labels: Tensor | None, indices: range) -> bytes:
+def _to_parquet(drawn: Iterator[tuple[int, int | None, bytes]]) -> bytes:
     rows = [
-        {
-            "img": {"bytes": png, "path": f"{index:06d}.png"},
-            "label": None if labels is None else int(labels[place]),
-            "index": index,
-        }
-        for place, (index, png) in enumerate(zip(indices, _pngs(images), strict=True))
+        {"img": {"bytes": png, "path": f"{index:06d}.png"}, "label": label, "index": index}
+        for index, label, png in drawn
     ]
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer := io.BytesIO())
     return buffer.getvalue()

@@ -47,7 +47,6 @@ class Sums:
     nonfinite_retries: int = 0  # layers of batches that were decoded again since they were not finite
 
     def merge(self, later: Sums) -> None:
-        """Take in the samples that follow these."""
         self.deviation.merge(later.deviation)
         self.features += later.features
         self.shown += later.shown
@@ -56,7 +55,6 @@ class Sums:
         self.nonfinite_retries += later.nonfinite_retries
 
     def to_bytes(self) -> bytes:
-        """These sums as a safetensors file."""
         facts = {
             "deviation": asdict(self.deviation),
             "perceptual": {name: asdict(total) for name, total in self.perceptual.items()},
@@ -71,7 +69,6 @@ class Sums:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` wrote."""
         tensors = load(data)
         facts = json.loads(bytes(tensors["facts"].tolist()))
         return cls(

@@ -43,7 +43,6 @@ class TimingTask:
     exclusive: ClassVar[bool] = True
 
     def units(self, cells: Sequence[Cell]) -> list[Unit]:
-        """Every round of every group."""
         return [
             Unit(
                 title=f"{members[0].dataset}, batch {members[0].batch_size}, round {number + 1} of {self.rounds}",
@@ -57,14 +56,15 @@ class TimingTask:
         ]
 
     def together(self, unit: Unit) -> Hashable:
-        """Rounds of one group."""
         return unit.subjects[0].group_id
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         """One round: decode every cell once and encode once, in shuffled order; and in what state the device was."""
         first: Cell = unit.subjects[0]
         batch = bench.batch(first, range(first.batch_size))
-        bench.keep("warm", first.group_id, lambda: self._warm(unit, bench, batch))
+        bench.keep(
+            "warm", first.group_id, lambda: [self._round(unit.subjects, bench, batch) for _ in range(self.warmup)]
+        )
         names = {"group_id": first.group_id, "session": bench.session}
         number, sentinels = unit.key["round"], []
         if number in (0, self.rounds // 2):
@@ -95,10 +95,6 @@ class TimingTask:
         gc.collect()
         attempt = bench.attempt(cell, "sentinel", several)
         return {"place": place, "wall_s": attempt.value, **attempt.outcome}
-
-    def _warm(self, unit: Unit, bench: Bench, batch: ExactBatch) -> None:
-        for _ in range(self.warmup):
-            self._round(unit.subjects, bench, batch)
 
     def _timings(self, unit: Unit, bench: Bench, batch: ExactBatch) -> Rows:
         first = unit.subjects[0]

@@ -25,7 +25,6 @@ class TraceTask(CellTask):
         )
 
     def rows(self, cell: Cell, bench: Bench) -> Rows:
-        """Decode, and read the rows off."""
         raise NotImplementedError
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 
-_THROTTLES = "cpu*/thermal_throttle/*_throttle_count"
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -23,29 +22,25 @@ _CPUS = Path("/sys/devices/system/cpu")
 class Reading:
     """A device at one moment."""
 
-    clock_hz: float | None  # of the GPU's multiprocessors, or the mean over CPU cores
-    temperature_c: float | None  # of the GPU, or of the hottest CPU sensor
-    reasons: tuple[str, ...] | None  # why its clock is held back now, where it tells
-    throttles: int | None  # how often the CPU was held back since the system started
-    foreign_processes: int | None  # besides this one that compute on the GPU
-    load: float | None  # processes that ran or waited to, mean over the last minute
     busy_s: float  # processor seconds that the whole machine has worked since it started
     own_s: float  # those of this process since it started
     at_s: float  # when
+    load: float | None  # processes that ran or waited to, mean over the last minute
+    clock_hz: float | None = None  # of the GPU's multiprocessors, or the mean over CPU cores
+    temperature_c: float | None = None  # of the GPU, or of the hottest CPU sensor
+    reasons: tuple[str, ...] | None = None  # why its clock is held back now, where it tells
+    throttles: int | None = None  # how often the CPU was held back since the system started
+    foreign_processes: int | None = None  # besides this one that compute on the GPU
 
 
 @contextmanager
 def watch(device: str) -> Iterator[dict[str, Any]]:
-    """The columns of `devices` for what runs meanwhile, filled in at its end.
+    """The columns of `devices` for what runs meanwhile, filled in at its end; of ``"cuda"``, the first visible GPU.
 
-    Args:
-        device: ``"cpu"``, or ``"cuda"`` for the first visible GPU.
-
-    Example:
-        >>> with watch("cpu") as conditions:
-        ...     total = sum(range(1000))
-        >>> conditions["foreign_cpus"] >= 0
-        True
+    >>> with watch("cpu") as conditions:
+    ...     total = sum(range(1000))
+    >>> conditions["foreign_cpus"] >= 0
+    True
     """
     conditions: dict[str, Any] = {}
     before = read(device)
@@ -59,8 +54,8 @@ def between(before: Reading, after: Reading) -> dict[str, Any]:
     `foreign_cpus` is the mean number of processors that others kept busy: what the machine worked, less what this
     process did, over the time. The system counts in hundredths of a second, so a short time says little.
     """
-    seconds = max(after.at_s - before.at_s, 1e-9)
     foreign = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+    counts = [one.foreign_processes for one in (before, after) if one.foreign_processes is not None]
     reasons = sorted({*(before.reasons or ()), *(after.reasons or ())})
     if before.throttles is not None and after.throttles is not None and after.throttles > before.throttles:
         reasons.append("thermal")
@@ -73,16 +68,15 @@ def between(before: Reading, after: Reading) -> dict[str, Any]:
         "throttled": bool(reasons) if tells else None,
         "throttle_reasons": ",".join(reasons) if tells else None,
         "load_start": before.load,
-        "foreign_cpus": max(foreign / seconds, 0.0),
-        "foreign_processes": max(
-            (count for count in (before.foreign_processes, after.foreign_processes) if count is not None), default=None
-        ),
+        "foreign_cpus": max(foreign / max(after.at_s - before.at_s, 1e-9), 0.0),
+        "foreign_processes": max(counts, default=None),
     }
 
 
 def read(device: str) -> Reading:
     """Read a device now; takes about a millisecond."""
-    gpu = _gpu() if device == "cuda" else None
+    here = {"clock_hz": _clock, "temperature_c": _temperature, "throttles": _throttles}
+    facts = _gpu() if device == "cuda" else {name: find() for name, find in here.items()}
     cpu = psutil.cpu_times()
     idle = cpu.idle + getattr(cpu, "iowait", 0.0)
     guest = getattr(cpu, "guest", 0.0) + getattr(cpu, "guest_nice", 0.0)  # counted in user and nice already
@@ -90,16 +84,8 @@ def read(device: str) -> Reading:
     with suppress(OSError, AttributeError):
         load = os.getloadavg()[0]
     return Reading(
-        clock_hz=gpu["clock_hz"] if gpu else _clock() if device == "cpu" else None,
-        temperature_c=gpu["temperature_c"] if gpu else _temperature() if device == "cpu" else None,
-        reasons=gpu["reasons"] if gpu else None,
-        throttles=_throttles() if device == "cpu" else None,
-        foreign_processes=gpu["foreign_processes"] if gpu else None,
-        load=load,
-        busy_s=sum(cpu) - idle - guest,
-        own_s=time.process_time(),
-        at_s=time.perf_counter(),
-    )
+        busy_s=sum(cpu) - idle - guest, own_s=time.process_time(), at_s=time.perf_counter(), load=load, **facts,
+    )  # fmt: skip
 
 
 def _clock() -> float | None:
@@ -120,13 +106,12 @@ def _temperature() -> float | None:
 def _throttles() -> int | None:
     """Times that any core or package of an Intel processor was too hot; None where the kernel does not count them."""
     with suppress(OSError, ValueError):
-        counts = [int(path.read_text()) for path in _CPUS.glob(_THROTTLES)]
+        counts = [int(path.read_text()) for path in _CPUS.glob("cpu*/thermal_throttle/*_throttle_count")]
         return sum(counts) if counts else None
     return None
 
 
-def _gpu() -> dict[str, Any] | None:
-    """What NVML says of this process's first visible GPU."""
+def _gpu() -> dict[str, Any]:
     try:
         import pynvml
         import torch
@@ -136,24 +121,22 @@ def _gpu() -> dict[str, Any] | None:
             properties = torch.cuda.get_device_properties(0)
             handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
             held = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+            thermal = pynvml.nvmlClocksThrottleReasonSwThermalSlowdown
+            power = pynvml.nvmlClocksThrottleReasonSwPowerCap
+            slowed = {  # that it is idle, or runs at the clock that was asked for, is no reason
+                "thermal": thermal | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+                "power": power | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
+                "hardware": pynvml.nvmlClocksThrottleReasonHwSlowdown,
+            }
             return {
                 "clock_hz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) * 1e6,
                 "temperature_c": float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
-                "reasons": tuple(name for name, bit in _reasons(pynvml).items() if held & bit),
+                "reasons": tuple(name for name, bit in slowed.items() if held & bit),
                 "foreign_processes": max(len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) - 1, 0),
             }
         finally:
             pynvml.nvmlShutdown()
     except (ImportError, AttributeError):
-        return None
+        return {}
     except pynvml.NVMLError:  # no driver, or a GPU that does not tell
-        return None
-
-
-def _reasons(nvml: Any) -> dict[str, int]:
-    """Reasons that slow a GPU down; that it is idle, or runs at the clock that was asked for, is none."""
-    return {
-        "thermal": nvml.nvmlClocksThrottleReasonSwThermalSlowdown | nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
-        "power": nvml.nvmlClocksThrottleReasonSwPowerCap | nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
-        "hardware": nvml.nvmlClocksThrottleReasonHwSlowdown,
-    }
+        return {}

@@ -69,11 +69,8 @@ def dispatch(executor: Executor, jobs: Sequence[Job], folder: Path, retries: int
 
     A worker waits until its last event was dealt with, so that storing rows never runs beside what the same worker
     measures next. Raises HarnessError: whatever a worker raised; everything else is stopped.
-
-    Args:
-        jobs: what, on one kind of device; those at the front are begun first.
-        folder: where the files lie that units name.
-        retries: times that a job whose worker was lost is run again, with the units that are missing.
+    The jobs are for one kind of device, those at the front are begun first; `folder` holds the files that units name.
+    A job whose worker was lost is run again up to `retries` times, with the units that are missing.
     """
     if jobs:
         yield from _Dispatcher(executor, jobs, folder, retries).events()
@@ -118,7 +115,6 @@ class _Dispatcher:
             worker.close(now=True)
 
     def _slot(self) -> None:
-        """One thread: takes a job, measures its units one by one, takes the next."""
         try:
             while tried := self._next():
                 self._run(tried)

@@ -13,9 +13,7 @@ from harness.measure.workers.job import Job, Outcome
 class WorkerLost(HarnessError):
     """What measured a job is gone, by no fault of what it measured that is known: the job can run again.
 
-    Args:
-        reason: a sentence without a full stop.
-        begun: whether the job had begun; a worker that never came up costs it no attempt.
+    The reason has no full stop. A worker that never came up, so that the job had not `begun`, costs it no attempt.
     """
 
     def __init__(self, reason: str, begun: bool = True) -> None:
@@ -29,8 +27,7 @@ class Worker(Protocol):
     def measure(self, unit: Unit, inputs: Sequence[bytes]) -> Outcome:
         """Block until the unit is measured, given the content of the files that it names.
 
-        Raises:
-            WorkerLost: the process, or the machine it ran on, is gone.
+        Raises WorkerLost: the process, or the machine it ran on, is gone.
         """
         ...
 
@@ -53,9 +50,7 @@ class Executor(Protocol):
     def open(self, job: Job) -> Worker:
         """A worker for a job, alone on its device where the job is exclusive; blocks until one is free.
 
-        Raises:
-            WorkerLost: none came up.
-            HarnessError: there is nowhere to run it.
+        Raises WorkerLost: none came up; HarnessError: there is nowhere to run it.
         """
         ...
 

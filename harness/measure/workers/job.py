@@ -25,11 +25,7 @@ CODE = code_version()
 
 @dataclass(frozen=True)
 class Job:
-    """Plain values, so that it travels to other processes and machines.
-
-    Args:
-        path: where modules are found besides, for decoders of the user's own.
-    """
+    """Plain values, so that it travels to other processes and machines."""
 
     task: Task
     units: tuple[Unit, ...]  # in the order in which they are measured; those of a paired group are one job
@@ -37,7 +33,7 @@ class Job:
     device: str = "cpu"
     threads: int | None = None  # of torch on the CPU, or None for as many as it takes there
     code: str = CODE  # version of flows and decoders that it must be measured with
-    path: tuple[str, ...] = field(default_factory=lambda: tuple(filter(None, sys.path)))
+    path: tuple[str, ...] = field(default_factory=lambda: tuple(filter(None, sys.path)))  # of the user's own modules
 
     @property
     def exclusive(self) -> bool:
@@ -59,10 +55,8 @@ class Outcome:
 class JobProcess:
     """The process that a job is measured in, from the inside: called with a unit, it measures it.
 
-    An exclusive job holds the lock of its device from the first unit to the end of the process.
-
-    Raises:
-        HarnessError: the code or a checkpoint here is not the one that the job was planned with.
+    An exclusive job holds the lock of its device from the first unit to the end of the process. Raises HarnessError:
+    the code or a checkpoint here is not the one that the job was planned with.
     """
 
     def __init__(self, job: Job) -> None:
@@ -86,7 +80,6 @@ class JobProcess:
             self._held.enter_context(device_lock(job.device))
 
     def __call__(self, unit: Unit, inputs: Sequence[bytes]) -> Outcome:
-        """Measure a unit, given the content of the files that it names."""
         bench = self._bench
         bench.inputs, bench.files, bench.notes = inputs, {}, []
         rows = self._job.task.measure(unit, bench)
@@ -94,12 +87,10 @@ class JobProcess:
 
 
 def jobs_of(task: Task, units: Sequence[Unit], slots: int, **shared: Any) -> list[Job]:
-    """Units as jobs.
+    """Units as jobs, those with equal keys as one.
 
-    Args:
-        units: those whose keys are equal are one job. Where only one job runs at a time, all are one, so that what
-            they share is made once; what is timed keeps a process of its own.
-        slots: jobs that run at a time.
+    Where only one job runs at a time (`slots`), all are one, so that what they share is made once; what is timed keeps
+    a process of its own.
     """
     together: dict[Hashable, list[Unit]] = {}
     for unit in units:

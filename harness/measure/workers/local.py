@@ -1,4 +1,4 @@
-"""The executor that uses this machine: every job in a fresh process, on CUDA one per GPU."""
+"""From ``--on`` to an executor, and the one of this machine: every job in a fresh process, on CUDA one per GPU."""
 
 from __future__ import annotations
 
@@ -9,12 +9,29 @@ from dataclasses import replace
 
 import torch
 
+from harness.errors import HarnessError
 from harness.measure.units import Unit
-from harness.measure.workers.executor import Worker, WorkerLost
+from harness.measure.workers.executor import Executor, Worker, WorkerLost
 from harness.measure.workers.job import Job, JobProcess, Outcome
 from harness.measure.workers.process import Conversation, FreshProcess, ProcessDied
 
 PRELOAD = ("harness.measure.workers.job", "harness.measure.tasks.quality", "harness.measure.tasks.memory")
+
+
+def executor(on: str = "local", workers: int = 1) -> Executor:
+    """The executor that ``--on`` names: ``"local"``, ``"ray"``, ``"ray://host:port"`` or ``"ray:ADDRESS"``.
+
+    `workers` are CPU jobs at a time on this machine, of those that are not timed. Another name, or a cluster that
+    cannot be reached, is a `HarnessError`.
+    """
+    if on == "local":
+        return Local(workers)
+    kind, colon, address = on.partition(":")
+    if kind != "ray" or (colon and not address.strip("/")):
+        raise HarnessError(f"--on takes local, ray, ray://host:port or ray:ADDRESS, not '{on}'")
+    from harness.measure.workers.ray_cluster import RayCluster  # what it needs may not be installed
+
+    return RayCluster(on if address.startswith("//") else address or None)
 
 
 class Local:
@@ -22,9 +39,6 @@ class Local:
 
     What is timed on the CPU runs alone; other CPU jobs as many at a time as `workers` says. On CUDA each job has a GPU
     of its own, chosen before its process imports torch.
-
-    Args:
-        workers: CPU jobs at a time, of those that are not timed.
     """
 
     def __init__(self, workers: int = 1) -> None:

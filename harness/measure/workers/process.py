@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from harness.errors import HarnessError
@@ -57,8 +56,7 @@ class FreshProcess:
     def run(self, job: Callable[..., T], *arguments: Any) -> T:
         """What `job(*arguments)` returns; what it raises is raised here. All must be picklable.
 
-        Raises:
-            ProcessDied: the process ended without an answer.
+        Raises ProcessDied: the process ended without an answer.
         """
         with self.open(_same, job) as process:
             return process.ask(*arguments)
@@ -86,8 +84,7 @@ class Conversation:
     def ask(self, *question: Any) -> Any:
         """Send the arguments, block until the answer comes, and return it; what was raised there is raised here.
 
-        Raises:
-            ProcessDied: the process ended without an answer.
+        Raises ProcessDied: the process ended without an answer.
         """
         try:
             self._pipe.send(question)
@@ -109,17 +106,12 @@ class Conversation:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self.close(now=kind is not None)
 
 
 def _start(process: Any) -> None:
-    """Start a process, by a new server where the one there was has been ended.
-
-    A server that was killed is replaced only once the system has put it away, which takes a moment on a busy machine.
-    """
+    """Start a process, by a new server where the one there was has been ended."""
     for pause in SERVER_GOES_S:
         try:
             return process.start()

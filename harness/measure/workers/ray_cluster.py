@@ -25,12 +25,11 @@ REACHED_S = 10.0
 class RayCluster:
     """Jobs as Ray actors, never restarted by Ray: what is left of a lost job is handed out again by the driver.
 
+    Raises HarnessError: Ray is not installed, or there is no cluster at that address.
+
     Args:
         address: of a cluster, ``"ray://host:port"`` through Ray's client or ``"host:port"`` of its head; by default
             $RAY_ADDRESS, else the cluster that runs on this machine, else a new one of this machine alone.
-
-    Raises:
-        HarnessError: Ray is not installed, or there is no cluster at that address.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -106,7 +105,6 @@ class RayCluster:
                 self._changed.wait(timeout=10)  # a node may also have joined or gone
 
     def give_back(self, node: str | None, lost: bool) -> None:
-        """Let the next job have a node."""
         with self._changed:
             if node is not None:
                 self._busy.discard(node)
@@ -120,7 +118,6 @@ class _RayWorker:
         self._lost = self._closed = False
 
     def wait(self) -> None:
-        """Block until the actor has its device."""
         self._get(self._actor.ready.remote(), begun=False)
 
     def measure(self, unit: Unit, inputs: Sequence[bytes]) -> Outcome:
@@ -148,7 +145,6 @@ class _RayWorker:
 
 
 def _require_listening(address: str) -> None:
-    """Find out in seconds what Ray takes minutes for."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         try:

@@ -52,7 +52,6 @@ class IsingTarget(MafTarget):
         return {"ising": {"side": self.model.side, "temperature": self.model.temperature}}
 
     def card_rows(self, network: nn.Module, score: float, decode: Decode) -> list[tuple[str, str]]:
-        """The divergence, and observables beside their exact values."""
         flow, generator = self.flow(network), seeded(self.config.seed, SAMPLES, 1)
         tokens = decode(flow, flow.sample_latents(OBSERVED, generator)).tokens
         rows = [("reverse KL", f"{score:.3f} nats on {JUDGED:,} samples, {self.features} sites")]

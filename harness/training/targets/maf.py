@@ -56,12 +56,10 @@ class MafTarget(Target):
         )
 
     def loss(self, network: nn.Module, *batch: Tensor) -> Tensor:
-        """Negative log-likelihood per feature of the data."""
         loss: Tensor = -network().log_prob(batch[0].flatten(1)).mean() / self.features
         return loss
 
     def flow(self, network: nn.Module) -> ZukoFlow:
-        """The flow of a copy on the CPU."""
         return ZukoFlow(copy.deepcopy(network).cpu(), self.image_shape, self.model)
 
     @abstractmethod
@@ -132,7 +130,6 @@ class TableTarget(MafTarget):
         super().__init__(config, self.train.shape[1], f"scikit-learn's table {config.dataset}")
 
     def batch(self, step: int) -> Batch:
-        """Noisy rows (B, L)."""
         rows = self.train[self.epochs.rows(step)]
         return (rows + draw_noise(rows.shape, self.config, seeded(self.config.seed, DISTURB, step)),)
 

@@ -14,7 +14,7 @@ import pytest
 from test_runner import DETERMINISTIC, TABLES
 
 from harness.errors import HarnessError
-from harness.measure.workers.choose import executor
+from harness.measure.workers.local import executor
 from harness.runs.store import read_run
 from harness.runs.tables import TABLES as SCHEMAS
 
