@@ -55,10 +55,8 @@ def speed(runs: Runs) -> pd.DataFrame:
         paired_speedups(runs.tables["timings"], baseline=name)[["cell_id", *numbers]] for name in (UNCACHED, BASELINE)
     )
     found = runs.cells[["cell_id", *NAMES]].merge(runs.speedups[["cell_id", "wall_s", "rounds"]], on="cell_id")
-    found = found.merge(over, on="cell_id").merge(
-        ours.rename(columns={name: f"cached_{name}" for name in numbers}), on="cell_id"
-    )
-    return found.drop(columns="cell_id")
+    ours = ours.rename(columns={name: f"cached_{name}" for name in numbers})
+    return found.merge(over, on="cell_id").merge(ours, on="cell_id").drop(columns="cell_id")
 
 
 def independent(sites: int) -> float:
