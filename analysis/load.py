@@ -181,7 +181,6 @@ def _flows(cells: pd.DataFrame) -> pd.Series:
 
 
 def _series(cells: pd.DataFrame) -> pd.Series:
-    """The label; where several runs use one label for different options, these options too."""
     names = cells["label"].fillna(cells["decoder"]).astype(str)
     options = cells["options"].map(_parsed)
     for label, group in options.groupby(names):

@@ -85,7 +85,6 @@ def same_up_to_rounding(before: pd.Series, after: pd.Series, rises: bool = False
 
 
 def _same_sentence(before: str, after: str) -> bool:
-    """Whether two sentences tell the same: counts exactly, other numbers up to the last digit that is told."""
     if _NUMBER.split(before) != _NUMBER.split(after):
         return False
     pairs = zip(_NUMBER.findall(before), _NUMBER.findall(after), strict=True)

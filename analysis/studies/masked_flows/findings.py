@@ -76,7 +76,6 @@ def largest(observed: pd.DataFrame) -> dict[str, float]:
 
 
 def _lattice(paper: pd.DataFrame) -> dict[str, float]:
-    """The square lattice whose independent spins come nearest to the paper's |magnetisation|."""
     reported = paper.loc[paper["quantity"] == "abs_magnetisation", "value"].mean()
     side = min((side for side in SIDES if side % 2 == 0), key=lambda side: abs(independent(side**2) - reported))
     return {"side": side, "abs_magnetisation": independent(side**2), "reported": reported}

@@ -55,7 +55,6 @@ def choices(runs: Runs) -> pd.DataFrame:
 
 
 def _beaten(part: pd.DataFrame) -> pd.Series:
-    """(choices,) whether another one is no worse in depth and deviation and better in one of them."""
     points = part[["depth", "deviation_rmse"]].to_numpy(float)
     no_worse = (points[:, None] <= points[None]).all(axis=2)
     return pd.Series((no_worse & ~no_worse.T).any(axis=0), index=part.index)
