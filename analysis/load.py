@@ -172,10 +172,8 @@ def _flows(cells: pd.DataFrame) -> pd.Series:
         text = cells[column].map(lambda value: "none" if pd.isna(value) else str(value))
         varies = text.groupby(cells["dataset"]).transform("nunique") > 1
         if column == "checkpoint":  # most checkpoints are named after their dataset
-            named_after = pd.Series(
-                [one.startswith(of) for one, of in zip(text, names, strict=True)], index=cells.index
-            )
-            words = text.where(named_after, names + ", " + text)
+            named_after = [one.startswith(of) for one, of in zip(text, names, strict=True)]
+            words = text.where(pd.Series(named_after, index=cells.index), names + ", " + text)
         else:
             words = names + ", " + (f"{column} " if column in ("guidance", "threads") else "") + text
         names = names.where(~varies, words)
@@ -183,7 +181,6 @@ def _flows(cells: pd.DataFrame) -> pd.Series:
 
 
 def _series(cells: pd.DataFrame) -> pd.Series:
-    """The label; where several runs use one label for different options, these options too."""
     names = cells["label"].fillna(cells["decoder"]).astype(str)
     options = cells["options"].map(_parsed)
     for label, group in options.groupby(names):

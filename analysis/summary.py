@@ -164,7 +164,6 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _outcomes(run: Run) -> pd.DataFrame:
-    """cell_id, status, error and the pass they come from: of the first pass that was not "ok", timing first."""
     tables = {name: run.table(name) for name in ("timings", "failures", "quality", "memory")}
     named = [frame.assign(**({} if name == "failures" else {"pass": name})) for name, frame in tables.items()]
     columns = ["cell_id", "status", "error", "pass"]

@@ -48,11 +48,7 @@ class Timed(ABC):
 
 
 class Measured(Timed):
-    """Seconds and peak memory of one call.
-
-    asv makes a new process for every benchmark. Its peak memory includes the interpreter, the imports and `setup`;
-    `peakmem_setup` measures those alone, and a comparison subtracts it.
-    """
+    """Seconds and peak memory of one call; a comparison subtracts `peakmem_setup`, which has the interpreter's too."""
 
     def peakmem_run(self, *params: object) -> None:
         self.run()

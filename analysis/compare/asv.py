@@ -134,7 +134,6 @@ def compare_results(base: Results, new: Results, tolerance: float = TOLERANCE) -
 
 
 def _comparable(results: Results, same_machine: bool) -> dict[str, Measurement]:
-    """What was measured and means something: set-up is no benchmark, and seconds are those of one machine."""
     return {
         name: found
         for name, found in results.measurements.items()

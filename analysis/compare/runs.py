@@ -170,7 +170,6 @@ def _became_worse(base: CellFacts, new: CellFacts, tolerance: float) -> Iterator
 
 
 def _unmatched(key: str, cell: CellFacts, before: dict[str, CellFacts]) -> CellVerdict:
-    """A cell that only the new run holds, set beside the stored run's fastest valid cell of the same group."""
     if cell.errors:
         evidence = [f"failed: {'; '.join(cell.errors)}"]
     else:

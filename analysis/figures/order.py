@@ -79,9 +79,8 @@ def finding(frame: pd.DataFrame) -> str:
     sentence += f"; the 95 % interval lies above 1 (superlinear) in {above} of {len(judged)} fits, below 1 in {below}"
     ratios = frame.dropna(subset=["ratio"]).groupby(["title", "layer"])["ratio"]
     falling = (ratios.last() < ratios.first()).sum()
-    return (
-        sentence + f". The error ratio is smaller at the end than at the start in {falling} of {ratios.ngroups} curves."
-    )
+    words = f"The error ratio is smaller at the end than at the start in {falling} of {ratios.ngroups} curves."
+    return f"{sentence}. {words}"
 
 
 READING = (

@@ -92,7 +92,6 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def _difference(image: np.ndarray | None, reference: np.ndarray | None) -> np.ndarray | None:
-    """(H, W) largest difference over channels; None where the two cannot be compared."""
     if image is None or reference is None or image.shape != reference.shape:
         return None
     return np.abs(image - reference).max(axis=2)

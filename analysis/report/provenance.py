@@ -61,9 +61,8 @@ def _notes(runs: Runs) -> list[str]:
         notes.append(f"Timing ended badly: {bad}.")
     rounds = timings[timings["status"] == "ok"].groupby("cell_id").size()
     if len(rounds) and rounds.min() < MIN_ROUNDS:
-        notes.append(
-            f"Some cells have {_count(int(rounds.min()), 'round')} only; below {MIN_ROUNDS} a median gets no interval."
-        )
+        few = _count(int(rounds.min()), "round")
+        notes.append(f"Some cells have {few} only; below {MIN_ROUNDS} a median gets no interval.")
     facts = [(run.path.resolve().name, _environment(run.manifest)) for run in runs.runs]
     changed = [name for name, found in facts if (found.get("git") or {}).get("changed")]
     if changed:
@@ -97,9 +96,8 @@ def method(runs: Runs) -> list[str]:
         if "max_fid_increase" in quality:
             words.append(f"and a FID {quality['max_fid_increase']:.0%} above sequential's")
         if words:
-            sentences.append(
-                f"{run.path.resolve().name} (matrix {matrix.get('name', 'without a name')}): {', '.join(words)}."
-            )
+            name = f"{run.path.resolve().name} (matrix {matrix.get('name', 'without a name')})"
+            sentences.append(f"{name}: {', '.join(words)}.")
     return sentences
 
 
@@ -136,9 +134,8 @@ def _environment(manifest: dict[str, Any]) -> dict[str, Any]:
 def _started(manifest: dict[str, Any]) -> str:
     sessions = manifest.get("sessions")
     held = sessions.values() if isinstance(sessions, dict) else ()
-    return (
-        ", ".join(sorted(str(one["started"]) for one in held if isinstance(one, dict) and one.get("started"))) or DASH
-    )
+    times = sorted(str(one["started"]) for one in held if isinstance(one, dict) and one.get("started"))
+    return ", ".join(times) or DASH
 
 
 def _count(number: int, noun: str) -> str:

@@ -40,17 +40,15 @@ def data(runs: Runs) -> pd.DataFrame:
     numbers += ["forward_ratio_low", "forward_ratio_high"]
     frame = frame.merge(runs.speedups[["cell_id", *numbers]], on="cell_id", how="left")
     quality = runs.tables["quality"].drop(columns=["cell_key", "run", "error"], errors="ignore")
-    frame = frame.merge(quality, on="cell_id", how="left").merge(
-        layer_costs(runs.joined("layers")), on="cell_id", how="left"
-    )
+    costs = layer_costs(runs.joined("layers"))
+    frame = frame.merge(quality, on="cell_id", how="left").merge(costs, on="cell_id", how="left")
     known = frame.assign(status=frame["status"].fillna("ok"))
     frame = frame.assign(valid=valid_cells(known, runs.tolerance), failure=frame["cell_id"].map(_failures(runs)))
     frame.loc[frame["decoder"].eq(BASELINE) & frame["failure"].isna(), "valid"] = True
     frame = ranked(frame.assign(title=frame.apply(title_of, axis=1)))
+    untimed = frame["failure"].astype(object).fillna("not timed")
     return frame.assign(
-        time=frame["wall_s"]
-        .map(quantity)
-        .where(frame["wall_s"].notna(), frame["failure"].astype(object).fillna("not timed")),
+        time=frame["wall_s"].map(quantity).where(frame["wall_s"].notna(), untimed),
         speed=frame.apply(lambda row: _with_interval(row["speedup"], row["low"], row["high"]), axis=1),
         floor=frame["forward_ratio"].map(_or_dash),
         fid_told=frame["fid"].map(lambda value: DASH if pd.isna(value) else quantity(value, 4)),

@@ -45,7 +45,10 @@ def render_study(
         (staging / f"{name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
         compared = compare(staging / name, results / name) if check else Comparison()
         if not compared.differing:
-            _install(name, staging, results)
+            results.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(results / name, ignore_errors=True)
+            shutil.copytree(staging / name, results / name)
+            shutil.copy(staging / f"{name}.md", results / f"{name}.md")
         (results / TABLE).write_text(claim_table(results), encoding="utf-8")
     except OSError as error:
         raise StoreError(f"cannot write study '{name}' to '{results}': {error.strerror or error}") from error
@@ -98,13 +101,6 @@ def _findings(study: Path, runs: Runs) -> Findings:
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module.findings(runs)
-
-
-def _install(name: str, staging: Path, results: Path) -> None:
-    results.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(results / name, ignore_errors=True)
-    shutil.copytree(staging / name, results / name)
-    shutil.copy(staging / f"{name}.md", results / f"{name}.md")
 
 
 def machine(runs: Runs) -> str:

@@ -52,9 +52,8 @@ def _compare(new: Path, stored: Path) -> Comparison:
     before, after = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (stored, new))
     if list(before) != list(after) or len(before) != len(after):
         return Comparison((f"'{stored}' has other columns or rows than '{new}'",))
-    others = [
-        name for name in map(str, before) if not same_up_to_rounding(before[name], after[name], name.endswith(RISE))
-    ]
+    names = map(str, before)
+    others = [name for name in names if not same_up_to_rounding(before[name], after[name], name.endswith(RISE))]
     if others and not stored.name.endswith(ROUNDED):
         return Comparison((f"'{stored}' differs from '{new}' in {listing(others)}",))
     return Comparison(rounded=(f"{stored.parent.name}/{stored.name}",))
@@ -86,7 +85,6 @@ def same_up_to_rounding(before: pd.Series, after: pd.Series, rises: bool = False
 
 
 def _same_sentence(before: str, after: str) -> bool:
-    """Whether two sentences tell the same: counts exactly, other numbers up to the last digit that is told."""
     if _NUMBER.split(before) != _NUMBER.split(after):
         return False
     pairs = zip(_NUMBER.findall(before), _NUMBER.findall(after), strict=True)

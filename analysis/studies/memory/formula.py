@@ -36,9 +36,8 @@ def predicted_live_bytes(frame: pd.DataFrame) -> pd.Series:
 
     def network(width: pd.Series) -> pd.Series:
         scores = 2 * heads * width * length + length * width / batch * np.sign(width - 1)
-        return pd.Series(
-            np.maximum(ACTIVATIONS * width * channels, (ATTENTION * width * channels + scores).where(math, 0))
-        )
+        attention = (ATTENTION * width * channels + scores).where(math, 0)
+        return pd.Series(np.maximum(ACTIVATIONS * width * channels, attention))
 
     keys = (length * channels).where(math, 0)  # the plain kernel scales a copy of them
     stepwise = cache + np.maximum(4.75 * tokens, 3 * tokens + keys + network(window * 0 + 1))

@@ -120,9 +120,8 @@ def tested_costs(costs: pd.DataFrame, model: CostModel) -> pd.DataFrame:
 def cost_errors(tested: pd.DataFrame) -> pd.DataFrame:
     """Median and largest error of c: on flows left out of the fit, random ones in turn and trained ones always."""
     kinds = tested.assign(flows=np.where(tested["trained"], "trained", "random weights, each left out in turn"))
-    return kinds.groupby("flows", as_index=False).agg(
-        cases=("error", "size"), median=("error", "median"), largest=("error", "max")
-    )
+    grouped = kinds.groupby("flows", as_index=False)
+    return grouped.agg(cases=("error", "size"), median=("error", "median"), largest=("error", "max"))
 
 
 def predictions(times: pd.DataFrame, runs: Runs, costs: pd.DataFrame, model: CostModel) -> pd.DataFrame:
@@ -164,9 +163,8 @@ def speedup_errors(cells: pd.DataFrame) -> pd.DataFrame:
 
 def break_even(model: CostModel, batches: list[int]) -> pd.DataFrame:
     """Mean iterations per layer above which UJD is slower than sequential, by the model, over L and batch."""
-    shapes = pd.DataFrame(
-        [NETWORK | {"num_tokens": length, "batch_size": batch} for batch in batches for length in LENGTHS]
-    )
+    points = [{"num_tokens": length, "batch_size": batch} for batch in batches for length in LENGTHS]
+    shapes = pd.DataFrame([NETWORK | point for point in points])
     c = model.c(shapes)
     return shapes.assign(c=c, break_even=1 / c, steps_per_iteration=c * (shapes["num_tokens"] - 1))
 

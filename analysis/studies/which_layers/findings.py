@@ -31,7 +31,10 @@ def findings(runs: Runs) -> Findings:
     return Findings(
         tables={"choices": sets.drop(columns=["cell_id", "predicted_s"]), "layers": ranked, "front": front(sets)},
         timed={"clock": timed, "layer-seconds": seconds, "answer": answers(sets, timed)},
-        figures={"choices": draw(sets), "clock-timed": draw_clock(sets, timed)},
+        figures={
+            "choices": draw(sets, "depth", "depth: network calls in a row"),
+            "clock-timed": draw(sets, "predicted_s", "seconds of a decode", timed),
+        },
         values={"tau": float(sets["tau"].iloc[0]), "errors": timed["error"].abs().dropna()},
         claims=_claims(sets),
     )
@@ -52,7 +55,6 @@ def choices(runs: Runs) -> pd.DataFrame:
 
 
 def _beaten(part: pd.DataFrame) -> pd.Series:
-    """(choices,) whether another one is no worse in depth and deviation and better in one of them."""
     points = part[["depth", "deviation_rmse"]].to_numpy(float)
     no_worse = (points[:, None] <= points[None]).all(axis=2)
     return pd.Series((no_worse & ~no_worse.T).any(axis=0), index=part.index)
@@ -137,17 +139,8 @@ def _claims(sets: pd.DataFrame) -> tuple[Finding, ...]:
     return tuple(found)
 
 
-def draw(sets: pd.DataFrame) -> Figure:
-    """Depth against deviation of every choice, a panel per flow at its largest batch; the front as a line."""
-    return _panels(sets, "depth", "depth: network calls in a row")
-
-
-def draw_clock(sets: pd.DataFrame, timed: pd.DataFrame) -> Figure:
-    """Predicted seconds of every choice against deviation, and where those that were timed lie."""
-    return _panels(sets, "predicted_s", "seconds of a decode", timed)
-
-
-def _panels(sets: pd.DataFrame, cost: str, label: str, timed: pd.DataFrame | None = None) -> Figure:
+def draw(sets: pd.DataFrame, cost: str, label: str, timed: pd.DataFrame | None = None) -> Figure:
+    """Cost against deviation of every choice, a panel per flow at its largest batch; the front as a line."""
     largest = sets[sets["batch_size"] == sets.groupby("checkpoint")["batch_size"].transform("max")]
     cases = list(largest.groupby(CASE, sort=False))
     if not cases:
