@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.errors import HarnessError
+from harness.errors import DatasetError, HarnessError
 from harness.files import make_folder, replacing
 
 
@@ -40,6 +40,20 @@ class Images:
     def scaled(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """(n, C, H, W) float32 images in [-1, 1], as flows take them."""
         return to_unit(self.pixels[rows])
+
+    def of_shape(self, shape: tuple[int, ...] | None, name: str) -> Images:
+        """These images with the channels of a (C, H, W) shape: grey ones repeated, or one of three equal channels.
+
+        Raises DatasetError: they are of another shape; `name` is what the sentence calls them.
+        """
+        pixels, here = self.pixels, tuple(self.pixels.shape[1:])
+        if shape is None or shape == here:
+            return self
+        if here == (1, *shape[1:]) and shape[0] == 3:
+            return replace(self, pixels=pixels.expand(-1, 3, -1, -1))
+        if here == (3, *shape[1:]) and shape[0] == 1 and bool((pixels == pixels[:, :1]).all()):
+            return replace(self, pixels=pixels[:, :1])
+        raise DatasetError(f"{name} holds images of shape {here}, not {shape} (channels, height, width)")
 
 
 def to_unit(pixels: Tensor) -> Tensor:
