@@ -111,7 +111,7 @@ def _eight_bit(file: Image.Image) -> Image.Image:
         return image.convert("RGB" if image.mode == "RGB" else "L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] < 255:
+        if np.asarray(image)[..., 3].min() < 255:
             raise ValueError(hidden)
     image = image.convert("RGB")
     red, green, blue = image.split()

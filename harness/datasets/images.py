@@ -1,4 +1,4 @@
-"""Images as tensors, on the scale that flows take and as pixels, and side by side in a PNG file."""
+"""Images as tensors, on the scale that flows take and as pixels, and side by side in an image file."""
 
 from __future__ import annotations
 
@@ -100,7 +100,14 @@ def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Im
 
 
 def save_grid(images: Tensor, path: Path, columns: int, scale: int = 1, gap: int = 1) -> None:
-    """Write `image_grid` to a PNG file."""
+    """Write `image_grid` to a file, in the format of its suffix; a `HarnessError` where that takes no such size."""
     make_folder(path.parent)
+    picture, kind = image_grid(images, columns, scale, gap), Image.registered_extensions()[path.suffix.lower()]
     with replacing(path) as partial:
-        image_grid(images, columns, scale, gap).save(partial, format="PNG", optimize=True)
+        try:
+            picture.save(partial, format=kind, optimize=True, quality=95, subsampling=0, lossless=True)
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None):  # of the disk
+                raise
+            size = f"{picture.width:,} x {picture.height:,}"
+            raise HarnessError(f"'{path}': {kind} takes no image of {size} pixels; a .png does") from error
