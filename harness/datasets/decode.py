@@ -110,6 +110,9 @@ def _eight_bit(file: Image.Image) -> Image.Image:
     if image.mode in ("1", "L", "RGB") and "transparency" not in image.info:
         return image.convert("RGB" if image.mode == "RGB" else "L")
     if image.has_transparency_data:
+        key = image.info.get("transparency")
+        if isinstance(key, tuple) and max(key) > 255:  # of 16 bits, of which Pillow has dropped half
+            raise ValueError(hidden)
         image = image.convert("RGBA")
         if np.asarray(image)[..., 3].min() < 255:
             raise ValueError(hidden)

@@ -1,6 +1,7 @@
 """Depth, transparency, channels and metadata of image files: the right pixels, or a sentence."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -41,6 +42,26 @@ def test_16_bit_grey_is_scaled_by_its_range(tmp_path, suffix):
 def test_16_bit_grey_whose_white_is_zero(tmp_path):
     pixels = read(tmp_path, tiff(Image.fromarray(RAMP), PHOTOMETRIC_INTERPRETATION=0), suffix=".tif")
     assert torch.equal(pixels, 255 - torch.from_numpy(GREY)[None, None])
+
+
+def test_12_bit_grey_is_scaled_by_its_range(tmp_path):
+    """Two pixels in three bytes, white and a quarter of it."""
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8 + 2 + 12 * 8 + 4, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    data = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + bytes([0xFF, 0xF4, 0x00])
+    assert read(tmp_path, data, suffix=".tif").flatten().tolist() == [255, 64]
+
+
+def test_deep_images_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    pixels = read(tmp_path, Image.fromarray(RAMP), exif=exif)
+    assert torch.equal(pixels[0, 0], torch.from_numpy(GREY).flip(0, 1))
+
+
+def test_a_hidden_colour_of_16_bits_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="it has transparent pixels"):
+        read(tmp_path, Image.fromarray(SPECKS), transparency=(1000, 0, 65535))
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])

@@ -106,6 +106,16 @@ def test_our_parquet_of_samples_is_read_as_it_was_drawn(request_of, tmp_path, la
     assert (None if read.labels is None else read.labels.tolist()) == wanted_labels
 
 
+def test_a_damaged_shard_is_a_sentence(request_of, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        draw(request_of(), tmp_path / "x.parquet", stop=1)
+    (part,) = (tmp_path / ".x.parquet.parts").glob("*.parquet")
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(HarnessError, match="a shard in '.*x.parquet.parts' is damaged"):
+        draw(request_of(), tmp_path / "x.parquet")
+    assert not (tmp_path / "x.parquet").exists()
+
+
 def test_our_folder_of_samples_is_read_as_it_was_drawn(request_of, tmp_path):
     request = request_of(count=12)
     draw(request, tmp_path / "train")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import closing
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from harness.datasets import to_pixels
 from harness.errors import HarnessError
-from harness.files import write_text
+from harness.files import replacing, write_text
 from harness.measure.engine import LostJobsError, run, write_files
 from harness.measure.sampling import Request, output_kind, sample_labels
 from harness.measure.units import Bench, Rows, Task, Unit, Work, batches
@@ -194,8 +193,9 @@ def _finished(out: Path, drawn_with: dict[str, Any]) -> str:
 def _join(folder: Path, out: Path, drawn_with: dict[str, Any]) -> None:
     """One Parquet file of all parts, a row group each."""
     schema = SCHEMA.with_metadata({REQUEST: json.dumps(drawn_with, sort_keys=True)})
-    partial = folder / "whole.tmp"
-    with pq.ParquetWriter(partial, schema) as writer:
-        for part in sorted(folder.glob("*.parquet")):
-            writer.write_table(pq.read_table(part).cast(schema))
-    os.replace(partial, out)
+    try:
+        with replacing(out) as partial, pq.ParquetWriter(partial, schema) as writer:
+            for part in sorted(folder.glob("*.parquet")):
+                writer.write_table(pq.read_table(part).cast(schema))
+    except pa.ArrowException as error:
+        raise HarnessError(f"a shard in '{folder}' is damaged: {error}; take the folder away to draw anew") from error
