@@ -89,7 +89,7 @@ class CifarArchive(Dataset):
 
 @datasets.register("cifar10")
 class Cifar10(CifarArchive):
-    """CIFAR-10, 32x32, 10 classes, 50,000 + 10,000: ROOT/cifar-10-binary.tar.gz, or its extracted folder."""
+    """CIFAR-10, RGB, 32x32, 10 classes, 50,000 + 10,000: ROOT/cifar-10-binary.tar.gz, or extracted."""
 
     archive = "cifar-10-binary.tar.gz"
     md5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -100,7 +100,7 @@ class Cifar10(CifarArchive):
 
 @datasets.register("cifar100")
 class Cifar100(CifarArchive):
-    """CIFAR-100, 32x32, 100 fine classes, 50,000 + 10,000: ROOT/cifar-100-binary.tar.gz, or its extracted folder."""
+    """CIFAR-100, RGB, 32x32, 100 fine classes, 50,000 + 10,000: ROOT/cifar-100-binary.tar.gz, or extracted."""
 
     archive = "cifar-100-binary.tar.gz"
     md5 = "03b5dce01913d631647c71ecec9e9cb8"

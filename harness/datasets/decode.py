@@ -96,7 +96,10 @@ def _decode(record: Record, size: int | None) -> np.ndarray | DatasetError:
 
 
 def _eight_bit(file: Image.Image) -> Image.Image:
-    """Grey (L) or RGB, upright. Raises ValueError: a range would have to be guessed, or a background."""
+    """Grey (L) or RGB, upright; of several frames the first.
+
+    Raises ValueError: a range would have to be guessed, or a background.
+    """
     image = ImageOps.exif_transpose(file)
     hidden = "it has transparent pixels, whose colours are hidden: flatten it on a background first"
     if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
