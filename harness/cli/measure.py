@@ -80,14 +80,16 @@ def run_command(
 def sample_command(out: Path, threads: int | None, on: str, workers: int, **options: Any) -> None:
     """Draw samples from FLOW, a shipped flow's name or a checkpoint file.
 
-    --out says how they are written: a .png is one grid, a .parquet a table of images, anything else a folder of them.
+    --out says how they are written: a .png, .jpg, .webp, ... is one grid, a .parquet a table of images, a name without
+    such a suffix a folder of them.
     The latter two are drawn in shards; the same command goes on where a killed one stopped.
     """
-    from harness.measure.sampling import read_request, sample_to_grid
+    from harness.measure.sampling import output_kind, read_request, sample_to_grid
 
+    kind = output_kind(out)
     request = read_request(**options)
     request.prepare(report=lambda sentence: click.echo(sentence, err=True))
-    if out.suffix == ".png":
+    if kind == "grid":
         click.echo(sample_to_grid(request, out, threads))
         return
     from harness.measure.tasks.samples import draw_to_files

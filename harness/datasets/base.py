@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,8 +13,9 @@ from harness.errors import DatasetError, unknown
 from harness.files import ROOT_VARIABLE, data_root
 from harness.registry import Registry, first_line
 
-SPLITS = ("train", "test")
-DECODING = 1
+SPLITS = {"train": (("train", "training"),), "test": (("test", "testing"), ("val", "valid", "validation"))}
+"""What the files or folders of each split are called, in any case; the first that is there is taken."""
+DECODING = 2
 """Counts the changes of how files become pixels; part of every fingerprint."""
 
 datasets: Registry[type[Dataset]] = Registry("dataset", package="harness.datasets", group="harness.datasets")
@@ -53,7 +55,7 @@ class Dataset(ABC):
             return self.load(split).digest
         sha = hashlib.sha256(repr((type(self).__name__, split, self.size, self.skip_corrupt, DECODING)).encode())
         for name, path in sorted((path.relative_to(self.required_root(".")).as_posix(), path) for path in paths):
-            sha.update(f"\n{name} ".encode() + hashlib.sha256(read_bytes(path)).digest())
+            sha.update(f"\n{name} ".encode(errors="surrogateescape") + hashlib.sha256(read_bytes(path)).digest())
         return sha.hexdigest()
 
     def download(self) -> Path:
@@ -70,6 +72,27 @@ class Dataset(ABC):
         if exists and not self.root.is_dir():
             raise DatasetError(f"the data root '{self.root}' is not a folder; expected one that holds '{wanted}'")
         return self.root
+
+
+def of_split(split: str, named: Mapping[Path, str]) -> list[Path]:
+    """The files or folders of a split, in order, of those that are there, each with its name but for shards' numbers.
+
+    None where there are none; a `DatasetError` where two different ones claim to be the split.
+    """
+    kinds = ([path for path in sorted(named) if named[path].lower() in names] for names in SPLITS[split])
+    found = next((paths for paths in kinds if paths), [])
+    for path in found[1:]:
+        if (path.parent, named[path]) != (found[0].parent, named[found[0]]):
+            raise DatasetError(f"'{found[0]}' and '{path}' both claim to be the {split} split; take one of them away")
+    return found
+
+
+def entries(folder: Path) -> list[Path]:
+    """What a folder holds, in order of name; a `DatasetError` where it cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DatasetError(f"the folder '{folder}' cannot be read: {error.strerror}") from error
 
 
 def read_bytes(path: Path) -> bytes:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import tarfile
-import zlib
 from pathlib import Path
 from typing import ClassVar
 
@@ -90,7 +89,7 @@ class CifarArchive(Dataset):
 
 @datasets.register("cifar10")
 class Cifar10(CifarArchive):
-    """CIFAR-10, 32x32, 10 classes, 50,000 + 10,000: ROOT/cifar-10-binary.tar.gz, or its extracted folder."""
+    """CIFAR-10, RGB, 32x32, 10 classes, 50,000 + 10,000: ROOT/cifar-10-binary.tar.gz, or extracted."""
 
     archive = "cifar-10-binary.tar.gz"
     md5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -101,7 +100,7 @@ class Cifar10(CifarArchive):
 
 @datasets.register("cifar100")
 class Cifar100(CifarArchive):
-    """CIFAR-100, 32x32, 100 fine classes, 50,000 + 10,000: ROOT/cifar-100-binary.tar.gz, or its extracted folder."""
+    """CIFAR-100, RGB, 32x32, 100 fine classes, 50,000 + 10,000: ROOT/cifar-100-binary.tar.gz, or extracted."""
 
     archive = "cifar-100-binary.tar.gz"
     md5 = "03b5dce01913d631647c71ecec9e9cb8"
@@ -123,7 +122,7 @@ def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
                         contents[member.name.removeprefix("./")] = file.read()
             while stream.read(1 << 20):  # to the end, where gzip's checksum is
                 _require_small(stream.tell())
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+    except Exception as error:  # hostile bytes get any of Python's errors out of gzip and tarfile
         raise DatasetError(f"'{path}' cannot be read to its end: {error}; it is cut short or corrupt") from error
     if missing := [name for name in names if name not in contents]:
         raise DatasetError(f"'{path}' holds no '{missing[0]}'; expected the binary version of the official archive")

@@ -36,7 +36,7 @@ class Digits(Dataset):
 
 @datasets.register("binary-digits")
 class BinaryDigits(Digits):
-    """The digits with two levels, 8x8, 10 classes, 1,438 + 359 images, embedded (scikit-learn's `load_digits`)."""
+    """The digits, two levels of grey, 8x8, 10 classes, 1,438 + 359 images, embedded (scikit-learn's `load_digits`)."""
 
     def load(self, split: str) -> Images:
         grey = super().load(split)

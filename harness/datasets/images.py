@@ -1,16 +1,16 @@
-"""Images as tensors, on the scale that flows take and as pixels, and side by side in a PNG file."""
+"""Images as tensors, on the scale that flows take and as pixels, and side by side in an image file."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from harness.errors import HarnessError
+from harness.errors import DatasetError, HarnessError
 from harness.files import make_folder, replacing
 
 
@@ -40,6 +40,20 @@ class Images:
     def scaled(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """(n, C, H, W) float32 images in [-1, 1], as flows take them."""
         return to_unit(self.pixels[rows])
+
+    def of_shape(self, shape: tuple[int, ...] | None, name: str) -> Images:
+        """These images with the channels of a (C, H, W) shape: grey ones repeated, or one of three equal channels.
+
+        Raises DatasetError: they are of another shape; `name` is what the sentence calls them.
+        """
+        pixels, here = self.pixels, tuple(self.pixels.shape[1:])
+        if shape is None or shape == here:
+            return self
+        if here == (1, *shape[1:]) and shape[0] == 3:
+            return replace(self, pixels=pixels.expand(-1, 3, -1, -1))
+        if here == (3, *shape[1:]) and shape[0] == 1 and bool((pixels == pixels[:, :1]).all()):
+            return replace(self, pixels=pixels[:, :1])
+        raise DatasetError(f"{name} holds images of shape {here}, not {shape} (channels, height, width)")
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -86,7 +100,14 @@ def image_grid(images: Tensor, columns: int, scale: int = 1, gap: int = 1) -> Im
 
 
 def save_grid(images: Tensor, path: Path, columns: int, scale: int = 1, gap: int = 1) -> None:
-    """Write `image_grid` to a PNG file."""
+    """Write `image_grid` to a file, in the format of its suffix; a `HarnessError` where that takes no such size."""
     make_folder(path.parent)
+    picture, kind = image_grid(images, columns, scale, gap), Image.registered_extensions()[path.suffix.lower()]
     with replacing(path) as partial:
-        image_grid(images, columns, scale, gap).save(partial, format="PNG", optimize=True)
+        try:
+            picture.save(partial, format=kind, optimize=True, quality=95, subsampling=0, lossless=True)
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None):  # of the disk
+                raise
+            size = f"{picture.width:,} x {picture.height:,}"
+            raise HarnessError(f"'{path}': {kind} takes no image of {size} pixels; a .png does") from error

@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from harness.datasets.decode import EXTENSIONS
 from harness.datasets.images import save_grid
 from harness.decoders import Decoder, DecodeResult, Guidance, build_decoder
 from harness.errors import HarnessError
+from harness.files import make_folder
 from harness.fitting import prepare
 from harness.flows import CausalFlow
 from harness.flows.checkpoints import checkpoint_path, training_noise
@@ -152,11 +154,27 @@ def read_request(
     )
 
 
+def output_kind(out: Path) -> Literal["grid", "parquet", "folder"]:
+    """How samples are written, by the suffix in any case; a `HarnessError` for that of some other kind of file."""
+    suffix = out.suffix.lower()
+    if suffix in EXTENSIONS | {".parquet"}:
+        return "parquet" if suffix == ".parquet" else "grid"
+    if suffix[1:2].isalpha() and not out.is_dir():
+        raise HarnessError(
+            f"samples are not written as '{out.suffix}': give one image ({', '.join(sorted(EXTENSIONS))}), a .parquet, "
+            "or a folder, which has no such suffix unless it is there"
+        )
+    return "folder"
+
+
 def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> str:
-    """Draw samples and write them as one PNG, nearly square, small images magnified.
+    """Draw samples and write them as one image file, nearly square, small images magnified.
 
     Returns a sentence on what was written. Raises HarnessError: anything that cannot be done as asked.
     """
+    if out.is_dir():
+        raise HarnessError(f"'{out}' is a folder, and its suffix that of one image; give another --out")
+    make_folder(out.parent)
     if threads is not None:
         torch.set_num_threads(threads)
     drawn = request.draw(request.subject.load(), range(request.count))

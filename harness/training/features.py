@@ -53,6 +53,7 @@ def train_features(
     known = RECIPES.get(dataset)
     load_size = size or (known.image_size if known else None)
     train, test = (load_dataset(dataset, split, root, load_size, skip_corrupt) for split in ("train", "test"))
+    test = test.of_shape(tuple(train.pixels.shape[1:]), f"the test split of '{dataset}'")
     recipe = known or default_recipe(dataset, train)
     recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
     if train.skipped or test.skipped:

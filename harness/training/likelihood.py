@@ -58,6 +58,7 @@ class Splits:
     ) -> Splits:
         """The splits of a dataset by name; a `HarnessError` where they cannot be read."""
         train, test = (load_dataset(dataset, split, root, size, skip_corrupt) for split in SPLITS)
+        test = test.of_shape(tuple(train.pixels.shape[1:]), f"the test split of '{dataset}'")
         splits = cls.of(train, test, config)
         if splits.skipped:
             logger.warning("%d corrupt images of '%s' are left out", splits.skipped, dataset)

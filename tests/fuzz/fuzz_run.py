@@ -34,6 +34,7 @@ NAMES = (
     "part",
     "parquet",
     "image",
+    "layout",
     "archive",
     "arguments",
 )

@@ -15,10 +15,11 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from fuzz_engine import INTEGERS, TOKENS, Target, Violation, mutate_bytes, mutate_text
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors.torch import save
 
 from analysis.compare.render import print_comparison
@@ -26,7 +27,7 @@ from analysis.load import load
 from analysis.report.provenance import environment, summary
 from analysis.summary import summarise
 from harness.cli import main
-from harness.datasets import load_dataset
+from harness.datasets import dataset_fingerprint, load_dataset
 from harness.decoders.calibration import Calibration
 from harness.decoders.schedule import LayerChoice, LayerSchedule
 from harness.errors import HarnessError
@@ -63,6 +64,7 @@ def targets() -> list[Target]:
         Target("part", [_part(), _part("zstd")], _run_with_part, _mutate_part),
         Target("parquet", [_image_parquet()], _image_shard, mutate_bytes),
         Target("image", _images(), _image, mutate_bytes),
+        Target("layout", [b"train/a/0.png\0Test/a/1.png", b"1/0.png\x002/0.jpg"], _layout, _mutate_layout),
         Target("archive", [_archive(), _archive(20 << 20)], _cifar, mutate_bytes),
         Target("arguments", [b"list", b"compare\0a\0b", b"sample\0./x.pth\0-n\x001"], _arguments, _mutate_arguments),
     ]
@@ -340,6 +342,16 @@ def _images() -> list[bytes]:
         buffer = io.BytesIO()
         picture.save(buffer, kind)
         found.append(buffer.getvalue())
+    ramp, text = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16), PngImagePlugin.PngInfo()
+    text.add_text("notes", "x" * (2 << 20), zip=True)
+    deep = [Image.fromarray(ramp.astype(kind)) for kind in (np.uint16, np.int32, np.float32)]
+    modes = [(image, "TIFF", {}) for image in deep] + [(deep[0], "PNG", {}), (deep[0], "PPM", {})]
+    modes += [(picture.convert(mode), "PNG", {"pnginfo": text}) for mode in ("RGBA", "LA", "P", "L", "1")]
+    modes += [(picture.convert("P"), "PNG", {"transparency": bytes(9)}), (picture, "PNG", {"transparency": (1, 2, 3)})]
+    modes += [(picture.convert("RGBA"), "WEBP", {}), (picture.convert("CMYK"), "TIFF", {})]
+    for image, kind, options in modes:
+        image.save(buffer := io.BytesIO(), kind, **options)
+        found.append(buffer.getvalue())
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
     return [*found, bomb.getvalue(), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) (w) file\n"]
@@ -349,6 +361,37 @@ def _image(data: bytes, folder: Path) -> None:
     (folder / "a").mkdir()
     (folder / "a" / "1.png").write_bytes(data)
     load_dataset("imagefolder", "train", folder, size=8)
+
+
+PARTS = ["train", "Test", "VAL", "training", "a", "b", "10", "9", ".ipynb_checkpoints", "__MACOSX", "x.png", "\udcff",
+         "a\nb", "é" * 99, "0.png", "1.JPG", "._0.png", "up", "none.png"]  # fmt: skip
+
+
+def _mutate_layout(seeds: list[bytes], rng: random.Random) -> bytes:
+    paths = ["/".join(rng.choices(PARTS, k=rng.randint(1, 4))) for _ in range(rng.randint(1, 8))]
+    return "\0".join([*paths, *rng.choice(seeds).decode().split("\0")][: rng.randint(1, 9)]).encode(
+        errors="surrogateescape"
+    )
+
+
+def _layout(data: bytes, folder: Path) -> None:
+    """A folder of images laid out in any way: "up" is a link to its root, "none.png" one to nothing."""
+    Image.new("L", (4, 4)).save(png := io.BytesIO(), "PNG")
+    for name in data.decode(errors="surrogateescape").split("\0"):
+        with contextlib.suppress(OSError):  # a file may be where a folder is wanted
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.name in ("up", "none.png"):
+                path.symlink_to(folder if path.name == "up" else "nowhere")
+            else:
+                path.write_bytes(png.getvalue())
+    for split in ("train", "test"):
+        with contextlib.suppress(HarnessError):
+            images = load_dataset("imagefolder", split, folder, size=8)
+            assert images.labels is None or len(images.labels) == len(images), "images without labels beside others"
+        with contextlib.suppress(HarnessError):
+            dataset_fingerprint("imagefolder", split, folder)
+    load_dataset("imagefolder", "train", folder)
 
 
 def _image_parquet() -> bytes:

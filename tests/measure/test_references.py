@@ -1,9 +1,13 @@
 """What samples are compared with is part of what a run is: other real images are never mixed into it."""
 
+import math
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
 from in_process import InProcess
+from PIL import Image
 
 from harness.datasets import dataset_fingerprint
 from harness.errors import StoreError
@@ -13,6 +17,8 @@ from harness.measure.expand import expand
 from harness.measure.matrix import Matrix, load_matrix
 from harness.measure.references import latest, reference_digest, references
 from harness.measure.run_matrix import run_matrix
+from harness.measure.tasks import quality
+from harness.metrics.features import shipped_network
 from harness.progress import LineReporter
 from harness.runs import environment
 
@@ -74,6 +80,32 @@ def test_references_are_found_without_decoding_and_none_is_wanted_without_qualit
     found = references(matrix)["digits"]
     assert found["images"] == dataset_fingerprint("digits", "train") and found["features"]
     assert references(matrix.model_copy(update={"quality": matrix.quality.model_copy(update={"enabled": False})})) == {}
+
+
+@pytest.mark.parametrize(
+    ("channels", "network", "reason"),
+    [
+        pytest.param(1, "digits", None, id="grey"),
+        pytest.param(3, "digits", "'imagefolder' holds images of shape (3, 8, 8), not (1, 8, 8)", id="colour"),
+        pytest.param(1, "cifar10-jpeg", "takes images of shape (B, 3, H, W)", id="grey, and a network of colours"),
+    ],
+)
+def test_a_folder_gives_a_flow_of_its_channels_fid_and_another_a_sentence(
+    tiny_checkpoint, tmp_path, monkeypatch, channels, network, reason
+):
+    for row, image in enumerate(np.random.default_rng(0).integers(0, 256, (20, 8, 8, channels), np.uint8)):
+        (tmp_path / "images" / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze()).save(tmp_path / "images" / "a" / f"{row}.png")
+    monkeypatch.setattr(quality, "feature_extractor", lambda *_, **__: shipped_network(network))
+    raw = {"name": "small", "datasets": [{"name": "imagefolder", "checkpoint": str(tiny_checkpoint)}],
+           "decoders": [{"name": "sequential"}], "grid": {"batch_sizes": [2]}, "timing": {"rounds": 1}, "device": "cpu",
+           "quality": {"num_samples": 4}, "memory": {"enabled": False}, "residuals": {"enabled": False}}  # fmt: skip
+    options = {"data_root": str(tmp_path / "images"), "threads": 1, "executor": InProcess()}
+    run = run_matrix(Matrix.model_validate(raw), tmp_path / "run", LineReporter(), **options)
+    (row,) = run.table("quality").to_dict("records")
+    assert row["status"] == "ok" and math.isfinite(row["deviation_rmse"])
+    assert pd.notna(row["fid"]) == pd.isna(row["error"]) == (reason is None)
+    assert reason is None or reason in row["error"]
 
 
 def test_model_cards_and_trainings_are_no_part_of_the_code_version(tmp_path, monkeypatch):

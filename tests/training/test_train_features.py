@@ -13,7 +13,9 @@ from harness.datasets import load_dataset
 from harness.errors import HarnessError
 from harness.metrics.features import NetworkFeatures, shipped_network
 from harness.metrics.networks import RECIPES, default_recipe
+from harness.training.config import read_config
 from harness.training.features import _unseen, fit, held_out_accuracy, train_features
+from harness.training.likelihood import Splits
 
 SHORT = replace(RECIPES["digits"], epochs=2)
 
@@ -81,6 +83,23 @@ def test_a_folder_of_ones_own_with_a_corrupt_image(tmp_path):
     assert result.exit_code == 0, result.output
     assert "left out 1 corrupt training images" in result.output
     assert "imagefolder --seed 0 --epochs 1 --size 16" in (tmp_path / "features-imagefolder.md").read_text()
+
+
+def test_splits_of_other_channels_are_told_before_training(tmp_path):
+    """Held-out images that are grey are taken by a flow of colours, and not the other way about."""
+    for split, colour in (("train", False), ("test", True)):
+        (tmp_path / split).mkdir()
+        Image.new("RGB" if colour else "L", (8, 8), (1, 2, 3) if colour else 1).save(tmp_path / split / "0.png")
+    _, config = read_config("digits")
+    said = r"the test split of 'imagefolder' holds images of shape \(3, 8, 8\), not \(1, 8, 8\)"
+    with pytest.raises(HarnessError, match=said):
+        train_features("imagefolder", tmp_path, root=tmp_path)
+    with pytest.raises(HarnessError, match=said):
+        Splits.load(config, "imagefolder", None, tmp_path, False)
+    (tmp_path / "train").rename(tmp_path / "x")
+    (tmp_path / "test").rename(tmp_path / "train")
+    (tmp_path / "x").rename(tmp_path / "test")
+    assert Splits.load(config, "imagefolder", None, tmp_path, False).held_out.pixels.shape == (1, 3, 8, 8)
 
 
 def test_the_card_owns_what_the_features_do_not_see():

@@ -92,6 +92,7 @@ class Crm(Probe):
             return build_decoder("sequential").decode(flow, batch.latents, batch.labels).tokens, batch.labels
         size = None if flow.image_shape is None else flow.image_shape[-1]
         real = load_dataset(subject.dataset, "train", root=subject.data_root, size=size)
+        real = real.of_shape(flow.image_shape, f"'{subject.dataset}'")
         images = real.scaled(slice(self.samples)).to(subject.device)
         labels = None if real.labels is None or not flow.num_classes else real.labels[: self.samples].to(subject.device)
         return flow.to_tokens(images), labels  # type: ignore[attr-defined]

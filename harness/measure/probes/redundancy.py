@@ -214,11 +214,10 @@ def _fid_of(flow: CausalFlow, subject: Subject, bench: Bench) -> Callable[[Tenso
     try:
         real = load_dataset(subject.dataset, "train", root=subject.data_root, size=flow.image_shape[-1])
         extractor = feature_extractor(subject.dataset, device=subject.device)
+        reference = reference_features(real.of_shape(flow.image_shape, f"'{subject.dataset}'"), extractor).statistics
     except HarnessError as error:
         bench.notes.append(f"no FID: {error}")
         return lambda images: {}
-
-    reference = reference_features(real, extractor).statistics
 
     def fid(images: Tensor) -> dict[str, Any]:
         features = features_of(images, extractor)

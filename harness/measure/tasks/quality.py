@@ -165,22 +165,18 @@ class QualityTask:
             return Attempt("skipped", f"no comparison with real images: {error}")
         try:
             images = self._images(cell, shape)
+            return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
         except HarnessError as error:
             shipped = shipped_reference(cell.dataset, extractor, shape)
             if shipped is None:
                 return Attempt("skipped", f"no comparison with real images: {error}")
             reason = f"compared with the features of the test split that are shipped, since {error}"
             return Attempt("ok", value=Real(None, extractor, shipped, reason))
-        return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
 
     def _images(self, cell: Cell, shape: tuple[int, int, int]) -> Images:
         size, root = cell.data_size or shape[-1], cell.data_root or self.data_root
         images = load_dataset(cell.dataset, "train", root=root, size=size, skip_corrupt=self.skip_corrupt)
-        if tuple(images.pixels.shape[1:]) != shape:
-            raise HarnessError(
-                f"'{cell.dataset}' holds images of shape {tuple(images.pixels.shape[1:])}, the flow's are {shape}"
-            )
-        return images
+        return images.of_shape(shape, f"'{cell.dataset}'")
 
 
 @dataclass(frozen=True)

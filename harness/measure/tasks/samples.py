@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import closing
@@ -23,9 +22,9 @@ from torch import Tensor
 
 from harness.datasets import to_pixels
 from harness.errors import HarnessError
-from harness.files import write_text
+from harness.files import replacing, write_text
 from harness.measure.engine import LostJobsError, run, write_files
-from harness.measure.sampling import Request, sample_labels
+from harness.measure.sampling import Request, output_kind, sample_labels
 from harness.measure.units import Bench, Rows, Task, Unit, Work, batches
 from harness.measure.workers.dispatch import RETRIES
 from harness.measure.workers.executor import Executor
@@ -136,11 +135,12 @@ def draw_to_files(
     was lost too often.
 
     Args:
-        out: a ``.parquet`` file, with the columns ``img: {bytes, path}``, ``label`` and ``index``; else a folder, with
+        out: a ``.parquet`` file, with the columns ``img: {bytes, path}``, ``label`` (null where a
+            sample has no class) and ``index``; else a folder, with
             ``INDEX.png`` or, where samples have classes, ``CLASS/INDEX.png``.
         retries: times that a shard is drawn again when its worker was lost.
     """
-    parquet = out.suffix == ".parquet"
+    parquet = output_kind(out) == "parquet"
     drawn_with = request.plain()
     if parquet and out.exists():
         return _finished(out, drawn_with)
@@ -163,7 +163,7 @@ def draw_to_files(
 
 def _to_parquet(drawn: Iterator[tuple[int, int | None, bytes]]) -> bytes:
     rows = [
-        {"img": {"bytes": png, "path": f"{index:06d}.png"}, "label": label, "index": index}
+        {"img": {"bytes": png, "path": f"{index:06d}.png"}, "label": None if label == -1 else label, "index": index}
         for index, label, png in drawn
     ]
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer := io.BytesIO())
@@ -171,6 +171,10 @@ def _to_parquet(drawn: Iterator[tuple[int, int | None, bytes]]) -> bytes:
 
 
 def _pngs(images: Tensor) -> Iterator[bytes]:
+    if images.shape[1] not in (1, 3):
+        raise HarnessError(
+            f"samples of {images.shape[1]} channels are no images that a file can hold, which take 1 or 3"
+        )
     for pixels in to_pixels(images.nan_to_num(nan=0.0)).permute(0, 2, 3, 1).numpy():
         Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(png := io.BytesIO(), "PNG")
         yield png.getvalue()
@@ -189,8 +193,9 @@ def _finished(out: Path, drawn_with: dict[str, Any]) -> str:
 def _join(folder: Path, out: Path, drawn_with: dict[str, Any]) -> None:
     """One Parquet file of all parts, a row group each."""
     schema = SCHEMA.with_metadata({REQUEST: json.dumps(drawn_with, sort_keys=True)})
-    partial = folder / "whole.tmp"
-    with pq.ParquetWriter(partial, schema) as writer:
-        for part in sorted(folder.glob("*.parquet")):
-            writer.write_table(pq.read_table(part).cast(schema))
-    os.replace(partial, out)
+    try:
+        with replacing(out) as partial, pq.ParquetWriter(partial, schema) as writer:
+            for part in sorted(folder.glob("*.parquet")):
+                writer.write_table(pq.read_table(part).cast(schema))
+    except pa.ArrowException as error:
+        raise HarnessError(f"a shard in '{folder}' is damaged: {error}; take the folder away to draw anew") from error
