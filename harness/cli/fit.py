@@ -74,12 +74,22 @@ def train_features_command(dataset: str, out: Path | None, **options: Any) -> No
 @click.argument("flow", metavar="FLOW")
 @click.option("--samples", type=click.IntRange(min=16), help="Decoded exactly; by default as many as the fit asks for.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
-    """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" and the decoder 'fitted'."""
+@click.option("--seconds", type=click.FloatRange(min=0), help="Learning corrections may take; 0: linear ones alone.")
+def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float | None) -> None:
+    """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" or "learned", and 'fitted'."""
     from harness.fitting.calibrate import store_calibration
     from harness.flows import load_flow
 
-    click.echo(store_calibration(load_flow(flow), samples, seed))
+    click.echo(
+        store_calibration(
+            load_flow(flow),
+            samples,
+            seed,
+            learned=seconds != 0,
+            seconds=seconds,
+            report=lambda said: click.echo(said, err=True),
+        )  # fmt: skip
+    )
 
 
 @app.command("tune")
@@ -105,7 +115,7 @@ def tune_command(
 
     torch.set_num_threads(threads or torch.get_num_threads())
     loaded = load_flow(flow, device)
-    prepare(build_decoder("fitted"), loaded, max(batches))  # candidates read the calibration
+    prepare(build_decoder("fitted", correction="learned"), loaded, max(batches))  # candidates read the calibration
     tuner = Tuner(loaded, samples)
     for batch, budget in product(batches, budgets):
         path = store_schedule(loaded, tuner.schedule(batch, budget))

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.decoders.calibration import find_calibration
-from harness.decoders.decoder import CALIBRATION, Decoder, Fallback, LayerTrace, Missing, ScheduleRequest, decoders
+from harness.decoders.decoder import LEARNED_TOO, Decoder, Fallback, LayerTrace, Missing, ScheduleRequest, decoders
 from harness.decoders.micro_batches import Footprint
 from harness.decoders.schedule import LayerChoice, LayerSchedule, find_schedule
 from harness.decoders.stored import called
@@ -64,7 +64,8 @@ class Auto(Decoder):
             return list(
                 dict.fromkeys(need for choice in schedule.layers for need in choice.build().missing(flow, batch))
             )
-        calibration: list[Missing] = [] if find_calibration(flow) else [CALIBRATION]  # which tuning reads
+        found = find_calibration(flow)  # which tuning reads
+        calibration: list[Missing] = [] if found is not None and found.complete else [LEARNED_TOO]
         return [*calibration, ScheduleRequest(batch, self.budget)]
 
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:

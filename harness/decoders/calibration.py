@@ -10,13 +10,16 @@ short sequence A, too, is the class's own.
 *Correction*: with F the Jacobi map and r = F(x) - x its residual, the error that F(x) still has is J (I - J)^-1 r to
 first order, and J is strictly causal; so ``e[l] ~ sum_k A_k r[l - k]`` with lags k from 1 and without bias. Where r is
 0 on a prefix nothing is added to it, nor to the token behind it: the fixed point and the exact prefix stay as they are.
+
+*Learned correction*: the same, gated by the layer's hidden state (see `harness.decoders.learned`), one for each of the
+first iterations from the guess, and a linear one for those after them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +29,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, cat, nn
 
+from harness.decoders.learned import GatedMap
 from harness.decoders.maps import CausalMap, Guess, causal_map
+from harness.decoders.solver import Correction
 from harness.decoders.stored import called, checkpoint_digest, stored
+from harness.decoders.windows import Visit
 from harness.errors import CheckpointError, HarnessError
 from harness.files import make_folder, replacing
-from harness.flows.protocols import CausalFlow, CausalLayer
+from harness.flows.protocols import CausalFlow, CausalLayer, Explained
 
-FORMAT = "3"
+FORMAT = "4"
+READABLE = ("3", FORMAT)
+"""A file of format 3 has no learned corrections; else it is the same."""
 SUFFIX = ".safetensors"
 Lags = tuple[int, ...] | None
+Hops = list[tuple[tuple[int, ...], int]]
+"""Lags and hops of each learned correction of a layer."""
 
 
 @dataclass(frozen=True)
@@ -65,26 +75,82 @@ class LayerFit(nn.Module):
     Args:
         guess: of the layer's outputs, from its inputs and classes.
         corrections: one per iteration, all of one kind; the last one also stands for the iterations after it.
+        learned: one per iteration from the guess; none where nothing was learned or nothing gained by it.
+        after: the linear one for the iterations after the learned ones.
     """
 
     corrections: Any  # a ModuleList, which cannot say of what
+    learned: Any
 
-    def __init__(self, guess: Guess, corrections: Sequence[CausalMap]) -> None:
+    def __init__(
+        self,
+        guess: Guess,
+        corrections: Sequence[CausalMap],
+        learned: Sequence[GatedMap] = (),
+        after: CausalMap | None = None,
+    ) -> None:
         super().__init__()
         if len({fitted.lags for fitted in corrections}) != 1:
             raise ValueError("a layer has no corrections of one kind")
         if not all(fitted.strictly_causal for fitted in corrections):
             raise ValueError("a correction is not a strictly causal map")
+        if (after is None) != (not learned) or (after is not None and not after.strictly_causal):
+            raise ValueError("learned corrections need one strictly causal map for the iterations after them")
         self.guess, self.corrections = guess, nn.ModuleList(corrections)
+        self.learned, self.after = nn.ModuleList(learned), after
 
-    def correction(
-        self, change: Tensor, labels: Tensor | None, start: int, visits: list[tuple[int, int, int]]
+    @property
+    def linear_tensors(self) -> list[Tensor]:
+        return [self.guess.map.weight, self.guess.bias, *(fitted.weight for fitted in self.corrections)]
+
+    @property
+    def learned_tensors(self) -> list[Tensor]:
+        return [] if self.after is None else [*self.learned.state_dict().values(), self.after.weight]
+
+    @property
+    def linear(self) -> Correction:
+        """Every token by the map of its own number of updates."""
+        return _Linear(list(self.corrections))
+
+    @property
+    def gated(self) -> Correction:
+        """A window's tokens by what was learned for their iteration; linear where nothing was."""
+        return _Gated(list(self.learned), self.after, self.linear) if self.after is not None else self.linear
+
+
+@dataclass(frozen=True)
+class _Linear(Correction):
+    maps: list[CausalMap]
+
+    def asks(self, visits: list[Visit]) -> bool:
+        return False
+
+    def __call__(
+        self, change: Tensor, known: Explained | None, labels: Tensor | None, start: int, visits: list[Visit]
     ) -> Tensor:
-        """A `harness.decoders.solver.Correction`: every token by the map of its own number of updates."""
-        last = len(self.corrections) - 1
-        features = self.corrections[0].features(change)
-        parts = [self.corrections[min(n, last)].span(features, labels, start, first, end) for first, end, n in visits]
+        features, last = self.maps[0].features(change), len(self.maps) - 1
+        parts = [self.maps[min(n, last)].span(features, labels, start, first, end) for first, end, n in visits]
         return cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+@dataclass(frozen=True)
+class _Gated(Correction):
+    maps: list[GatedMap]
+    after: CausalMap
+    linear: Correction
+
+    def asks(self, visits: list[Visit]) -> bool:
+        """Only where all tokens of a window were updated equally often, as those were that it was fitted on."""
+        return len(visits) == 1 and visits[0][2] < len(self.maps)
+
+    def __call__(
+        self, change: Tensor, known: Explained | None, labels: Tensor | None, start: int, visits: list[Visit]
+    ) -> Tensor:
+        if len(visits) > 1:
+            return self.linear(change, known, labels, start, visits)
+        if known is None:
+            return self.after.span(self.after.features(change), labels, start, 0, change.shape[1])
+        return self.maps[visits[0][2]](change, known.scaled, known.hidden)
 
 
 class Calibration(nn.Module):
@@ -93,15 +159,21 @@ class Calibration(nn.Module):
     Args:
         samples: how many exactly decoded samples they were fitted on.
         metrics: one per layer, or None where layers do not show their output weights.
+        complete: whether learned corrections were tried for; a layer that gains nothing by them has none.
     """
 
     layers: Any  # a ModuleList of `LayerFit`
 
     def __init__(
-        self, digest: str, layers: Sequence[LayerFit], samples: int, metrics: list[LayerMetrics] | None = None
+        self,
+        digest: str,
+        layers: Sequence[LayerFit],
+        samples: int,
+        metrics: list[LayerMetrics] | None = None,
+        complete: bool = False,
     ) -> None:
         super().__init__()
-        self.digest, self.samples, self.metrics = digest, samples, metrics
+        self.digest, self.samples, self.metrics, self.complete = digest, samples, metrics, complete
         self.layers = nn.ModuleList(layers)
 
     def fit(self, layer: CausalLayer) -> LayerFit:
@@ -109,26 +181,26 @@ class Calibration(nn.Module):
 
     @property
     def content(self) -> str:
-        """Digest of the fits themselves."""
-        content = hashlib.sha256()
-        for fit in self.layers:
-            for tensor in (fit.guess.map.weight, fit.guess.bias, *(fitted.weight for fitted in fit.corrections)):
-                content.update(tensor.float().cpu().contiguous().numpy().tobytes())
-        return content.hexdigest()[:16]
+        """Digest of the linear fits."""
+        return _digest(tensor for fit in self.layers for tensor in fit.linear_tensors)
+
+    @property
+    def learned_content(self) -> str:
+        """Digest of all fits, the learned ones too."""
+        return _digest(tensor for fit in self.layers for tensor in (*fit.linear_tensors, *fit.learned_tensors))
 
     def save(self, path: Path) -> None:
         """Write safetensors: the state dict, and what it does not tell as metadata."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
         lags = [[fit.guess.map.lags, fit.corrections[0].lags] for fit in self.layers]
-        metadata = {
-            "format": FORMAT,
-            "digest": self.digest,
-            "samples": str(self.samples),
-            "lags": json.dumps(lags),
-        } | ({} if self.metrics is None else {"metrics": json.dumps([asdict(of) for of in self.metrics])})
+        facts = {"format": FORMAT, "digest": self.digest, "samples": str(self.samples), "lags": json.dumps(lags)}
+        if self.complete:
+            facts["learned"] = json.dumps([[[gated.lags, gated.hops] for gated in fit.learned] for fit in self.layers])
+        if self.metrics is not None:
+            facts["metrics"] = json.dumps([asdict(of) for of in self.metrics])
         make_folder(path.parent)
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata)
+            save_file(tensors, partial, facts)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -139,13 +211,17 @@ class Calibration(nn.Module):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"the calibration '{path}' cannot be read: {error}") from error
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") not in READABLE:
             raise CheckpointError(f"'{path}' is no calibration of format {FORMAT}; run `harness calibrate` again")
         try:
             lags = TypeAdapter(list[tuple[Lags, Lags]]).validate_json(metadata["lags"])
             metrics = TypeAdapter(list[LayerMetrics] | None).validate_json(metadata.get("metrics", "null"))
-            layers = [_layer(tensors, f"layers.{place}", *kinds) for place, kinds in enumerate(lags)]
-            return cls(metadata["digest"], layers, int(metadata["samples"]), metrics)
+            learned = TypeAdapter(list[Hops]).validate_json(metadata.get("learned", json.dumps([[]] * len(lags))))
+            layers = [
+                _layer(tensors, f"layers.{place}", *kinds, hops)
+                for place, (kinds, hops) in enumerate(zip(lags, learned, strict=True))
+            ]
+            return cls(metadata["digest"], layers, int(metadata["samples"]), metrics, "learned" in metadata)
         except (KeyError, ValueError) as error:
             sentence = " ".join(str(error).split())
             raise CheckpointError(
@@ -153,12 +229,32 @@ class Calibration(nn.Module):
             ) from error
 
 
-def _layer(tensors: dict[str, Tensor], name: str, guess: Lags, corrections: Lags) -> LayerFit:
+def _digest(tensors: Iterable[Tensor]) -> str:
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(tensor.float().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()[:16]
+
+
+def _layer(tensors: dict[str, Tensor], name: str, guess: Lags, corrections: Lags, learned: Hops) -> LayerFit:
     fitted: list[CausalMap] = []
     while (key := f"{name}.corrections.{len(fitted)}.weight") in tensors:
         fitted.append(causal_map(corrections, tensors[key]))
     causal = causal_map(guess, tensors[f"{name}.guess.map.weight"])
-    return LayerFit(Guess(causal, tensors[f"{name}.guess.bias"]), fitted)
+    gated = [_gated(tensors, f"{name}.learned.{place}.", *of) for place, of in enumerate(learned)]
+    after = causal_map(corrections, tensors[f"{name}.after.weight"]) if gated else None
+    return LayerFit(Guess(causal, tensors[f"{name}.guess.bias"]), fitted, gated, after)
+
+
+def _gated(tensors: dict[str, Tensor], prefix: str, lags: tuple[int, ...], hops: int) -> GatedMap:
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    (width, dim), hidden = state["out"].shape, state["gate.weight"].shape[1]
+    gated = GatedMap(lags, hops, dim, hidden, width)
+    try:
+        gated.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return gated.requires_grad_(False)
 
 
 def find_calibration(flow: CausalFlow, given: Calibration | Path | None = None) -> Calibration | None:

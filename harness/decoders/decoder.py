@@ -35,6 +35,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 """A whole number from 1."""
 
 CALIBRATION: Literal["calibration"] = "calibration"
+LEARNED_TOO: Literal["calibration with learned corrections"] = "calibration with learned corrections"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ScheduleRequest:
     budget: float | None
 
 
-Missing = Literal["calibration"] | ScheduleRequest
+Missing = Literal["calibration", "calibration with learned corrections"] | ScheduleRequest
 """What `harness.fitting.prepare` makes."""
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from harness.decoders.decoder import Decoder, DecodeResult
 from harness.decoders.sequential import Sequential
 from harness.decoders.solver import solve_sequential
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Guidance, jacobi_update
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Explained, Guidance, jacobi_update
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ class LayerProblem:
                 jacobi_update(self.layer, self.inputs[rows], tokens[rows], condition)
                 for rows, condition in parts_of(self.condition, len(tokens), self.size)
             ]
+        )
+
+    def explain(self, tokens: Tensor) -> Explained:
+        """`update`, and what the network knew, of all L tokens; of token 0, which is given, it knew nothing."""
+        known = [
+            self.layer.explain(self.inputs[rows], tokens[rows, :-1], None, 0, condition)
+            for rows, condition in parts_of(self.condition, len(tokens), self.size)
+        ]
+        update, *others = (torch.cat(part) for part in zip(*known, strict=True))
+        return Explained(
+            torch.cat([self.inputs[:, :1], update], dim=1), *(F.pad(part, (0, 0, 1, 0)) for part in others)
         )
 
     def select(self, rows: Tensor) -> LayerProblem:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from harness.decoders.decoder import Count, Fallback, LayerTrace, decoders
-from harness.decoders.jacobi import FITTED, Initial, JacobiDecoder
+from harness.decoders.jacobi import FITTED, Corrected, Initial, JacobiDecoder
 from harness.decoders.windows import Blocks
 from harness.flows.protocols import CausalLayer, Condition
 
@@ -34,7 +34,7 @@ class FittedDecoder(JacobiDecoder):
 
     iterations: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(_several)] = (3, 1)
     initial: Initial = FITTED
-    correction: Literal["fitted"] | None = FITTED
+    correction: Corrected | None = FITTED
     fallback: Fallback = "non-finite"
 
     def solve(self, layer: CausalLayer, inputs: Tensor, condition: Condition) -> tuple[Tensor, LayerTrace]:

@@ -99,7 +99,7 @@ class GaussSeidelJacobi(JacobiDecoder):
 
     @property
     def _fitted(self) -> bool:
-        return FITTED in (*(() if self.strategy else _entries(self.initial)), self.correction)
+        return self.correction is not None or (not self.strategy and FITTED in _entries(self.initial))
 
     def missing(self, flow: CausalFlow, batch: int) -> list[Missing]:
         if self.strategy == AUTO:
@@ -111,7 +111,7 @@ class GaussSeidelJacobi(JacobiDecoder):
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
         if self.strategy != AUTO:
             return super().fits_digest(flow, batch)
-        settings = str(self._automatic(flow)) + (calibration_of(flow, self.calibration).content if self._fitted else "")
+        settings = str(self._automatic(flow)) + ((super().fits_digest(flow, batch) or "") if self._fitted else "")
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def _automatic(self, flow: CausalFlow) -> Strategy:

@@ -14,10 +14,10 @@ from typing import Literal
 from torch import Tensor
 
 from harness.decoders.calibration import Calibration, LayerFit, calibration_of, find_calibration
-from harness.decoders.decoder import CALIBRATION, Count, Decoder, LayerTrace, Missing, decoders
+from harness.decoders.decoder import CALIBRATION, LEARNED_TOO, Count, Decoder, LayerTrace, Missing, decoders
 from harness.decoders.initial import INITIAL
 from harness.decoders.micro_batches import SEQUENTIAL, Footprint
-from harness.decoders.solver import footprint, solve_sequential, solve_windows
+from harness.decoders.solver import Correction, footprint, solve_sequential, solve_windows
 from harness.decoders.stopping import NormName, Scope
 from harness.decoders.windows import Blocks, Windows
 from harness.errors import HarnessError
@@ -25,6 +25,8 @@ from harness.flows.precision import HALF, HalfName
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition
 
 FITTED: Literal["fitted"] = "fitted"
+LEARNED: Literal["learned"] = "learned"
+Corrected = Literal["fitted", "learned"]
 Initial = Literal["zeros", "normal", "input", "fitted"]
 
 
@@ -35,7 +37,8 @@ class JacobiDecoder(Decoder):
     Args:
         initial: the first iterate: ``"zeros"``, ``"normal"``, ``"input"``, the layer's own input, or ``"fitted"``, a
             linear prediction from it and the class.
-        correction: ``"fitted"`` adds to every update a prediction of the error that it leaves, see
+        correction: ``"fitted"`` adds to every update a linear prediction of the error that it leaves, ``"learned"`` one
+            that goes by the layer's hidden state where that was found to be better, but not under guidance, see
             `harness.decoders.calibration`; None for the plain iteration.
         calibration: the file of what was fitted; None for the one that ``harness calibrate`` stored for the checkpoint.
         norm: of the update, by a name in `stopping.NORMS`; ``"inf"`` is the papers'.
@@ -48,7 +51,7 @@ class JacobiDecoder(Decoder):
     """
 
     initial: Initial = "zeros"
-    correction: Literal["fitted"] | None = None
+    correction: Corrected | None = None
     calibration: Calibration | Path | None = None
     norm: NormName = "inf"
     scope: Scope = "batch"
@@ -67,7 +70,11 @@ class JacobiDecoder(Decoder):
 
     def footprint(self, layer: CausalLayer) -> Footprint:
         windows = self.windows(layer)
-        return SEQUENTIAL if windows is None else footprint(windows, layer, self.scope)
+        if windows is None:
+            return SEQUENTIAL
+        learned = self.fit(layer).learned if self.correction == LEARNED else ()
+        beside = max((gated.numbers for gated in learned), default=0)
+        return replace(footprint(windows, layer, self.scope), beside=beside)
 
     def solve_windows(
         self,
@@ -96,18 +103,32 @@ class JacobiDecoder(Decoder):
             scope=self.scope,
             clamp=clamp,
             max_calls=max_calls,
-            correction=self.fit(layer).correction if self.correction else None,
+            correction=self._correction(layer, condition),
         )
+
+    def _correction(self, layer: CausalLayer, condition: Condition) -> Correction | None:
+        if self.correction is None:
+            return None
+        fit = self.fit(layer)
+        return fit.gated if self.correction == LEARNED and condition.guidance is None else fit.linear
 
     @property
     def reads_fits(self) -> bool:
-        return FITTED in (self.initial, self.correction)
+        return self.initial == FITTED or self.correction is not None
 
     def missing(self, flow: CausalFlow, batch: int) -> list[Missing]:
-        return [CALIBRATION] if self.reads_fits and find_calibration(flow, self.calibration) is None else []
+        if not self.reads_fits:
+            return []
+        found = find_calibration(flow, self.calibration)
+        if self.correction == LEARNED:
+            return [] if found is not None and found.complete else [LEARNED_TOO]
+        return [] if found is not None else [CALIBRATION]
 
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
-        return calibration_of(flow, self.calibration).content if self.reads_fits else None
+        if not self.reads_fits:
+            return None
+        found = calibration_of(flow, self.calibration)
+        return found.learned_content if self.correction == LEARNED else found.content
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
         return replace(self, calibration=calibration_of(flow, self.calibration)) if self.reads_fits else self

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from harness.decoders.trace import LayerTrace
 from harness.errors import HarnessError
 from harness.flows.modules import LayerWrapper
-from harness.flows.protocols import CausalLayer, Condition
+from harness.flows.protocols import CausalLayer, Condition, Explained
 
 WALK, SOLVER, UPDATE = 3, 3, 8
 """(B, L, D) tensors that the walk holds, and a solver besides, its look for infinities included; tensors of a window's
@@ -49,11 +49,13 @@ class Footprint:
         window: the most tokens of one network call.
         cached: whether keys and values are kept.
         shared: whether a sample may depend on the others of its batch, as where one stopping rule looks at all.
+        beside: numbers for each token of a window that what is done with a call's answer takes besides.
     """
 
     window: int
     cached: bool = True
     shared: bool = True
+    beside: int = 0
 
 
 SEQUENTIAL = Footprint(window=1, shared=False)
@@ -113,7 +115,8 @@ class MicroBatches:
         batch, length, dim = self._latents.shape
         token, window = dim * self._latents.element_size(), min(footprint.window, length - 1)
         cache, call = bytes_of_one(layer, self._latents[:1], self._condition, window, footprint.cached)
-        state = SOLVER * length * token + UPDATE * window * token + cache
+        beside = footprint.beside * window * self._latents.element_size()
+        state = SOLVER * length * token + UPDATE * window * token + cache + beside
         left = self.bound - WALK * batch * length * token - INDEX * (batch + length)
         if footprint.shared:
             together, in_call, least = batch, (left - batch * state) // max(call, 1), batch * state + call
@@ -195,6 +198,15 @@ class PartedLayer(LayerWrapper):
         for here, own, under in self._parts(len(tokens), cache, condition):
             outputs[here] = self.layer.update(inputs[here], tokens[here], own, start, under)
         return outputs
+
+    def explain(
+        self, inputs: Tensor, tokens: Tensor, cache: _PartedCache | None, start: int, condition: Condition
+    ) -> Explained:
+        known = [
+            self.layer.explain(inputs[here], tokens[here], own, start, under)
+            for here, own, under in self._parts(len(tokens), cache, condition)
+        ]
+        return Explained(*(torch.cat(part) for part in zip(*known, strict=True)))
 
     def _parts(
         self, batch: int, cache: _PartedCache | None, condition: Condition

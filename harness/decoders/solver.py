@@ -25,7 +25,7 @@ from harness.decoders.micro_batches import Footprint
 from harness.decoders.stopping import NORMS, Norm
 from harness.decoders.trace import LayerTrace
 from harness.decoders.windows import Visit, Windows, calm
-from harness.flows.protocols import CausalLayer, Condition
+from harness.flows.protocols import CausalLayer, Condition, Explained
 
 ROUNDING = 1e-6
 """A residual that grows by less than this share of the layer's largest one is rounding, and not flagged."""
@@ -34,10 +34,15 @@ ROUNDING = 1e-6
 class Correction(Protocol):
     """Predicts the error that an update leaves from the change that it made; see `harness.decoders.fitted`."""
 
-    def __call__(self, change: Tensor, labels: Tensor | None, start: int, visits: list[Visit]) -> Tensor:
+    def asks(self, visits: list[Visit]) -> bool:
+        """Whether it goes by what the network knew of a window whose tokens had been updated so often."""
+
+    def __call__(
+        self, change: Tensor, known: Explained | None, labels: Tensor | None, start: int, visits: list[Visit]
+    ) -> Tensor:
         """(B, W, D) change of the tokens from `start`, and how often they had been updated -> (B, W, D) to be added.
 
-        It must be strictly causal and map 0 to 0: then tokens that were exact stay exact.
+        It must be strictly causal and map 0 to 0: then tokens that were exact stay exact. `known` is there when asked.
         """
 
 
@@ -103,14 +108,15 @@ def solve_windows(
             lanes = going
         start, end = min(lane.start for lane in going), min(max(lane.end for lane in going), last)
         inside = None if whole else _inside(lanes, start, end, tokens.device)
-        old, update = batch.evaluate(start, end, inside)
+        visits = windows.visits((start, lanes[0].end), end - start, lanes[0].calls) if correction is not None else []
+        asked = correction is not None and correction.asks(visits)
+        old, update, known = batch.evaluate(start, end, inside, asked)
         if clamp is not None:
             update = update.clamp(-clamp, clamp)
         change = update - old
         norms = _norms(NORMS[norm], change, update, windows, lanes, start, end)
         if correction is not None:
-            visits = windows.visits((start, lanes[0].end), end - start, lanes[0].calls)
-            update = update + correction(change, batch.condition.labels, start + 1, visits)
+            update = update + correction(change, known, batch.condition.labels, start + 1, visits)
         batch.tokens[:, start + 1 : end + 1] = update if inside is None else torch.where(inside, update, old)
         if windows.adaptive:
             values = _read(norms)
@@ -179,8 +185,10 @@ class _Batch:
         self._result, self._rows = tokens, torch.arange(len(tokens), device=tokens.device)
         self._seen: Tensor | None = None
 
-    def evaluate(self, start: int, end: int, inside: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, W, D) tokens start+1 .. end as they are, and what one network call makes of them.
+    def evaluate(
+        self, start: int, end: int, inside: Tensor | None, explain: bool
+    ) -> tuple[Tensor, Tensor, Explained | None]:
+        """(B, W, D) tokens start+1 .. end as they are, what one network call makes of them, and what it knew if asked.
 
         A call that begins before a sample's own window evaluates the positions before it as it did last time, so that
         their keys and values do not depend on how far the other samples are.
@@ -190,9 +198,11 @@ class _Batch:
             if self._seen is None:
                 self._seen = self.tokens.clone()
             x = self._seen[:, start:end] = torch.where(inside, x, self._seen[:, start:end])
-        update = self.layer.update(self.inputs, x, self.cache, start, self.condition)
+        call = (self.inputs, x, self.cache, start, self.condition)
+        known = self.layer.explain(*call) if explain else None
+        update = self.layer.update(*call) if known is None else known.tokens
         self.evaluations += (end - start) * self.condition.passes * len(x) / len(self._result)
-        return self.tokens[:, start + 1 : end + 1], update
+        return self.tokens[:, start + 1 : end + 1], update, known
 
     def keep(self, places: list[int]) -> None:
         self.finish()

@@ -8,6 +8,8 @@ ridge is chosen on samples held out from its fit. See `harness.decoders.calibrat
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,21 +19,27 @@ from harness.decoders.exact import ExactBatch, LayerProblem
 from harness.decoders.maps import DENSE, CausalMap
 from harness.decoders.stored import checkpoint_digest, storage
 from harness.fitting.crm import metrics_of
+from harness.fitting.learned import fit_learned
 from harness.fitting.regression import Samples, fit_correction, fit_guess
 from harness.flows.protocols import CausalFlow, ShowsOutputWeights
 
 SAMPLES, DENSE_SAMPLES = 512, 4096
 """Latents that are decoded exactly."""
+LEARN_S = 150.0
+"""Seconds that learning corrections may take, unless a caller says otherwise."""
 CORRECTIONS = 4
 """Iterations that get a correction of their own."""
 BATCH = 64
 """Samples per network call."""
 
 
-def store_calibration(flow: CausalFlow, samples: int | None = None, seed: int = 0) -> Path | None:
+def store_calibration(
+    flow: CausalFlow, samples: int | None = None, seed: int = 0, *, learned: bool = False, seconds: float | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Path | None:  # fmt: skip
     """Fit to a flow and store that for its checkpoint, or with a flow that has none; the path it was written to."""
     digest = "" if flow.source is None else checkpoint_digest(flow.source)
-    made = calibrate(flow, samples, seed, digest)
+    made = calibrate(flow, samples, seed, digest, learned=learned, seconds=seconds, report=report)
     if flow.source is None:
         flow.fits[Calibration] = made.to(flow.device, flow.dtype)
         return None
@@ -41,21 +49,36 @@ def store_calibration(flow: CausalFlow, samples: int | None = None, seed: int = 
 
 
 @torch.no_grad()
-def calibrate(flow: CausalFlow, samples: int | None = None, seed: int = 0, digest: str = "") -> Calibration:
+def calibrate(
+    flow: CausalFlow, samples: int | None = None, seed: int = 0, digest: str = "", *, learned: bool = False,
+    seconds: float | None = None, report: Callable[[str], None] = lambda _: None,
+) -> Calibration:  # fmt: skip
     """Fit guesses and corrections to every layer, and measure how tough it is where it shows its output weights.
 
     Args:
         flow: what is decoded; a conditional one with classes drawn uniformly.
         samples: how many latents are decoded exactly for it; None for `SAMPLES`, or `DENSE_SAMPLES` where maps are
             dense, which have more to learn from sequences that cost less.
+        learned: whether to learn corrections too, in layers that show their hidden state.
+        seconds: that this may take, shared by the layers; None for `LEARN_S`.
+        report: is told a sentence for each correction that was tried.
     """
     lags = neighbours(flow)
     samples = samples or (DENSE_SAMPLES if lags is None else SAMPLES)
     batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(seed), BATCH)
     known = Samples(batch.labels, flow.num_classes, lags)
-    layers = [_fit_layer(problem, known) for problem in batch.layers()]
+    began, generator = time.monotonic(), torch.Generator().manual_seed(seed)
+    layers: list[LayerFit] = []
+    for problem in batch.layers():
+        fit = _fit_layer(problem, known)
+        if learned and problem.layer.hidden_dim:
+            left = (LEARN_S if seconds is None else seconds) - (time.monotonic() - began)
+            deadline = time.monotonic() + left / (flow.num_layers - len(layers))
+            near = nearest(flow.num_tokens, flow.image_shape is not None)
+            fit = fit_learned(problem, fit, known, near, generator, deadline, report)
+        layers.append(fit)
     shown = all(isinstance(layer, ShowsOutputWeights) for layer in flow.layers)
-    return Calibration(digest, layers, samples, metrics_of(flow) if shown else None)
+    return Calibration(digest, layers, samples, metrics_of(flow) if shown else None, learned)
 
 
 def neighbours(flow: CausalFlow) -> tuple[int, ...] | None:
@@ -63,12 +86,14 @@ def neighbours(flow: CausalFlow) -> tuple[int, ...] | None:
 
     None where the sequence is so short that all predecessors can be looked at.
     """
-    if flow.num_tokens * flow.token_dim <= DENSE:
-        return None
-    if flow.image_shape is None:
-        return (1, 2)
-    row = math.isqrt(flow.num_tokens)
-    return tuple(sorted(lag for lag in {1, 2, row - 1, row, row + 1} if 0 < lag < flow.num_tokens))
+    return None if flow.num_tokens * flow.token_dim <= DENSE else nearest(flow.num_tokens, flow.image_shape is not None)
+
+
+def nearest(num_tokens: int, image: bool) -> tuple[int, ...]:
+    """`neighbours`, however short the sequence."""
+    row = math.isqrt(num_tokens)
+    lags = {1, 2, row - 1, row, row + 1} if image else {1, 2}
+    return tuple(sorted(lag for lag in lags if 0 < lag < num_tokens))
 
 
 def _fit_layer(problem: LayerProblem, samples: Samples) -> LayerFit:

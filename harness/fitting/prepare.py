@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from harness.decoders import Decoder
-from harness.decoders.decoder import ScheduleRequest
+from harness.decoders.decoder import CALIBRATION, ScheduleRequest
 from harness.fitting.calibrate import store_calibration
 from harness.fitting.tune import Tuner, store_schedule
 from harness.flows.protocols import CausalFlow
@@ -27,5 +27,6 @@ def prepare(decoder: Decoder, flow: CausalFlow, batch: int, report: Callable[[st
             report(f"no schedule for batch {need.batch} is stored for {name}; tuning now, as `harness tune` does")
             store_schedule(flow, Tuner(flow).schedule(need.batch, need.budget))
         else:
-            report(f"nothing is fitted to {name} yet; fitting now, as `harness calibrate` does")
-            store_calibration(flow)
+            what = "nothing is" if need == CALIBRATION else "no learned correction is"
+            report(f"{what} fitted to {name} yet; fitting now, as `harness calibrate` does")
+            store_calibration(flow, learned=need != CALIBRATION)

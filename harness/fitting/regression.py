@@ -147,7 +147,7 @@ def _fit_classes(pair: Pair, rows: Tensor, classes: int, strict: bool, shared: T
     """One (L * D, L * D) weight per class, each held to the shared one."""
     dim = pair[0].shape[-1]
     flat, aims = (tensor.flatten(1).double() for tensor in pair)
-    held_out = rows[_held_out(len(flat), rows.device)]
+    aside = rows[held_out(len(flat), rows.device)]
 
     def moments(chosen: Tensor) -> list[Pair]:
         parts = [chosen & (rows == label) for label in range(classes)]
@@ -158,7 +158,7 @@ def _fit_classes(pair: Pair, rows: Tensor, classes: int, strict: bool, shared: T
         return [_triangular(gram, cross, strength, dim, strict, shared) for gram, cross in parts]
 
     def apply(weights: list[Tensor], sources: Tensor) -> Tensor:
-        return torch.bmm(sources[:, None], torch.stack(weights)[held_out])[:, 0]
+        return torch.bmm(sources[:, None], torch.stack(weights)[aside])[:, 0]
 
     return _best(flat, aims, CLASS_RIDGES, moments, solve, apply)
 
@@ -172,16 +172,17 @@ def _best(
     apply: Callable[[T, Tensor], Tensor],
 ) -> T:
     """What `solve` makes of all samples, with the strength whose fit to the others predicts the held-out ones best."""
-    held_out = _held_out(len(sources), sources.device)
-    kept, best, chosen = moments(~held_out), math.inf, max(strengths)
+    aside = held_out(len(sources), sources.device)
+    kept, best, chosen = moments(~aside), math.inf, max(strengths)
     for strength in strengths:
-        error = float((apply(solve(*kept, strength), sources[held_out]) - targets[held_out]).square().mean())
+        error = float((apply(solve(*kept, strength), sources[aside]) - targets[aside]).square().mean())
         if error < best:
             best, chosen = error, strength
-    return solve(*moments(torch.ones_like(held_out)), chosen)
+    return solve(*moments(torch.ones_like(aside)), chosen)
 
 
-def _held_out(count: int, device: torch.device) -> Tensor:
+def held_out(count: int, device: torch.device) -> Tensor:
+    """(count,) True for the samples that a fit does not see."""
     return torch.arange(count, device=device) % HELD_OUT == HELD_OUT - 1
 
 

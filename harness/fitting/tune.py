@@ -26,6 +26,7 @@ from torch import Tensor
 
 from harness.decoders import Decoder, build_decoder
 from harness.decoders.auto import Auto, bind_choices
+from harness.decoders.calibration import find_calibration
 from harness.decoders.exact import ExactBatch, LayerProblem, parts_of
 from harness.decoders.schedule import LayerChoice, LayerSchedule, schedule_suffix
 from harness.decoders.sequential import Sequential
@@ -54,7 +55,10 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
     a device that gains by it.
     """
     longest = flow.num_tokens - 1
-    fitted = [{"iterations": [n]} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
+    fitted: list[dict[str, Any]] = [{"iterations": [n]} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
+    found = find_calibration(flow)
+    if found is not None and any(fit.after is not None for fit in found.layers):
+        fitted += [options | {"correction": "learned"} for options in fitted]
     strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 8]
     shared = {"initial": "fitted", "correction": "fitted", "fallback": "leave"}
     slides = [

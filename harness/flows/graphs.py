@@ -24,7 +24,7 @@ from torch import Tensor
 
 from harness.errors import HarnessError
 from harness.flows.modules import LayerWrapper
-from harness.flows.protocols import CausalLayer, Condition
+from harness.flows.protocols import CausalLayer, Condition, Explained
 
 Outputs = tuple[Tensor, Tensor]
 Capture = Callable[[Callable[[], Outputs]], tuple[Callable[[], Any], Outputs]]
@@ -90,6 +90,9 @@ class GraphedLayer(LayerWrapper):
         replay, outputs = kept.graphs[key]
         replay()
         return outputs
+
+    def explain(self, inputs: Tensor, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Explained:
+        return self.layer.explain(inputs, tokens, cache, start, condition)  # as it is: corrections need few such calls
 
     def _of(self, batch: int, condition: Condition) -> _Buffers:
         """What is kept for a batch of such a condition, its labels brought up to date."""

@@ -63,6 +63,7 @@ class LayerWrapper(CausalLayer):
         self.layer, self.kept = layer, Kept()
         self.number, self.block = layer.number, layer.block
         self.num_tokens, self.token_dim = layer.num_tokens, layer.token_dim
+        self.hidden_dim = layer.hidden_dim
 
     def arrange(self, tokens: Tensor) -> Tensor:
         return self.layer.arrange(tokens)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -86,6 +86,20 @@ class Cache(Protocol):
     def nbytes(self) -> int: ...
 
 
+class Explained(NamedTuple):
+    """The next tokens that a network call makes, and what the network knew of them.
+
+    Args:
+        tokens: (B, V, D) as `CausalLayer.update` gives them.
+        scaled: (B, V, D) ``z_in * exp(log_scale)``, the tokens less their shift.
+        hidden: (B, V, H) the network's last hidden state, from which log_scale and shift are read off linearly.
+    """
+
+    tokens: Tensor
+    scaled: Tensor
+    hidden: Tensor
+
+
 @runtime_checkable
 class CausalLayer(Protocol):
     """One invertible autoregressive transform: ``x[l] = z_in[l] * exp(log_scale(x[<l])) + shift(x[<l])``.
@@ -102,6 +116,8 @@ class CausalLayer(Protocol):
     token_dim: int
     capturable: bool = False
     """Whether calls of `affine` may be captured as CUDA graphs, see `harness.flows.graphs`; `update` is then affine."""
+    hidden_dim: int = 0
+    """H, the numbers of the hidden state that `explain` shows; 0 for a layer that shows none."""
     kept: Kept
 
     def arrange(self, tokens: Tensor) -> Tensor:
@@ -138,6 +154,10 @@ class CausalLayer(Protocol):
         """
         log_scale, shift = self.affine(tokens, cache, start, condition)
         return affine_update(inputs, log_scale, shift, start)
+
+    def explain(self, inputs: Tensor, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Explained:
+        """`update`, and what the network knew: only of a layer with a `hidden_dim`, under no guidance."""
+        raise HarnessError(f"layers of type {type(self).__name__} show no hidden state")
 
     def in_dtype(self, dtype: torch.dtype) -> CausalLayer:
         """The layer with its network in another dtype, the same one each time."""

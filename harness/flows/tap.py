@@ -21,6 +21,7 @@ from harness.flows.protocols import (
     CausalLayer,
     Condition,
     Denoises,
+    Explained,
     Guidance,
     MasksAttention,
     affine_update,
@@ -175,6 +176,11 @@ class _TappedLayer(LayerWrapper):
     def update(self, inputs: Tensor, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Tensor:
         answer = self.layer.update(inputs, tokens, cache, start, condition)
         self._observer.evaluated(self.layer, Call(tokens, start, condition, answer))
+        return answer
+
+    def explain(self, inputs: Tensor, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Explained:
+        answer = self.layer.explain(inputs, tokens, cache, start, condition)
+        self._observer.evaluated(self.layer, Call(tokens, start, condition, answer.tokens))
         return answer
 
 

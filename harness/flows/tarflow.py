@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
 from harness.flows.modules import FlowModule, LayerModule
-from harness.flows.protocols import Condition, Guidance, encode_tokens, flows
+from harness.flows.protocols import Condition, Explained, Guidance, encode_tokens, flows
 from harness.flows.tarflow_shape import TarFlowConfig, dimensions, infer_config
 from harness.flows.transformer import Context, KeyValueCache, TransformerLayer
 
@@ -28,7 +28,7 @@ class TarFlowLayer(LayerModule):
         self.block, self.number = block, config.blocks - block
         self.num_tokens, self.token_dim = config.num_tokens, config.token_dim
         self.reverse = block % 2 == 1
-        self.head_dim = config.head_dim
+        self.head_dim, self.hidden_dim = config.head_dim, config.channels
         self.volume_preserving = config.volume_preserving
         self.proj_in = nn.Linear(self.token_dim, config.channels)
         self.pos_embed = _embedding(self.num_tokens, config.channels)
@@ -64,16 +64,11 @@ class TarFlowLayer(LayerModule):
         self, tokens: Tensor, cache: KeyValueCache | None, start: int, condition: Condition
     ) -> tuple[Tensor, Tensor]:
         guidance = condition.guidance
-        if cache is None and start:
-            raise ValueError(f"a window that starts at {start} needs the cache of its prefix")
-        if cache is not None and cache.condition is condition:
-            context = cache.context
-        else:
-            context = self._context(len(tokens), condition)
         if guidance is None:
-            return self._network(tokens, cache, start, context)
+            return self._read_off(self._hidden(tokens, cache, start, condition), tokens.dtype)
         # Both passes of guidance are one call on twice the rows: first the conditional ones, then the others.
-        log_scale, shift = self._network(torch.cat([tokens, tokens]), cache, start, context)
+        hidden = self._hidden(torch.cat([tokens, tokens]), cache, start, condition)
+        log_scale, shift = self._read_off(hidden, tokens.dtype)
         weight: float | Tensor = guidance.scale
         if guidance.annealed:
             steps = torch.arange(start + 1, start + tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)
@@ -83,13 +78,34 @@ class TarFlowLayer(LayerModule):
             _guide(shift, weight if "b" in guidance.components else None),
         )
 
-    def _network(
-        self, tokens: Tensor, cache: KeyValueCache | None, start: int, context: Context
-    ) -> tuple[Tensor, Tensor]:
+    def explain(
+        self, inputs: Tensor, tokens: Tensor, cache: KeyValueCache | None, start: int, condition: Condition
+    ) -> Explained:
+        if condition.guidance is not None:
+            raise ValueError("under guidance a token has two hidden states")
+        hidden = self._hidden(tokens, cache, start, condition)
+        log_scale, shift = self._read_off(hidden, tokens.dtype)
+        target = inputs[:, start + 1 : start + 1 + tokens.shape[1]]
+        count = target.shape[1]
+        scaled = target * log_scale[:, :count].exp()
+        return Explained(scaled + shift[:, :count], scaled, hidden[:, :count])
+
+    def _hidden(self, tokens: Tensor, cache: KeyValueCache | None, start: int, condition: Condition) -> Tensor:
+        """(rows, W, C) the network's state before its last linear map, twice the batch's rows under guidance."""
+        if cache is None and start:
+            raise ValueError(f"a window that starts at {start} needs the cache of its prefix")
+        if cache is not None and cache.condition is condition:
+            context = cache.context
+        else:
+            context = self._context(len(tokens) // condition.passes, condition)
         x = self.proj_in(tokens.to(self.proj_in.weight.dtype)) + context.offset[:, start : start + tokens.shape[1]]
         for i, layer in enumerate(self.attn_blocks):
             x = layer(x, None if cache is None else cache.layers[i], start, context)
-        out = self.proj_out(x).to(tokens.dtype)
+        return x
+
+    def _read_off(self, hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(log_scale, shift), each (rows, W, D), of hidden states."""
+        out = self.proj_out(hidden).to(dtype)
         if self.volume_preserving:
             return torch.zeros_like(out), out
         return out[..., : self.token_dim], out[..., self.token_dim :]

@@ -23,6 +23,7 @@ def _fitted_on_few_samples(tmp_path_factory):
         patched.setattr("harness.fitting.tune.SAMPLES", 32)
         patched.setattr("harness.fitting.tune.MOST_ROUNDS", 5)
         patched.setattr("harness.fitting.calibrate.DENSE_SAMPLES", 256)
+        patched.setattr("harness.fitting.learned.STEPS", 60)
         yield
 
 
@@ -44,6 +45,17 @@ def cases():
 @pytest.mark.parametrize(("decoder", "clause", "flow"), list(cases()))
 def test_every_registered_decoder_keeps_every_clause(decoder, clause, flow, flows):
     finding = examine(clause, Case(decoder, flows[flow], flow))
+    if finding.outcome == "not applicable":
+        pytest.skip(finding.evidence)
+    assert finding.outcome == "passed", finding.evidence
+
+
+@pytest.mark.parametrize("clause", CLAUSES)
+@pytest.mark.parametrize("decoder", ["fitted", "sejd"])
+def test_learned_corrections_keep_every_clause(decoder, clause, flows):
+    """Other kinds of windows than a whole layer's are in the tests of the fits."""
+    options = {"initial": "fitted", "correction": "learned"}
+    finding = examine(clause, Case(decoder, flows[SMALL], SMALL, options=options))
     if finding.outcome == "not applicable":
         pytest.skip(finding.evidence)
     assert finding.outcome == "passed", finding.evidence

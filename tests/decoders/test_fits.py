@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from harness.decoders import build_decoder
+from harness.decoders import Guidance, build_decoder
 from harness.decoders.calibration import FORMAT, SUFFIX, Calibration, LayerFit, calibration_of
+from harness.decoders.learned import GatedMap
 from harness.decoders.maps import DENSE, DenseMap, Guess, LaggedMap
 from harness.decoders.sequential import solve_sequential
 from harness.decoders.stored import checkpoint_digest, storage, stored
@@ -153,7 +154,7 @@ def test_tokens_of_a_slide_are_corrected_by_their_age():
     assert slide.visits((8, 20), 6, 0) == [(0, 4, 2), (4, 6, 1)]
     change, maps = torch.randn(2, 8, 3), [LaggedMap((1, 2), torch.randn(6, 3)) for _ in range(2)]
     fit = LayerFit(Guess(LaggedMap((0,), torch.eye(3)), torch.zeros(1, 8, 3)), tuple(maps))
-    corrected = fit.correction(change, None, 1, slide.visits((0, 8), 8, 0))
+    corrected = fit.linear(change, None, None, 1, slide.visits((0, 8), 8, 0))
     assert torch.allclose(corrected[:, :4], maps[1](change)[:, :4], atol=1e-6)
     assert torch.allclose(corrected[:, 4:], maps[0](change)[:, 4:], atol=1e-6)
 
@@ -255,3 +256,81 @@ def test_neighbours_of_an_image_are_in_the_row_before():
     flow = coupled_tarflow()
     assert flow.num_tokens * flow.token_dim <= DENSE
     assert neighbours(flow) is None  # so short that every predecessor is looked at
+
+
+@pytest.fixture(scope="module")
+def learned(flow):
+    fits = calibrate(flow, samples=128, learned=True)
+    assert fits.complete and all(len(fit.learned) for fit in fits.layers)  # else what follows shows nothing
+    return fits
+
+
+def test_learned_corrections_leave_less_than_linear_ones(flow, learned):
+    linear, gated = (
+        build_decoder("fitted", iterations=2, correction=kind, calibration=learned) for kind in ("fitted", "learned")
+    )
+    assert errors(flow, gated) < 0.9 * errors(flow, linear)
+
+
+@pytest.mark.parametrize("decoder", ["ujd", "sejd", "frontier", "gs-jacobi", "fitted"])
+def test_tau_0_is_exact_whatever_was_learned(flow, learned, decoder):
+    options = {"initial": "fitted", "correction": "learned", "calibration": learned, "tau": 0.0}
+    latents = latents_of(flow)
+    result = build_decoder(decoder, **options).decode(flow, latents)
+    assert result.converged
+    assert torch.allclose(result.tokens, build_decoder("sequential").decode(flow, latents).tokens, atol=TOLERANCE)
+
+
+def test_a_gated_map_is_strictly_causal_and_adds_nothing_to_what_is_exact():
+    gated = GatedMap((1, 3), 2, 2, 5, width=4)
+    gated.initialise(torch.randn(4, 2), torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(gated.out)
+    torch.nn.init.normal_(gated.mix)
+    change, scaled, hidden = torch.randn(2, 9, 2), torch.randn(2, 9, 2), torch.randn(2, 9, 5)
+    change[:, :4] = 0
+    assert not gated(change, scaled, hidden)[:, :5].any() and gated(change, scaled, hidden)[:, 5:].any()
+    other, there = change.clone(), torch.tensor([6])
+    other[:, there] += 1
+    moved = (gated(other, scaled, hidden) != gated(change, scaled, hidden)).any(dim=(0, 2))
+    assert not moved[: there + 1].any() and moved[there + 1]
+
+
+def test_a_learned_correction_reads_the_hidden_state_of_its_own_sample_at_no_other_cost(flow, learned):
+    """As many network calls and token evaluations as without, counted from outside."""
+    tallies = []
+    for kind in (None, "learned"):
+        tallies.append(Tally())
+        decoder = build_decoder("fitted", iterations=[2, 1], correction=kind, calibration=learned)
+        decoder.decode(tap(flow, tallies[-1]), latents_of(flow))
+    assert tallies[0].layers == tallies[1].layers
+
+
+def test_under_guidance_corrections_are_linear(learned):
+    flow = coupled_tarflow(seed=1, num_classes=4)
+    fits, labels = calibrate(flow, samples=64, learned=True), torch.arange(6) % 4
+    options = {"iterations": 2, "calibration": fits}
+    linear, gated = (build_decoder("fitted", correction=kind, **options) for kind in ("fitted", "learned"))
+    guided = [d.decode(flow, latents_of(flow), labels, Guidance(0.5)).tokens for d in (linear, gated)]
+    plain = [d.decode(flow, latents_of(flow), labels).tokens for d in (linear, gated)]
+    assert torch.equal(*guided) and not torch.equal(*plain)
+
+
+def test_learned_corrections_are_stored_and_named_by_what_reads_them(checkpoint, tmp_path):
+    flow = load_flow(checkpoint)
+    linear = calibrate(flow, samples=64, digest=checkpoint_digest(checkpoint))
+    both = calibrate(flow, samples=64, digest=checkpoint_digest(checkpoint), learned=True)
+    both.save(tmp_path / "both.safetensors")
+    again = Calibration.load(tmp_path / "both.safetensors")
+    assert again.complete and not linear.complete
+    assert again.content == linear.content and again.learned_content == both.learned_content != linear.learned_content
+    flow.fits[Calibration] = linear
+    assert build_decoder("fitted", correction="learned", calibration=linear).missing(flow, 1)
+    results = [
+        build_decoder("fitted", correction="learned", calibration=fits).decode(flow, latents_of(flow)).tokens
+        for fits in (both, again)
+    ]
+    assert torch.equal(*results)
+
+
+def test_what_may_be_learned_is_bounded_in_time(flow):
+    assert not any(len(fit.learned) for fit in calibrate(flow, samples=32, learned=True, seconds=0).layers)

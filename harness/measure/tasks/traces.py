@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,7 @@ TRACED = ("layer", "block", "mode", "iterations", "converged", "depth", "wall_s"
 """What `layers` has of a trace as it is."""
 
 
-class TraceTask(CellTask):
+class TraceTask(CellTask, ABC):
     """A task whose table has no status: a cell that fails has a row of `failures`."""
 
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
@@ -24,8 +25,9 @@ class TraceTask(CellTask):
             self.name, unit, bench, lambda: {self.name: [cell.identity | row for row in self.rows(cell, bench)]}
         )
 
+    @abstractmethod
     def rows(self, cell: Cell, bench: Bench) -> Rows:
-        raise NotImplementedError
+        """The rows of a cell, its identity apart."""
 
 
 class LayersTask(TraceTask):
