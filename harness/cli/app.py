@@ -64,7 +64,10 @@ def _end(code: int) -> None:
     time.sleep(ENDS_S)
     if not threading.main_thread().is_alive():  # it has left, and waits for others
         left = [one.name for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
-        print(f"the process did not end within {ENDS_S:g} s and was ended; still running: {', '.join(left)}", file=sys.stderr)
+        print(
+            f"the process did not end within {ENDS_S:g} s and was ended; still running: {', '.join(left)}",
+            file=sys.stderr,
+        )
         os._exit(code)
 
 
