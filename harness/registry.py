@@ -19,7 +19,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from importlib.metadata import entry_points
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -104,16 +105,20 @@ class Registry(Generic[T]):
         self._discovered = True  # a module that asks for names while it is imported gets those known so far
         try:
             for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-                self._try(module.name, f"{self.package}.{module.name}", importlib.import_module)
+                path = f"{self.package}.{module.name}"
+                self._try(module.name, path, partial(importlib.import_module, path))
             for entry in entry_points(group=self.group):
-                self._try(entry.name, entry.value, lambda _, entry=entry: self.register(entry.name)(entry.load()))
+                self._try(entry.name, entry.value, partial(self._take, entry))
         except BaseException:
             self._discovered = False
             raise
 
-    def _try(self, name: str, path: str, load: Callable[[str], object]) -> None:
+    def _take(self, entry: EntryPoint) -> None:
+        self.register(entry.name)(entry.load())
+
+    def _try(self, name: str, path: str, load: Callable[[], object]) -> None:
         try:
-            load_foreign(f"the {self.kind} '{name}'", lambda: load(path))
+            load_foreign(f"the {self.kind} '{name}'", load)
         except BrokenCode as error:
             self._broken[name] = f"'{path}' fails to load: {error}"
 
@@ -201,10 +206,12 @@ def _environ(variables: dict[str, str]) -> None:
 
 def _flags(module: Any, *names: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
     """Reads and sets attributes of a module of torch."""
-    return (
-        lambda: [getattr(module, name) for name in names],
-        lambda values: [setattr(module, name, value) for name, value in zip(names, values, strict=True)],
-    )
+
+    def put(values: list[Any]) -> None:
+        for name, value in zip(names, values, strict=True):
+            setattr(module, name, value)
+
+    return lambda: [getattr(module, name) for name in names], put
 
 
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {

@@ -204,10 +204,9 @@ def installed() -> dict[str, list[Path] | str]:
     found: dict[str, list[Path] | str] = {}
     for entry in entry_points(group=GROUP):
         try:
-            found[entry.name] = load_foreign(
-                f"the matrices '{entry.name}'", lambda entry=entry: [*map(Path, entry.load().__path__)]
-            )
-        except BrokenCode as error:
+            package: Any = load_foreign(f"the matrices '{entry.name}'", entry.load)
+            found[entry.name] = [*map(Path, package.__path__)]
+        except (BrokenCode, AttributeError) as error:
             found[entry.name] = f"'{entry.value}' is no importable package: {error}"
     return found
 

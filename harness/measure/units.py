@@ -207,8 +207,9 @@ class Bench:
     def _tell(self, subject: Subject, changed: Sequence[str]) -> None:
         if changed and subject.cell_id not in self._told:
             self._told.add(subject.cell_id)
+            name = subject.title if isinstance(subject, Cell) else subject.checkpoint
             self.notes.append(
-                f"{subject.title}: changes {', '.join(changed)} while it decodes; put back after every decode, since "
+                f"{name}: changes {', '.join(changed)} while it decodes; put back after every decode, since "
                 "others are measured in the same process"
             )
 

@@ -89,8 +89,8 @@ class Splits:
         if unknown := sorted(set(held_out) - set(train)):
             raise HarnessError(
                 f"the test split has images of {'class' if len(unknown) == 1 else 'classes'} "
-                f"{', '.join(map(str, unknown))} (counted from 0), which the train split has not, so nothing is learned "
-                "of them; give it some, or train with conditional = false"
+                f"{', '.join(map(str, unknown))} (counted from 0), which the train split has not, so nothing is "
+                "learned of them; give it some, or train with conditional = false"
             )
 
     def held_out_bits_per_dim(self, flow: CausalFlow) -> float:

@@ -110,8 +110,8 @@ class Conversation:
         self._process.join(ENDS_S)
         if self._process.is_alive():
             print(
-                f"a measuring process had not ended after {ENDS_S:g} s, as where a decoder leaves a thread or a process "
-                "running; it was ended",
+                f"a measuring process had not ended after {ENDS_S:g} s, as where a decoder leaves a thread or "
+                "a process running; it was ended",
                 file=sys.stderr,
             )
             self._process.kill()

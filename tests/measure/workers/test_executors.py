@@ -145,17 +145,17 @@ class Meddling(Sequential):
 
 def test_what_a_decoder_changes_is_put_back_before_the_next_and_told_once():
     bench, before = Bench(""), torch.get_num_threads()
-    subject = SimpleNamespace(cell_id="0", title="meddling, batch 2")
+    subject = SimpleNamespace(cell_id="0", checkpoint="coupled")
     batch = ExactBatch.draw(coupled_tarflow(0), 2, torch.Generator())
     for _ in range(2):
         assert bench.attempt(subject, "timing", lambda: batch.result(Meddling())).ok
         assert torch.get_num_threads() == before
     (note,) = bench.notes
-    assert note.startswith("meddling, batch 2: changes the number of torch's threads while it decodes; put back")
+    assert note.startswith("coupled: changes the number of torch's threads while it decodes; put back")
 
 
 def test_a_decoder_that_exits_fails_in_its_own_row():
-    attempt = Bench("").attempt(SimpleNamespace(cell_id="0", title=""), "timing", lambda: sys.exit(3))
+    attempt = Bench("").attempt(SimpleNamespace(cell_id="0", checkpoint="coupled"), "timing", lambda: sys.exit(3))
     assert (attempt.status, attempt.error) == ("failed", "SystemExit: 3")
 
 
