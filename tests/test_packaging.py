@@ -91,7 +91,7 @@ def test_the_commands_work_away_from_the_repository(installed):
         ["run", "quickstart", "--profile", "fast", "--against", "digits-cpu", "--out", "run"],
         ["report", "run"],
         ["compare", "digits-cpu", "run"],
-        ["study", "masked_flows", "--profile", "fast", "--out", "studies"],
+        ["study", "masked-flows", "--profile", "fast", "--out", "studies"],
     ):
         done = installed(*command)
         verdict = "--against" in command or command[0] == "compare"  # which may be that it is slower than it was
@@ -99,4 +99,4 @@ def test_the_commands_work_away_from_the_repository(installed):
         assert "Traceback" not in done.stderr
     done = installed("-c", "from pathlib import Path; print(*Path().rglob('*.html'), *Path().rglob('*.md'))",
                      program="python")  # fmt: skip
-    assert "run/report.html" in done.stdout and "masked_flows.md" in done.stdout
+    assert "run/report.html" in done.stdout and "masked-flows.md" in done.stdout
