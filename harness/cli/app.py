@@ -23,7 +23,7 @@ data_root = click.option(
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
-ENDS_S = 5.0
+ENDS_S = 15.0
 """Seconds that threads which foreign code left, or what it has the interpreter do at its end, may hold this process."""
 
 
@@ -68,6 +68,7 @@ def _end(code: int) -> None:
             f"the process did not end within {ENDS_S:g} s and was ended; still running: {', '.join(left)}",
             file=sys.stderr,
         )
+        sys.stdout.flush()  # which an end like this does not do
         os._exit(code)
 
 

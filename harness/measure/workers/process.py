@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 SERVER_GOES_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Pauses between tries to start a process while a server that was killed goes."""
-ENDS_S = 5.0
+ENDS_S = 15.0
 """Seconds that a process may take to end once it is asked nothing more."""
 
 
