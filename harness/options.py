@@ -57,6 +57,10 @@ def build(cls: type[T], kind: str, name: str, options: Mapping[str, Any]) -> T:
                 choices = re.findall(r"'([^']*)'", mistake["ctx"]["expected"])
                 raise unknown(str(mistake["loc"][0]), mistake["input"], choices) from error
         raise HarnessError(f"{kind} '{name}': {sentence(error)}") from error
+    except HarnessError:
+        raise
+    except Exception as error:  # of a plugin's own __post_init__
+        raise HarnessError(f"{kind} '{name}' cannot be built: {type(error).__name__}: {error}") from error
 
 
 @lru_cache(maxsize=256)

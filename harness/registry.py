@@ -2,17 +2,28 @@
 
 A name is found, in this order: among the modules of the package that owns the registry (importing one registers what
 it defines), among the entry points of installed plugins, and, written as ``package.module:Attribute``, by importing it.
-A plugin that fails to load hurts whoever asks for it by name, and nobody else.
+A plugin that fails to load hurts whoever asks for it by name, and nobody else: what its import prints goes to stderr,
+and what it changes of the process is put back.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
+import os
 import pkgutil
+import signal
+import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
+
+import torch
 
 from harness.errors import HarnessError, unknown
 from harness.files import file_name
@@ -77,9 +88,11 @@ class Registry(Generic[T]):
         if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
             raise HarnessError(f"{path!r} is no {self.kind}; one of your own is given as package.module:Class")
         try:
-            found = getattr(importlib.import_module(module_name), attribute)
-        except ImportError as error:
+            module = load_foreign(f"'{path}'", lambda: importlib.import_module(module_name))
+        except BrokenCode as error:
             raise HarnessError(f"cannot import {self.kind} '{path}': {error}") from error
+        try:
+            found = getattr(module, attribute)
         except AttributeError as error:
             raise HarnessError(f"module '{module_name}' has no {self.kind} '{attribute}'") from error
         if not callable(found):
@@ -92,15 +105,67 @@ class Registry(Generic[T]):
         self._discovered = True  # a module that asks for names while it is imported gets those known so far
         try:
             for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
+                path = f"{self.package}.{module.name}"
+                self._try(module.name, path, partial(importlib.import_module, path))
             for entry in entry_points(group=self.group):
-                try:
-                    self.register(entry.name)(entry.load())
-                except Exception as error:  # whatever its modules raise when they are imported
-                    self._broken[entry.name] = f"'{entry.value}' fails to load: {str(error) or type(error).__name__}"
+                self._try(entry.name, entry.value, partial(self._take, entry))
         except BaseException:
             self._discovered = False
             raise
+
+    def _take(self, entry: EntryPoint) -> None:
+        self.register(entry.name)(entry.load())
+
+    def _try(self, name: str, path: str, load: Callable[[], object]) -> None:
+        try:
+            load_foreign(f"the {self.kind} '{name}'", load)
+        except BrokenCode as error:
+            self._broken[name] = f"'{path}' fails to load: {error}"
+
+
+class BrokenCode(HarnessError):
+    """Foreign code that cannot be imported; the message is the reason."""
+
+
+def load_foreign(title: str, load: Callable[[], T]) -> T:
+    """What importing foreign code gives; a `BrokenCode` for whatever it raises, an exit included.
+
+    What it prints goes to stderr, and what it changes of the process is put back and told there.
+    """
+    try:
+        with redirect_stdout(sys.stderr), settings_kept() as changed:
+            found = load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        kind, reason = type(error).__name__, " ".join(str(error).split())
+        plain = reason and isinstance(error, Exception) and not isinstance(error, SyntaxError)
+        raise BrokenCode(reason if plain else f"{kind}: {reason}".removesuffix(": ")) from error
+    if changed:
+        print(f"{title} changes {', '.join(changed)} when it is imported; put back", file=sys.stderr)
+    return found
+
+
+@contextmanager
+def settings_kept() -> Iterator[list[str]]:
+    """Put back what the block changes of the process, and name it in the list: one decoder's settings are no other's.
+
+    Torch's random numbers go on from where they were; that they were drawn is not named, that they were seeded is.
+    """
+    changed: list[str] = []
+    before = {name: _read(get) for name, (get, _) in SETTINGS.items()}
+    seed, numbers = torch.initial_seed(), torch.get_rng_state()
+    try:
+        yield changed
+    finally:
+        for name, (get, put) in SETTINGS.items():
+            if _read(get) != before[name]:
+                changed.append(name)
+                with suppress(RuntimeError, OSError, ValueError, TypeError):
+                    put(before[name])
+        if torch.initial_seed() != seed:
+            changed.append("the seed of torch")
+        torch.set_rng_state(numbers)
 
 
 def first_line(obj: object) -> str:
@@ -110,3 +175,77 @@ def first_line(obj: object) -> str:
 
 def _origin(obj: object) -> str:
     return f"{getattr(obj, '__module__', '?')}.{getattr(obj, '__qualname__', repr(obj))}"
+
+
+def _read(get: Callable[[], Any]) -> Any:
+    with suppress(RuntimeError, OSError, AttributeError):  # as of a folder that is gone, or a version without it
+        return get()
+    return None
+
+
+def _flushes_denormals() -> bool:
+    return float(torch.tensor(1e-40, dtype=torch.float32, device="cpu") * 1) == 0
+
+
+def _handlers() -> dict[int, Any]:
+    """Of signals that end a process; only the main thread can set them."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+def _filter(filters: list[Any]) -> None:
+    warnings.resetwarnings()  # lets the registries of modules notice
+    warnings.filters[:] = filters  # type: ignore[index]
+
+
+def _environ(variables: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+def _flags(module: Any, *names: str) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
+    """Reads and sets attributes of a module of torch."""
+
+    def put(values: list[Any]) -> None:
+        for name, value in zip(names, values, strict=True):
+            setattr(module, name, value)
+
+    return lambda: [getattr(module, name) for name in names], put
+
+
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "the number of torch's threads": (torch.get_num_threads, torch.set_num_threads),
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the default device": (
+        torch.get_default_device,
+        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
+    ),
+    "whether gradients are recorded": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "whether algorithms are deterministic": (
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda values: torch.use_deterministic_algorithms(values[0], warn_only=values[1]),
+    ),
+    "the precision of float32 products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "whether denormal numbers are flushed": (_flushes_denormals, torch.set_flush_denormal),
+    "autocast": (
+        lambda: [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")],
+        lambda values: [torch.set_autocast_enabled(*pair) for pair in zip(("cpu", "cuda"), values, strict=True)],
+    ),
+    "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "the settings of cuDNN": _flags(torch.backends.cudnn, "enabled", "benchmark", "deterministic", "allow_tf32"),
+    "the settings of oneDNN": _flags(torch.backends.mkldnn, "enabled"),
+    "whether garbage is collected": (gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+    "the filters of warnings": (lambda: list(warnings.filters), _filter),
+    "how signals are handled": (
+        _handlers,
+        lambda handlers: [signal.signal(*pair) for pair in handlers.items()],
+    ),
+    "environment variables": (lambda: dict(os.environ), _environ),
+    "the working folder": (os.getcwd, os.chdir),
+    "the processors that it may use": (
+        lambda: os.sched_getaffinity(0),
+        lambda processors: os.sched_setaffinity(0, processors),
+    ),
+}
+"""What foreign code may change under everybody else: how each is read, and set."""

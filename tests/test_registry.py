@@ -1,14 +1,20 @@
 """The registry that finds decoders, flows and datasets."""
 
+import gc
+import os
+import signal
+import warnings
 from importlib.metadata import EntryPoint
 
 import pytest
+import torch
 
 from harness import registry as registry_module
 from harness.cli.catalog import print_catalog
 from harness.decoders import decoders
 from harness.errors import HarnessError
-from harness.registry import Registry, first_line
+from harness.measure.matrix import load_matrix
+from harness.registry import Registry, first_line, settings_kept
 
 
 def registry():
@@ -86,3 +92,107 @@ def test_a_broken_plugin_is_listed_with_its_reason(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "bad " in printed and "broken: 'package:Bad' fails to load: no module named 'x'  [plugin]" in printed
     assert "sejd " in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def x(:", "SyntaxError: invalid syntax"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("class Own(BaseException): pass\nraise Own", "Own"),
+        ("1 / 0", "division by zero"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+    ],
+)
+def test_whatever_a_module_raises_is_a_sentence(text, said, tmp_path, monkeypatch):
+    (tmp_path / "own_gadget.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(HarnessError, match=f"cannot import gadget 'own_gadget:X': {said}"):
+        registry().get("own_gadget:X")
+
+
+def test_what_an_import_prints_and_changes_is_told_on_stderr_alone(tmp_path, monkeypatch, capsys):
+    before = torch.get_num_threads()
+    (tmp_path / "loud_gadget.py").write_text(
+        f"import torch\nprint('here')\ntorch.set_num_threads({before + 1})\nX = int"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert registry().get("loud_gadget:X") is int
+    out, err = capsys.readouterr()
+    assert torch.get_num_threads() == before and out == ""
+    assert err == "here\n'loud_gadget:X' changes the number of torch's threads when it is imported; put back\n"
+
+
+def test_a_broken_file_in_the_package_hurts_only_itself(tmp_path, monkeypatch):
+    package = tmp_path / "gadget_package"
+    package.mkdir()
+    for name, text in {
+        "__init__": "",
+        "bad": "def x(:",
+        "fine": "import gadget_things\ngadget_things.seen.append(1)",
+    }.items():
+        (package / f"{name}.py").write_text(text)
+    (tmp_path / "gadget_things.py").write_text("seen = []")
+    monkeypatch.syspath_prepend(tmp_path)
+    gadgets = Registry("gadget", package="gadget_package", group="none")
+    assert (
+        list(gadgets.broken) == ["bad"] and "'gadget_package.bad' fails to load: SyntaxError" in gadgets.broken["bad"]
+    )
+    import gadget_things
+
+    assert gadget_things.seen == [1]
+
+
+def test_broken_matrices_are_listed_and_stop_nobody(monkeypatch, tmp_path, capsys):
+    (tmp_path / "broken_matrices.py").write_text("raise SystemExit('not today')")
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = [EntryPoint("mine", "broken_matrices", "harness.matrices")]
+    monkeypatch.setattr("harness.measure.matrix.entry_points", lambda group: entries)
+    assert load_matrix("quickstart").datasets
+    print_catalog("matrices")
+    assert (
+        "broken: 'broken_matrices' is no importable package: SystemExit: not today  [plugin]" in capsys.readouterr().out
+    )
+
+
+MEDDLING = {
+    "the number of torch's threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "the default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "the default device": lambda: torch.set_default_device("meta"),
+    "whether gradients are recorded": lambda: torch.set_grad_enabled(not torch.is_grad_enabled()),
+    "whether algorithms are deterministic": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+    "the precision of float32 products": lambda: torch.set_float32_matmul_precision("medium"),
+    "whether denormal numbers are flushed": lambda: torch.set_flush_denormal(True),
+    "autocast": lambda: torch.set_autocast_enabled("cpu", True),
+    "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
+    "the settings of cuDNN": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "the settings of oneDNN": lambda: setattr(torch.backends.mkldnn, "enabled", False),
+    "whether garbage is collected": gc.disable,
+    "the filters of warnings": lambda: warnings.simplefilter("error"),
+    "how signals are handled": lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    "environment variables": lambda: os.environ.update(OMP_NUM_THREADS="77"),
+    "the working folder": lambda: os.chdir("/"),
+    "the processors that it may use": lambda: os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]),
+    "the seed of torch": lambda: torch.manual_seed(12345),
+}
+
+
+@pytest.mark.parametrize("setting", [*registry_module.SETTINGS, "the seed of torch"])
+def test_every_setting_is_put_back_and_named(setting, monkeypatch, tmp_path):
+    if setting == "the processors that it may use" and len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one")
+    monkeypatch.chdir(tmp_path)
+    read = {name: get() for name, (get, _) in registry_module.SETTINGS.items()}
+    numbers = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), settings_kept() as changed:
+        MEDDLING[setting]()
+        1 / 0  # noqa: B018 - put back also where something is raised
+    assert setting in changed  # some bring others: torch imports what it needs for deterministic algorithms
+    assert {name: get() for name, (get, _) in registry_module.SETTINGS.items()} == read
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def test_drawing_numbers_is_no_change():
+    with settings_kept() as changed:
+        torch.rand(3)
+    assert changed == []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +23,8 @@ data_root = click.option(
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+ENDS_S = 15.0
+"""Seconds that threads which foreign code left, or what it has the interpreter do at its end, may hold this process."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -52,7 +56,20 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         print("interrupted; what was measured is stored, and --resume continues", file=sys.stderr)
         code = 130
+    threading.Thread(target=_end, args=(code,), daemon=True).start()
     sys.exit(code)
+
+
+def _end(code: int) -> None:
+    time.sleep(ENDS_S)
+    if not threading.main_thread().is_alive():  # it has left, and waits for others
+        left = [one.name for one in threading.enumerate() if not one.daemon and one is not threading.main_thread()]
+        print(
+            f"the process did not end within {ENDS_S:g} s and was ended; still running: {', '.join(left)}",
+            file=sys.stderr,
+        )
+        sys.stdout.flush()  # which an end like this does not do
+        os._exit(code)
 
 
 def _fail(sentence: str) -> int:

@@ -16,7 +16,7 @@ from harness.errors import unknown
 from harness.flows.checkpoints import ASSETS, read_state, shipped
 from harness.flows.protocols import flows
 from harness.flows.published import find_checkpoint, published
-from harness.measure.matrix import SHIPPED, matrices
+from harness.measure.matrix import SHIPPED, installed, matrices
 from harness.measure.probes.probe import probes
 from harness.registry import Registry, first_line
 from harness.runs.baselines import baselines
@@ -86,6 +86,9 @@ def _matrices() -> Iterator[Entry]:
     for name, path in sorted(matrices().items()):
         about = tomllib.loads(path.read_text(encoding="utf-8")).get("description", "")
         yield Entry(name, about, OWN if path.parent == SHIPPED else _distribution(path.parent.name))
+    for name, reason in installed().items():
+        if isinstance(reason, str):
+            yield Entry(name, f"broken: {reason}", "plugin")
 
 
 def _baselines() -> Iterator[Entry]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from harness.errors import HarnessError, unknown
 from harness.files import file_name, parse_toml, read_toml
 from harness.options import sentence
+from harness.registry import BrokenCode, load_foreign
 
 SHIPPED = Path(str(files("harness.measure"))) / "matrices"
 GROUP = "harness.matrices"
@@ -194,15 +195,20 @@ class Matrix(Table):
 
 def matrices() -> dict[str, Path]:
     """Matrices by name: the shipped ones and those of installed plugins."""
-    folders = [SHIPPED]
+    folders = [SHIPPED, *(folder for found in installed().values() if not isinstance(found, str) for folder in found)]
+    return {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.toml"))}
+
+
+def installed() -> dict[str, list[Path] | str]:
+    """Of every installed package of matrices its folders, or why it is broken."""
+    found: dict[str, list[Path] | str] = {}
     for entry in entry_points(group=GROUP):
         try:
-            folders += map(Path, entry.load().__path__)
-        except Exception as error:
-            raise HarnessError(
-                f"the installed matrices '{entry.name}' ({entry.value}) are no importable package: {error}"
-            ) from error
-    return {path.stem: path for folder in reversed(folders) for path in sorted(folder.glob("*.toml"))}
+            package: Any = load_foreign(f"the matrices '{entry.name}'", entry.load)
+            found[entry.name] = [*map(Path, package.__path__)]
+        except (BrokenCode, AttributeError) as error:
+            found[entry.name] = f"'{entry.value}' is no importable package: {error}"
+    return found
 
 
 def matrix_path(name_or_path: str) -> Path:

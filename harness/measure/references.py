@@ -32,7 +32,11 @@ def references(
             "images": _if_there(
                 dataset_fingerprint, table.name, "train", root=table.root or data_root, skip_corrupt=skip_corrupt
             ),
-            "features": _if_there(lambda name: feature_extractor(name, inception_weights).digest, table.name),
+            "features": _if_there(
+                lambda name, root: feature_extractor(name, inception_weights, root=root).digest,
+                table.name,
+                root=table.root or data_root,
+            ),
         }
         for table in matrix.datasets
     }

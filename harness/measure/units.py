@@ -20,6 +20,7 @@ from harness.flows import CausalFlow
 from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import Denoises
 from harness.measure.cells import Cell, Subject
+from harness.registry import settings_kept
 from harness.runs.store import RunStore
 from harness.runs.tables import Rows
 
@@ -165,6 +166,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self._kept: dict[str, tuple[Any, Any]] = {}
+        self._told: set[str] = set()
 
     def flow(self, subject: Subject) -> CausalFlow:
         """The flow of a subject; only the last one is kept."""
@@ -184,8 +186,10 @@ class Bench:
     def attempt(self, subject: Subject, work: str, measure: Callable[[], T]) -> Attempt[T]:
         """Try to measure; an exception becomes a status and a sentence, its traceback a file in the run folder."""
         try:
-            return Attempt("ok", value=measure())
-        except Exception as error:  # whatever a decoder raises is its own row's business
+            with settings_kept() as changed:
+                value = measure()
+            return Attempt("ok", value=value)
+        except BaseException as error:  # whatever a decoder raises, even an exit, is its own row's business
             status, sentence = "failed", f"{type(error).__name__}: {error}"
             if isinstance(error, NonFiniteError):
                 status, sentence = "non-finite", str(error)
@@ -195,8 +199,19 @@ class Bench:
                 status = "out-of-memory"
             name = "".join(letter if letter.isalnum() or letter in "+-." else "-" for letter in work)
             self.files[f"failures/{subject.cell_id}-{name}.txt"] = traceback.format_exc().encode()
+        finally:
+            self._tell(subject, changed)
         release_memory()  # here, where the exception and the frames it holds are gone
         return Attempt(status, " ".join(sentence.split())[:500])
+
+    def _tell(self, subject: Subject, changed: Sequence[str]) -> None:
+        if changed and subject.cell_id not in self._told:
+            self._told.add(subject.cell_id)
+            name = subject.title if isinstance(subject, Cell) else subject.checkpoint
+            self.notes.append(
+                f"{name}: changes {', '.join(changed)} while it decodes; put back after every decode, since "
+                "others are measured in the same process"
+            )
 
     def add_grid(self, name: str, images: Tensor, columns: int) -> None:
         """Put a grid of (N, C, H, W) images among the files, small images magnified."""
@@ -262,7 +277,7 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     # The CPU allocator raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 

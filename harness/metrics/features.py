@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from harness.datasets import to_pixels, to_unit
+from harness.datasets import dataset_fingerprint, to_pixels, to_unit
 from harness.errors import HarnessError
-from harness.files import cache_folder, fetch
+from harness.files import cache_folder, fetch, shown
 from harness.metrics.networks import FeatureNetwork, NetworkConfig
 from harness.metrics.torchvision_compat import declare_missing_operators
 
@@ -52,6 +52,7 @@ def feature_extractor(
     inception_weights: Path | str | None = None,
     allow_download: bool = False,
     device: str | torch.device = "cpu",
+    root: Path | str | None = None,
 ) -> FeatureExtractor:
     """The features that a dataset's images are compared by.
 
@@ -59,23 +60,44 @@ def feature_extractor(
     from a download where that is allowed; else the small network shipped for the dataset.
 
     Raises:
-        HarnessError: the weights named are not there or no such network, or nothing is shipped for the dataset.
+        HarnessError: the weights named are not there or no such network, or nothing is shipped for the dataset, or what
+            the user trained for it learned other images than those under `root`.
     """
     weights = _inception_weights(inception_weights, allow_download)
-    return shipped_network(dataset, device) if weights is None else InceptionFeatures(weights, device)
+    return shipped_network(dataset, device, root) if weights is None else InceptionFeatures(weights, device)
 
 
-def shipped_network(dataset: str, device: str | torch.device = "cpu") -> NetworkFeatures:
-    """The small network shipped for a dataset, or one that the user trained for it."""
+def shipped_network(
+    dataset: str, device: str | torch.device = "cpu", root: Path | str | None = None
+) -> NetworkFeatures:
+    """The small network shipped for a dataset, or one that the user trained for it, on the very images under `root`.
+
+    Folders of images share the name ``imagefolder``, so a network of one would pass for that of another.
+    """
     for folder in (ASSETS, own_networks()):
         for path in sorted(folder.glob("features-*.safetensors")):
             extractor = NetworkFeatures(path, device)
             if dataset in extractor.datasets:
+                if folder != ASSETS:
+                    _require_same_images(extractor, path, dataset, root)
                 return extractor
     raise HarnessError(
         f"no feature network is shipped for '{dataset}'; give Inception's weights ({INCEPTION_FILE}) with "
         "--inception-weights, or train a network with 'harness train-features'"
     )
+
+
+def _require_same_images(extractor: NetworkFeatures, path: Path, dataset: str, root: Path | str | None) -> None:
+    trained_on = extractor.metadata.get("images")
+    try:
+        here = dataset_fingerprint(dataset, "train", root)
+    except HarnessError:  # no images are at hand, so nothing is compared with them
+        return
+    if trained_on is not None and trained_on != here:
+        raise HarnessError(
+            f"the feature network '{shown(path)}' was trained on other images of '{dataset}' than those given; "
+            f"'harness train-features {dataset}' with their --data-root trains one on these, in its place"
+        )
 
 
 class NetworkFeatures:

@@ -13,6 +13,7 @@ from harness.files import file_name, read_toml
 from harness.flows.checkpoints import ASSETS
 
 Count = Annotated[int, Field(ge=1)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -27,21 +28,21 @@ class TrainingConfig(BaseModel):
 
     steps: Count
     batch_size: Count
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[Real, Field(gt=0)] = 1e-4
     warmup: Count = 100
     """Steps in which the learning rate rises to `learning_rate`."""
     decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the other steps, the last ones, in which it falls to 0 along a cosine. With less than 1, `steps` can
     still be changed by a resume while the rate is constant."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    weight_decay: Annotated[Real, Field(ge=0)] = 1e-4
+    grad_clip: Annotated[Real, Field(gt=0)] = 1.0
     ema: Rate = 0.999
     """Decay of the averaged weights, which are those that are kept; smaller in the first steps."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     noise: Literal["gaussian", "uniform"] = "gaussian"
     """What is added to data, of its own draw in every step."""
-    sigma: Annotated[float, Field(gt=0)] = 0.05
+    sigma: Annotated[Real, Field(gt=0)] = 0.05
     """Standard deviation of the Gaussian noise, or half the width of the uniform one, in image units ([-1, 1])."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -62,9 +63,11 @@ class TrainingConfig(BaseModel):
     """What a person saw in the samples of this very run; goes into the model card."""
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> Self:
+    def _hangs_together(self) -> Self:
         if self.warmup > self.steps:
             raise ValueError(f"warmup ({self.warmup}) is longer than the training ({self.steps} steps)")
+        if len(set(map(percent, self.snapshots))) < len(self.snapshots):
+            raise ValueError(f"snapshots ({', '.join(map(str, self.snapshots))}) of one name would replace each other")
         return self
 
     def learning_rate_at(self, step: int) -> float:
@@ -90,6 +93,15 @@ class TrainingConfig(BaseModel):
         return next((key for key in mine if mine[key] != theirs.get(key)), None)
 
 
+def percent(fraction: float) -> str:
+    """How the released files of a snapshot call the fraction of the training after which it was kept.
+
+    >>> percent(0.125)
+    '12.5pct'
+    """
+    return f"{100 * fraction:g}pct"
+
+
 class TarFlowTraining(TrainingConfig):
     """A TarFlow of images; the defaults are those of arXiv 2412.06329 where it states one."""
 
@@ -100,7 +112,7 @@ class TarFlowTraining(TrainingConfig):
     """Learn the classes, where there are two or more."""
     flip: bool = False
     """Mirror every other training image: only where a mirrored image is as likely."""
-    jitter: Annotated[float, Field(ge=0)] = 0.0
+    jitter: Annotated[Real, Field(ge=0)] = 0.0
     """Random affine distortions of the training images, see `data.distort`; 0 for none."""
     label_drop: Rate = 0.1
 
@@ -119,7 +131,7 @@ class IsingTable(BaseModel):
 
     side: Annotated[int, Field(ge=3, le=10)]
     """Of the periodic square lattice."""
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: Annotated[Real, Field(gt=0)]
     """In units of the coupling."""
 
 
@@ -130,7 +142,7 @@ class MafTraining(TrainingConfig):
     dataset: str | None = None
     """Images, each pixel a feature; or a table that scikit-learn bundles, each column a feature."""
     ising: IsingTable | None = None
-    sigma: Annotated[float, Field(gt=0)] = 0.4
+    sigma: Annotated[Real, Field(gt=0)] = 0.4
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
 
     transforms: Count = 8

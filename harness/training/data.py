@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from harness.errors import HarnessError
 from harness.training.config import TrainingConfig
 
 ORDER, DISTURB, SAMPLES = 0, 1, 2
@@ -34,9 +35,14 @@ class Batches(Dataset[Batch]):
 
 
 class Epochs:
-    """Which of `size` rows a step learns from: all of them, in an order of their own each time round."""
+    """Which of `size` rows a step learns from: all of them, in an order of their own each time round.
+
+    A batch of more rows than there are is a `HarnessError`.
+    """
 
     def __init__(self, size: int, config: TrainingConfig) -> None:
+        if config.batch_size > size:
+            raise HarnessError(f"batch_size = {config.batch_size} is more than the {size} rows that are learned from")
         self.size, self.config = size, config
         self._order = lru_cache(maxsize=2)(
             lambda epoch: torch.randperm(size, generator=seeded(config.seed, ORDER, epoch))

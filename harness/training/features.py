@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from harness.datasets import Images, load_dataset
+from harness.datasets import Images, dataset_fingerprint, load_dataset
 from harness.errors import HarnessError
-from harness.files import make_folder, replacing, write_text
+from harness.files import locked, make_folder, replacing, write_text
 from harness.metrics.features import NetworkFeatures
 from harness.metrics.networks import RECIPES, TASKS, FeatureNetwork, NetworkConfig, Recipe, default_recipe
 from harness.metrics.quality import ReferenceFeatures
@@ -37,7 +39,8 @@ def train_features(
 ) -> Path:
     """Train the feature network of a dataset and write it, its card, its sanity table and reference features.
 
-    A dataset that cannot be read, or has no labels to learn, is a `HarnessError`.
+    A dataset that cannot be read, has no labels to learn or too few images, and a folder that cannot be written or that
+    another process writes to, are a `HarnessError`, before anything is trained.
 
     Args:
         out: folder for ``features-DATASET.safetensors``, ``.md`` (the card) and ``.csv`` (the sanity table), and
@@ -48,6 +51,8 @@ def train_features(
         skip_corrupt: leave unreadable images out, and report how many.
         report: is told one line per epoch.
     """
+    if (epochs is not None and epochs < 1) or not 0 <= seed < 2**63:
+        raise HarnessError(f"epochs = {epochs}, seed = {seed}: there is at least one epoch, and a seed is from 0")
     given = {"seed": seed, "epochs": epochs, "size": size}
     options = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
     known = RECIPES.get(dataset)
@@ -55,25 +60,42 @@ def train_features(
     train, test = (load_dataset(dataset, split, root, load_size, skip_corrupt) for split in ("train", "test"))
     test = test.of_shape(tuple(train.pixels.shape[1:]), f"the test split of '{dataset}'")
     recipe = known or default_recipe(dataset, train)
+    _require_fit(recipe, train, test)
     recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
     if train.skipped or test.skipped:
         report(f"left out {train.skipped} corrupt training images and {test.skipped} held-out ones")
-    network = fit(recipe, train, seed, report)
-    accuracy = held_out_accuracy(network, recipe, test)
-    metadata = {"config": json.dumps(asdict(network.config)), "datasets": json.dumps(recipe.serves)}
-    metadata |= {"task": recipe.task, "held_out_accuracy": f"{accuracy:.4f}", "seed": str(seed)}
-    path = out / f"features-{dataset}.safetensors"
+    metadata = {"datasets": json.dumps(recipe.serves), "task": recipe.task, "seed": str(seed)}
+    with suppress(HarnessError):  # of images that are not read from files and have corrupt ones among them
+        metadata["images"] = dataset_fingerprint(dataset, "train", root)
     make_folder(out)
-    with replacing(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, partial, metadata)
-    extractor = NetworkFeatures(path)
-    reference = ReferenceFeatures.compute(test, extractor, kept=SHIPPED_FOR_KID)
-    reference.save(out / f"reference-{dataset}.safetensors", split="test", images=test.digest)
-    table = sanity_table(train, test, extractor)
-    write_text(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
-    images = (len(train), len(test))
-    write_text(path.with_suffix(".md"), _card(f"{dataset}{options}", recipe, network, images, accuracy, table))
-    return path
+    with locked(out, "trains a network in"):
+        network = fit(recipe, train, seed, report)
+        accuracy = held_out_accuracy(network, recipe, test)
+        metadata |= {"config": json.dumps(asdict(network.config)), "held_out_accuracy": f"{accuracy:.4f}"}
+        path = out / f"features-{dataset}.safetensors"
+        with replacing(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, partial, metadata)
+        extractor = NetworkFeatures(path)
+        reference = ReferenceFeatures.compute(test, extractor, kept=SHIPPED_FOR_KID)
+        reference.save(out / f"reference-{dataset}.safetensors", split="test", images=test.digest)
+        table = sanity_table(train, test, extractor)
+        write_text(path.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6g"))
+        images = (len(train), len(test))
+        write_text(path.with_suffix(".md"), _card(f"{dataset}{options}", recipe, network, images, accuracy, table))
+        return path
+
+
+def _require_fit(recipe: Recipe, train: Images, test: Images) -> None:
+    """A `HarnessError` where the splits are of no use for a recipe: what would otherwise be found out at the end."""
+    if train.pixels.shape[1:] != test.pixels.shape[1:]:
+        shapes = f"{tuple(train.pixels.shape[1:])}, those to test on {tuple(test.pixels.shape[1:])}"
+        raise HarnessError(
+            f"the images to learn from are of shape {shapes}; give a size, or make the channels the same"
+        )
+    if min(len(train), len(test)) < 3:
+        raise HarnessError(f"{len(train)} images to learn from and {len(test)} to test on are too few: at least 3 each")
+    if recipe.task == "labels" and test.labels is None:
+        raise HarnessError("the train split has labels and the test split has none; give both or neither")
 
 
 def fit(recipe: Recipe, train: Images, seed: int, report: Callable[[str], None] = lambda line: None) -> FeatureNetwork:
@@ -102,6 +124,8 @@ def fit(recipe: Recipe, train: Images, seed: int, report: Callable[[str], None] 
             optimiser.step()
             schedule.step()
             total += loss.item()
+        if not math.isfinite(total):
+            raise HarnessError(f"the loss of epoch {epoch + 1} is {total}, so no network is written")
         report(f"epoch {epoch + 1}/{recipe.epochs}: loss {total / batches:.4f}")
     return network.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ class TrainingFolder:
         self.columns = ("step", "loss", "learning_rate", "grad_norm", "wall_s", measure, "cpu_s")
         self.checkpoint, self.curve = path / "checkpoint.pt", path / "curve.csv"
 
-    def state(self, config: TrainingConfig, data: str, resume: bool, device: torch.device) -> dict[str, Any] | None:
+    def state(
+        self, config: TrainingConfig, data: dict[str, str], resume: bool, device: torch.device
+    ) -> dict[str, Any] | None:
         """The state to continue from, its tensors on `device`; None when the run starts from the beginning.
 
         Raises HarnessError: the folder holds a run and `resume` is false, or another run than that of `config`, or one
@@ -42,7 +44,7 @@ class TrainingFolder:
         try:
             state = torch.load(self.checkpoint, map_location=device, weights_only=True)
             before = type(config).model_validate_json(state["config"])
-            done, seen = int(state["step"]), str(state.get("data", data))
+            done, seen = int(state["step"]), {key: str(state.get(key, digest)) for key, digest in data.items()}
         except Exception as error:
             reason = str(error).partition("\n")[0]
             raise CheckpointError(f"'{self.checkpoint}' cannot be read as the state of a training: {reason}") from error
@@ -51,9 +53,10 @@ class TrainingFolder:
             raise HarnessError(
                 f"the run in '{self.path}' has {key} = {then!r}, not {now!r}; --out names another folder"
             )
-        if seen != data:
+        for key, (before_, now_) in {key: (seen[key], data[key]) for key in data if seen[key] != data[key]}.items():
+            what = "trained on other data" if key == "data" else "judged on other data"
             raise HarnessError(
-                f"the run in '{self.path}' was trained on other data: SHA-256 {seen[:16]}, not {data[:16]}; give the "
+                f"the run in '{self.path}' was {what}: SHA-256 {before_[:16]}, not {now_[:16]}; give the "
                 "--data-root that it was started with, or another folder with --out"
             )
         return state
@@ -68,24 +71,36 @@ class TrainingFolder:
         """The curve so far, a row per step, as text; empty before the first."""
         if not self.curve.exists():
             return []
-        with self.curve.open(newline="") as file:
-            return list(csv.DictReader(file))
+        try:
+            with self.curve.open(newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except (OSError, ValueError, csv.Error) as error:
+            raise CheckpointError(f"'{self.curve}' cannot be read as the curve of a training: {error}") from error
 
     @contextmanager
     def writer(self, start: int) -> Iterator[Callable[[Row], None]]:
         """A function that appends a row to the curve. Rows behind step `start`, where the run goes on, are dropped."""
         kept = self.rows()[:start]
+        if [row.get("step") for row in kept] != [str(step) for step in range(1, start + 1)]:
+            raise CheckpointError(
+                f"'{self.curve}' does not hold the {start} steps of the state beside it, which cannot be continued "
+                "without them; --out names another folder"
+            )
         with replacing(self.curve) as partial, partial.open("w", newline="") as file:
             table = csv.DictWriter(file, self.columns)
             table.writeheader()
             table.writerows(kept)
-        with self.curve.open("a", newline="", buffering=1) as file:
-            table = csv.DictWriter(file, self.columns)
+        file = self.curve.open("a", newline="", buffering=1)
+        table = csv.DictWriter(file, self.columns)
 
-            def append(row: Row) -> None:
-                try:
-                    table.writerow(row)
-                except OSError as error:
-                    raise unwritable(self.curve, error) from error
+        def append(row: Row) -> None:
+            try:
+                table.writerow(row)
+            except OSError as error:
+                raise unwritable(self.curve, error) from error
 
+        try:
             yield append
+        finally:
+            with suppress(OSError):  # of a full disk, told already; every row was flushed when it was written
+                file.close()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from harness.datasets import Images, load_dataset, to_unit
 from harness.datasets.base import SPLITS
+from harness.errors import HarnessError
 from harness.flows.protocols import CausalFlow
 from harness.training.config import TrainingConfig
 from harness.training.data import draw_noise
@@ -51,6 +52,8 @@ class Splits:
     config: TrainingConfig
     skipped: int = 0
     """Corrupt images that were left out."""
+    tested: str = ""
+    """SHA-256 of the whole test split."""
 
     @classmethod
     def load(
@@ -67,14 +70,29 @@ class Splits:
     @classmethod
     def of(cls, train: Images, test: Images, config: TrainingConfig) -> Splits:
         """The splits as `config` uses them."""
+        if train.pixels.shape[1:] != test.pixels.shape[1:]:
+            shapes = f"{tuple(train.pixels.shape[1:])}, those of the test split {tuple(test.pixels.shape[1:])}"
+            raise HarnessError(
+                f"the images of the train split are of shape {shapes}; give a size, or make them the same"
+            )
         levels = to_unit(torch.cat([train.pixels.unique(), test.pixels.unique()]).unique())
-        return cls(train, _first(test, config.held_out), levels, config, train.skipped + test.skipped)
+        return cls(train, _first(test, config.held_out), levels, config, train.skipped + test.skipped, test.digest)
 
     @property
     def num_classes(self) -> int:
         """Classes to be learned; 0 where there are fewer than two."""
         count = 0 if self.train.labels is None else int(self.train.labels.max()) + 1
         return count if count > 1 else 0
+
+    def require_known_classes(self) -> None:
+        """A `HarnessError` where the held-out images have a class that no training image has."""
+        held_out, train = ({} if of.labels is None else set(of.labels.tolist()) for of in (self.held_out, self.train))
+        if unknown := sorted(set(held_out) - set(train)):
+            raise HarnessError(
+                f"the test split has images of {'class' if len(unknown) == 1 else 'classes'} "
+                f"{', '.join(map(str, unknown))} (counted from 0), which the train split has not, so nothing is "
+                "learned of them; give it some, or train with conditional = false"
+            )
 
     def held_out_bits_per_dim(self, flow: CausalFlow) -> float:
         return bits_per_dim(flow, self.held_out, self.levels, self.config)

@@ -15,13 +15,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from harness.errors import HarnessError
+from harness.errors import CheckpointError, HarnessError
 from harness.files import locked, make_folder
 from harness.training.config import MafTraining, TarFlowTraining
 from harness.training.data import Batches
 from harness.training.folder import Row, TrainingFolder
 from harness.training.release import Release
 from harness.training.targets import Decode, Target, target_of
+
+MOST_SKIPPED = 10
+"""Steps in a row whose gradient is not finite, after which a training gives up; each leaves the weights as they are."""
 
 
 class Objective(nn.Module):
@@ -65,16 +68,22 @@ def train(
         resume: continue the run in `folder`; its curve is that of a run that was never interrupted.
         skip_corrupt: leave unreadable images out; the weights' metadata and the model card say how many.
     """
-    accelerator = Accelerator(mixed_precision="no")  # which precision is the objective's business
+    try:
+        accelerator = Accelerator(mixed_precision="no")  # which precision is the objective's business
+    except (RuntimeError, ValueError, KeyError) as error:  # as for a device that ACCELERATE_* names and is not there
+        raise HarnessError(f"accelerate finds no device to train on: {error}") from error
     with limited_threads(config.threads):
         target = target_of(config, root, skip_corrupt)
         files = TrainingFolder(folder, target.measure)
         release = Release(name, target, folder / "release", decode, command)
         run = _Run(target, files, release, accelerator)
         if run.main:
-            make_folder(release.folder)
+            make_folder(folder)
         with locked(folder, "trains in") if run.main else nullcontext():
-            run.train(resume)
+            start = run.begin(resume)
+            if run.main:
+                release.prepare(resume)
+            run.train(start)
             if run.main:
                 release.write(run.averaged, files.rows())
         accelerator.wait_for_everyone()
@@ -100,11 +109,11 @@ class _Run:
         auto = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported()
         reduced = {"auto": auto, "float32": False, "bfloat16": True}[self.config.precision]
         self.objective, self.optimizer = accelerator.prepare(Objective(target, self.network, reduced), optimizer)
+        self._skipped = 0
         self._stateful = {"flow": self.network, "ema": self.averaged, "optimizer": self.optimizer}
 
-    def train(self, resume: bool) -> None:
+    def train(self, start: int) -> None:
         config, accelerator = self.config, self.accelerator
-        start = self._continue(resume)
         loader = DataLoader(
             Batches(self.target.batch, accelerator.process_index, accelerator.num_processes),
             batch_size=None,
@@ -123,16 +132,33 @@ class _Run:
                         self._save(step)
                     show(row)
 
-    def _continue(self, resume: bool) -> int:
-        state = self.files.state(self.config, self.target.digest, resume, self.accelerator.device)
+    @property
+    def _last(self) -> str:
+        there = self.files.checkpoint.exists()
+        kept = f"'{self.files.checkpoint}' holds the last state that was saved" if there else "no state was saved yet"
+        return f"{kept}. A lower learning_rate or a longer warmup may help"
+
+    @property
+    def _data(self) -> dict[str, str]:
+        return {"data": self.target.digest, "held_out": self.target.tested}
+
+    def begin(self, resume: bool) -> int:
+        """The step to go on from, 0 for a new run; what was stored is loaded."""
+        state = self.files.state(self.config, self._data, resume, self.accelerator.device)
         if state is None:
             return 0
-        for key, module in self._stateful.items():
-            module.load_state_dict(state[key])
+        try:
+            for key, module in self._stateful.items():
+                module.load_state_dict(state[key])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"'{self.files.checkpoint}' is no state of this training: {reason}") from error
         return int(state["step"])
 
     def _save(self, step: int) -> None:
-        facts = {"step": step, "config": self.config.model_dump_json(), "data": self.target.digest}
+        if not all(tensor.isfinite().all() for tensor in self.network.state_dict().values()):
+            raise HarnessError(f"the weights of step {step} are not finite; {self._last}")
+        facts = {"step": step, "config": self.config.model_dump_json()} | self._data
         self.files.save(facts | {key: module.state_dict() for key, module in self._stateful.items()})
 
     def _step(self, step: int, batch: list[Tensor]) -> Row:
@@ -145,20 +171,23 @@ class _Run:
         loss = self.objective(*(tensor.to(accelerator.device, non_blocking=True) for tensor in batch))
         self.optimizer.zero_grad()
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(self.objective.parameters(), config.grad_clip)
+        norm = float(accelerator.clip_grad_norm_(self.objective.parameters(), config.grad_clip))
         value = float(accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):
-            raise HarnessError(
-                f"the loss of step {step} is {value}; '{self.files.checkpoint}' holds the last state that was saved. "
-                "A lower learning_rate or a longer warmup may help"
-            )
-        self.optimizer.step()
-        average(self.averaged, self.network, min(config.ema, step / (step + 9)))  # short at first: forgets the start
+            raise HarnessError(f"the loss of step {step} is {value}; {self._last}")
+        if math.isfinite(norm):
+            self.optimizer.step()
+            average(
+                self.averaged, self.network, min(config.ema, step / (step + 9))
+            )  # short at first: forgets the start
+        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
+        if self._skipped == MOST_SKIPPED:
+            raise HarnessError(f"the gradients of {MOST_SKIPPED} steps up to step {step} are not finite; {self._last}")
         return {
             "step": step,
             "loss": value,
             "learning_rate": rate,
-            "grad_norm": float(norm),
+            "grad_norm": norm,
             "wall_s": time.perf_counter() - began,
             "cpu_s": time.process_time() - began_cpu,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,16 @@ from safetensors.torch import save
 from torch import nn
 
 from harness.datasets.images import save_grid
-from harness.files import replacing, write_text
-from harness.training.config import TrainingConfig
+from harness.errors import HarnessError, StoreError
+from harness.files import make_folder, replacing, write_text
+from harness.training.config import TrainingConfig, percent
 from harness.training.targets import Decode, Samples, Target
 from harness.training.targets.base import device_of
 
 GRID_SIDE = 1024
 """Pixels of a grid's side, about."""
+TRIED = ".tried"
+"""A file that comes and goes, to learn whether a folder can be written."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,18 @@ class Release:
     @property
     def config(self) -> TrainingConfig:
         return self.target.config
+
+    def prepare(self, resume: bool) -> None:
+        """Make the folder; a `StoreError` where it, or a file that will be released, cannot be written, or is there."""
+        make_folder(self.folder)
+        for name in (self.name, *map(self._snapshot_name, self.config.snapshots)):
+            for kind in ("safetensors", "md", "png"):
+                path = self.folder / f"{name}.{kind}"
+                if path.exists() and not (resume and path.is_file()):
+                    raise StoreError(f"'{path}' is there already; --out names another folder")
+        with replacing(self.folder / TRIED) as partial:  # a read-only or full folder is told now, not at the end
+            partial.write_bytes(b"\0")
+        (self.folder / TRIED).unlink()
 
     def write(self, averaged: nn.Module, curve: list[dict[str, str]]) -> None:
         """Weights, samples and card at the end of training; the figures are those of the weights as stored."""
@@ -66,7 +82,7 @@ class Release:
         return self.config.model_dump(mode="json", exclude={"remark"})
 
     def _snapshot_name(self, fraction: float) -> str:
-        return f"{self.name}-{100 * fraction:g}pct"
+        return f"{self.name}-{percent(fraction)}"
 
     def _save(self, name: str, averaged: nn.Module, step: int) -> tuple[nn.Module, float]:
         """Write the weights; a network of them, rounded to the dtype that they are stored in, and its score."""
@@ -78,6 +94,11 @@ class Release:
         stored = copy.deepcopy(averaged)
         stored.load_state_dict(state)
         score = self.target.evaluate(stored)
+        if not math.isfinite(score):
+            raise HarnessError(
+                f"the flow of step {step} has {score} {self.target.unit}, so '{name}' is not released; a lower "
+                "learning_rate, a longer warmup or more steps may help"
+            )
         facts = {"command": self.command, "step": step, self.target.measure: round(score, 4), "config": self._plain()}
         flat = {"step": str(step), self.target.measure: f"{score:.4f}"}
         with replacing(self.folder / f"{name}.safetensors") as partial:
@@ -91,9 +112,11 @@ class Release:
         device = device_of(stored).type
         parameters = sum(parameter.numel() for parameter in stored.parameters())
         megabytes = (self.folder / f"{self.name}.safetensors").stat().st_size / 1e6
+        skipped = sum(not math.isfinite(float(row["grad_norm"])) for row in curve)
         rows = [
             *target.card_rows(stored, score, self.decode),
             ("steps, batch", f"{config.steps:,}, {config.batch_size}"),
+            *([("steps left out, their gradient not finite", f"{skipped:,}")] if skipped else []),
             ("seed", str(config.seed)),
             (
                 "trained in",

@@ -6,8 +6,10 @@ import torch
 
 from harness.flows import load_flow
 from harness.measure import expand as plan
-from harness.measure.matrix import Matrix
+from harness.measure.matrix import Matrix, Quality
+from harness.measure.tasks.quality import QualityTask
 from harness.measure.tasks.sums import Sums, exact_samples, measure_samples
+from harness.measure.units import Bench, Unit
 from harness.metrics.features import shipped_network
 
 
@@ -45,3 +47,41 @@ def test_exact_samples_do_not_depend_on_the_run(cell):
     flow = load_flow(cell.checkpoint_path)
     whole = exact_samples(cell, flow, range(70))
     torch.testing.assert_close(exact_samples(cell, flow, range(5, 9)), whole[5:9])
+
+
+def broken(*arguments, **options):
+    raise RuntimeError("operator torchvision::nms\ndoes not exist")
+
+
+@pytest.mark.parametrize(
+    ("what", "columns", "said"),
+    [
+        ("sums.features_of", ["fid", "kid"], "no FID: RuntimeError: operator torchvision::nms does not exist"),
+        ("quality.distances", ["fid", "kid"], "no FID: RuntimeError: operator"),
+        ("quality.feature_extractor", ["fid", "kid"], "no comparison with real images: RuntimeError: operator"),
+        ("quality.load_dataset", ["reconstruction_mse"], "features of the test split that are shipped, since RuntimeE"),
+        ("quality.reconstruction", ["reconstruction_mse"], "no reconstruction: RuntimeError: operator"),
+    ],
+)
+def test_an_optional_measure_that_breaks_costs_its_own_columns(cell, monkeypatch, what, columns, said):
+    unit, task = Unit("all", (cell,)), QualityTask(Quality(num_samples=8))
+    (whole,) = task.measure(unit, Bench("one"))["quality"]
+    monkeypatch.setattr(f"harness.measure.tasks.{what}", broken)
+    (row,) = task.measure(unit, Bench("two"))["quality"]
+    assert said in row["error"] and row["status"] == "ok"
+    lost = {name for name, value in whole.items() if value is not None and row.get(name) is None}
+    assert set(columns) <= lost
+    assert row["deviation_rmse"] == whole["deviation_rmse"] and row["num_samples"] == 8
+    assert "fid" in columns or row["fid"] is not None
+
+
+@pytest.mark.parametrize("error", [TypeError, ZeroDivisionError, RuntimeError])
+def test_a_perceptual_score_that_breaks_costs_its_own_column(cell, monkeypatch, error):
+    def score(images):
+        raise error("it breaks")
+
+    monkeypatch.setattr("harness.metrics.perceptual._metric", lambda name, *more: score)
+    (row,) = QualityTask(Quality(num_samples=8)).measure(Unit("all", (cell,)), Bench("one"))["quality"]
+    assert (row["status"], row["error"], row["clip_iqa"]) == ("ok", None, None)
+    assert row["perceptual_error"] == "clip_iqa: it breaks; brisque: it breaks"
+    assert row["fid"] > 0

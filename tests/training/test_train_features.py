@@ -10,8 +10,9 @@ from PIL import Image
 
 from harness.cli import app
 from harness.datasets import load_dataset
-from harness.errors import HarnessError
-from harness.metrics.features import NetworkFeatures, shipped_network
+from harness.errors import HarnessError, StoreError
+from harness.files import locked
+from harness.metrics.features import NetworkFeatures, feature_extractor, own_networks, shipped_network
 from harness.metrics.networks import RECIPES, default_recipe
 from harness.training.config import read_config
 from harness.training.features import _unseen, fit, held_out_accuracy, train_features
@@ -57,7 +58,6 @@ def test_the_command_writes_network_card_and_table(tmp_path, monkeypatch):
 
 def test_a_network_of_ones_own_is_found(tmp_path, monkeypatch, digits):
     from harness.datasets import Dataset, datasets
-    from harness.metrics.features import own_networks
 
     class Mine(Dataset):
         def load(self, split):
@@ -121,3 +121,67 @@ def test_the_default_recipe_fits_the_data(digits):
     assert default_recipe("mine", train).task == "labels"
     assert default_recipe("mine", replace(train, labels=None)).task == "rotations"
     assert default_recipe("mine", replace(train, labels=torch.zeros_like(train.labels))).task == "rotations"
+
+
+def pictures(folder, shade):
+    for row in range(40):
+        (folder / f"{row % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), shade + row + row % 2 * 100).save(folder / f"{row % 2}" / f"{row:02}.png")
+    return str(folder)
+
+
+def test_a_network_of_one_folder_does_not_serve_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    one, other = pictures(tmp_path / "one", 0), pictures(tmp_path / "other", 7)
+    train_features("imagefolder", own_networks(), root=one, epochs=1)
+    assert feature_extractor("imagefolder", root=one).name.startswith("features-imagefolder@")
+    with pytest.raises(HarnessError, match="was trained on other images of 'imagefolder' than those given"):
+        feature_extractor("imagefolder", root=other)
+    train_features("imagefolder", own_networks(), root=other, epochs=1)
+    assert feature_extractor("imagefolder", root=other)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    told = []
+    with pytest.raises(StoreError, match="cannot write to"):
+        train_features("digits", tmp_path / "file", epochs=1, report=told.append)
+    with locked(tmp_path, "trains"), pytest.raises(StoreError, match="another process trains a network in"):
+        train_features("digits", tmp_path, epochs=1, report=told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        (slice(30), slice(2), "30 images to learn from and 2 to test on are too few"),
+        (slice(30), "unlabelled", "the test split has none"),
+        (slice(30), "colour", "are of shape"),
+    ],
+)
+def test_splits_of_no_use_are_told_before_training(tmp_path, monkeypatch, digits, train, test, said):
+    held_out = digits[1]
+    if test == "unlabelled":
+        held_out = replace(held_out, labels=None)
+    elif test == "colour":
+        held_out = replace(held_out, pixels=held_out.pixels.expand(-1, 3, -1, -1))
+    else:
+        held_out = replace(held_out, pixels=held_out.pixels[test], labels=held_out.labels[test])
+    learned = replace(digits[0], pixels=digits[0].pixels[train], labels=digits[0].labels[train])
+    splits = {"train": learned, "test": held_out}
+    monkeypatch.setattr("harness.training.features.load_dataset", lambda name, split, *more: splits[split])
+    told = []
+    with pytest.raises(HarnessError, match=said):
+        train_features("digits", tmp_path, epochs=1, report=told.append)
+    assert told == []
+
+
+@pytest.mark.parametrize("options", [{"epochs": 0}, {"seed": -1}, {"seed": 2**63}])
+def test_numbers_out_of_range_are_sentences(tmp_path, options):
+    with pytest.raises(HarnessError, match="there is at least one epoch, and a seed is from 0"):
+        train_features("digits", tmp_path, **options)
+
+
+def test_a_network_that_diverges_is_not_written(digits):
+    with pytest.raises(HarnessError, match="the loss of epoch 1 is nan, so no network is written"):
+        fit(replace(SHORT, learning_rate=float("inf")), digits[0], 0)

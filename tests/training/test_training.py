@@ -312,6 +312,9 @@ def test_two_processes_have_the_curve_of_one(tmp_path: Path) -> None:
         ({"sigma": 0.0}, "sigma: input should be greater than 0"),
         ({"learning_rate": "fast"}, "learning_rate: input should be a valid number"),
         ({"noise": "salt"}, "noise: input should be 'gaussian' or 'uniform', not 'salt'"),
+        ({"learning_rate": math.inf}, "learning_rate: input should be a finite number"),
+        ({"seed": 2**63}, "seed: input should be less than"),
+        ({"snapshots": [0.5, 0.5]}, r"snapshots \(0.5, 0.5\) of one name would replace each other"),
         ({"snapshots": [2.0]}, "snapshots.0: input should be less than 1, not 2.0"),
     ],
 )
@@ -413,6 +416,187 @@ def test_a_finished_run_that_is_resumed_shows_no_loss_that_was_not_computed(
     assert "loss" in capsys.readouterr().err
     run(tmp_path, resume=True)
     assert "nan" not in capsys.readouterr().err
+
+
+def test_a_resume_waits_for_nobody_either(tmp_path: Path) -> None:
+    run(tmp_path)
+    with locked(tmp_path, "trains in"), pytest.raises(StoreError, match="another process trains in"):
+        run(tmp_path, resume=True)
+
+
+def test_a_run_is_not_continued_where_other_images_are_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path)
+
+    def darker(name: str, split: str, *more: object) -> Images:
+        images = load_dataset(name, split, *more)
+        return replace(images, pixels=images.pixels // 2) if split == "test" else images
+
+    monkeypatch.setattr("harness.training.likelihood.load_dataset", darker)
+    with pytest.raises(HarnessError, match="was judged on other data: SHA-256"):
+        run(tmp_path, resume=True)
+
+
+BLACK = Images(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 2)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "changes", "said"),
+    [
+        (BLACK, replace(BLACK, labels=torch.arange(8) % 3), {}, "images of class 2 .*, which the train split has not"),
+        (replace(BLACK, labels=torch.arange(8) % 2 * 2), BLACK, {}, "images of class 1 "),
+        (BLACK, BLACK, {"batch_size": 9}, "batch_size = 9 is more than the 8 rows"),
+        (BLACK, BLACK, {"patch": 16}, "image size 8 is not a multiple of the patch size 16"),
+        (BLACK, replace(BLACK, pixels=torch.zeros(8, 3, 8, 8, dtype=torch.uint8)), {}, "those of the test split"),
+        (BLACK, replace(BLACK, pixels=torch.zeros(8, 1, 4, 4, dtype=torch.uint8)), {}, "those of the test split"),
+        (replace(BLACK, pixels=torch.zeros(8, 1, 8, 4, dtype=torch.uint8)),) * 2 + ({}, "TarFlow needs squares"),
+    ],
+)
+def test_what_can_be_known_is_told_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Images, test: Images, changes: dict[str, object], said: str
+) -> None:
+    images = {"train": train, "test": test}
+    monkeypatch.setattr("harness.training.likelihood.load_dataset", lambda name, split, *more: images[split])
+    with pytest.raises(HarnessError, match=said):
+        run(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_of_the_test_split_alone_is_no_matter_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TarFlowTraining.model_validate(TINY | {"conditional": False})
+    TarFlowTarget(config, Splits.of(BLACK, replace(BLACK, labels=torch.arange(8)), config))
+
+
+def test_what_was_released_is_not_replaced_by_another_training(tmp_path: Path) -> None:
+    (tmp_path / "release").mkdir()
+    for name in ("tiny.safetensors", "tiny-50pct.png", "tiny.md"):
+        (tmp_path / "release" / name).write_text("theirs")
+        with pytest.raises(StoreError, match=f"{name}' is there already"):
+            run(tmp_path, snapshots=[0.5])
+        (tmp_path / "release" / name).unlink()
+    (tmp_path / "release" / "tiny.png").mkdir()
+    with pytest.raises(StoreError, match="tiny.png' is there already"):
+        run(tmp_path, resume=True)
+    assert not (tmp_path / "curve.csv").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, data: bytes) -> int:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    with pytest.raises(StoreError, match=r"cannot write to '.*release/.tried': Permission denied"):
+        run(tmp_path)
+    assert not (tmp_path / "curve.csv").exists()
+
+
+def test_a_device_that_is_not_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_device(**options: object) -> None:
+        raise RuntimeError("Invalid device string: 'foo'")
+
+    monkeypatch.setattr("harness.training.loop.Accelerator", no_device)
+    with pytest.raises(HarnessError, match="no device to train on: Invalid device string"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("score", [math.inf, math.nan])
+def test_a_flow_without_a_finite_measure_is_not_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    monkeypatch.setattr(Splits, "held_out_bits_per_dim", lambda self, flow: score)
+    for resume in (False, True):
+        with pytest.raises(HarnessError, match=f"the flow of step 6 has {score} held-out bits/dim, so 'tiny' is not"):
+            run(tmp_path, resume=resume)
+    assert list((tmp_path / "release").iterdir()) == []
+
+
+class Spoiled(TarFlowTarget):
+    """A target whose gradient, and not whose loss, is infinite in the steps that `spoils` names."""
+
+    spoils: tuple[int, ...] = ()
+    seen = 0
+
+    def loss(self, network: TarFlow, *batch: torch.Tensor) -> torch.Tensor:
+        type(self).seen += 1
+        loss = super().loss(network, *batch)
+        if self.seen in self.spoils:
+            weight = next(network.parameters())
+            loss = loss + (weight - weight.detach()).abs().sqrt().sum()  # 0, with an infinite slope there
+        return loss
+
+
+@pytest.fixture
+def spoiled(monkeypatch: pytest.MonkeyPatch) -> type[Spoiled]:
+    monkeypatch.setattr("harness.training.targets.TarFlowTarget", Spoiled)
+    monkeypatch.setattr(Spoiled, "seen", 0)
+    return Spoiled
+
+
+def test_a_gradient_that_is_not_finite_is_not_stepped_on_and_counted(
+    tmp_path: Path, spoiled: type[Spoiled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spoiled, "spoils", (2, 5))
+    release = run(tmp_path)
+    assert [math.isfinite(float(row["grad_norm"])) for row in curve(tmp_path)] == [True, False, True, True, False, True]
+    assert all(math.isfinite(loss) for loss in losses(tmp_path))
+    assert all(tensor.isfinite().all() for tensor in tensors(release).values())
+    assert "| steps left out, their gradient not finite | 2 |" in (release / "tiny.md").read_text()
+
+
+def test_too_many_of_them_in_a_row_end_the_run(
+    tmp_path: Path, spoiled: type[Spoiled], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spoiled, "spoils", range(3, 99))
+    with pytest.raises(HarnessError, match=r"the gradients of 10 steps up to step 12 are not finite; '.*point.pt'"):
+        run(tmp_path, steps=20, checkpoint_every=2, evaluate_every=20)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["flow"].values())
+
+
+def test_weights_that_are_not_finite_replace_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(optimizer: torch.optim.AdamW) -> None:
+        optimizer.param_groups[0]["params"][0].data.fill_(math.inf)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: spoil(self))
+    with pytest.raises(HarnessError, match="the weights of step 1 are not finite; no state was saved yet"):
+        run(tmp_path, checkpoint_every=1)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_disk_that_is_full_when_a_flow_is_released_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if "tiny.safetensors" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoreError, match=r"cannot write to '.*tiny.safetensors': No space left"):
+        run(tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", write)
+    assert (run(tmp_path, resume=True) / "tiny.safetensors").is_file()
+
+
+def test_a_state_or_a_curve_of_something_else_is_a_sentence(tmp_path: Path) -> None:
+    run(tmp_path)
+    lines = (tmp_path / "curve.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "curve.csv").write_text("".join(lines[:3]))
+    with pytest.raises(CheckpointError, match="does not hold the 6 steps of the state beside it"):
+        run(tmp_path, resume=True)
+    (tmp_path / "curve.csv").write_bytes(b"step,loss\n\xff\xfe,1\n")
+    with pytest.raises(CheckpointError, match="cannot be read as the curve"):
+        run(tmp_path, resume=True)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["optimizer"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="is no state of this training: 'optimizer'"):
+        run(tmp_path, resume=True)
 
 
 # What is shipped.

@@ -213,7 +213,7 @@ def _fid_of(flow: CausalFlow, subject: Subject, bench: Bench) -> Callable[[Tenso
         return lambda images: {}
     try:
         real = load_dataset(subject.dataset, "train", root=subject.data_root, size=flow.image_shape[-1])
-        extractor = feature_extractor(subject.dataset, device=subject.device)
+        extractor = feature_extractor(subject.dataset, device=subject.device, root=subject.data_root)
         reference = reference_features(real.of_shape(flow.image_shape, f"'{subject.dataset}'"), extractor).statistics
     except HarnessError as error:
         bench.notes.append(f"no FID: {error}")

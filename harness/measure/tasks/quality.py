@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 from harness.measure.cells import Cell
 from harness.measure.matrix import Quality
 from harness.measure.references import reference_name
-from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, exact_samples, measure_samples
+from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, because, exact_samples, measure_samples
 from harness.measure.units import Attempt, Bench, Rows, Unit, batches, failed_cells, sample_file
 from harness.metrics.features import FeatureExtractor, feature_extractor
 from harness.metrics.perceptual import Perceptual
@@ -117,8 +117,14 @@ class QualityTask:
             "perceptual_error": "; ".join(f"{name}: {one.reason}" for name, one in scores.items() if one.reason)
             or None,
         }
+        missing = [row["error"]]
         if real.value:
-            row |= distances(np.concatenate(sums.features), real.value.reference)
+            try:
+                if sums.features_error:
+                    raise HarnessError(sums.features_error)
+                row |= distances(np.concatenate(sums.features), real.value.reference)
+            except Exception as error:  # an optional measure costs its own columns
+                missing.append(f"no FID: {because(error)}")
             row["reference_digest"] = self.references.get(reference_name(cell.dataset, cell.data_root))
             row["reference"] = "train" if real.value.images else "shipped-test"
             if count < self.settings.num_samples:  # FID is biased by the number of samples: one number per matrix
@@ -126,7 +132,11 @@ class QualityTask:
         if real.value and real.value.images:
             row["skipped_images"] = real.value.images.skipped
             if cell.guidance is None and cell.denoise is None:
-                row["reconstruction_mse"] = self._reconstruction(cell, real.value.images, bench)
+                try:
+                    row["reconstruction_mse"] = self._reconstruction(cell, real.value.images, bench)
+                except Exception as error:
+                    missing.append(f"no reconstruction: {because(error)}")
+        row["error"] = "; ".join(filter(None, missing)) or None
         row |= sums.deviation.result()
         if bad := sums.deviation.nonfinite:
             row |= {"status": "non-finite", "error": f"{bad} of {count} samples are not finite"}
@@ -160,17 +170,18 @@ class QualityTask:
         if shape is None:
             return Attempt("skipped", "the flow's data are no images, so they have no FID")
         try:
-            extractor = feature_extractor(cell.dataset, self.inception_weights, device=cell.device)
-        except HarnessError as error:
-            return Attempt("skipped", f"no comparison with real images: {error}")
+            root = cell.data_root or self.data_root
+            extractor = feature_extractor(cell.dataset, self.inception_weights, device=cell.device, root=root)
+        except Exception as error:
+            return Attempt("skipped", f"no comparison with real images: {because(error)}")
         try:
             images = self._images(cell, shape)
             return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
-        except HarnessError as error:
+        except Exception as error:  # whatever a plugin's dataset or a network raises
             shipped = shipped_reference(cell.dataset, extractor, shape)
             if shipped is None:
-                return Attempt("skipped", f"no comparison with real images: {error}")
-            reason = f"compared with the features of the test split that are shipped, since {error}"
+                return Attempt("skipped", f"no comparison with real images: {because(error)}")
+            reason = f"compared with the features of the test split that are shipped, since {because(error)}"
             return Attempt("ok", value=Real(None, extractor, shipped, reason))
 
     def _images(self, cell: Cell, shape: tuple[int, int, int]) -> Images:

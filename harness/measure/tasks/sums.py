@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from harness.decoders import Decoder, DecodeResult, build_decoder
+from harness.errors import HarnessError
 from harness.flows import CausalFlow
 from harness.measure.cells import BASELINE, Cell
 from harness.measure.units import batch_of, batches, denoise, nonfinite_retries
@@ -44,12 +45,14 @@ class Sums:
     features: list[NDArray[np.float32]] = field(default_factory=list)
     shown: list[Tensor] = field(default_factory=list)
     perceptual: dict[str, Total] = field(default_factory=dict)  # what the samples score without a reference, by name
+    features_error: str | None = None  # why there are no features; others' samples alone have no distance
     nonfinite_retries: int = 0  # layers of batches that were decoded again since they were not finite
 
     def merge(self, later: Sums) -> None:
         self.deviation.merge(later.deviation)
         self.features += later.features
         self.shown += later.shown
+        self.features_error = self.features_error or later.features_error
         for name, total in later.perceptual.items():
             self.perceptual.setdefault(name, Total()).merge(total)
         self.nonfinite_retries += later.nonfinite_retries
@@ -58,6 +61,7 @@ class Sums:
         facts = {
             "deviation": asdict(self.deviation),
             "perceptual": {name: asdict(total) for name, total in self.perceptual.items()},
+            "features_error": self.features_error,
             "nonfinite_retries": self.nonfinite_retries,
         }
         tensors = {"facts": torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)}
@@ -76,6 +80,7 @@ class Sums:
             [tensors["features"].numpy()] if "features" in tensors else [],
             [tensors["shown"]] if "shown" in tensors else [],
             {name: Total(**total) for name, total in facts["perceptual"].items()},
+            facts["features_error"],
             facts["nonfinite_retries"],
         )
 
@@ -103,13 +108,22 @@ def measure_samples(
         samples, result = draw(cell, flow, decoder, rows)
         sums.nonfinite_retries += nonfinite_retries(result)
         sums.deviation.add(samples, exact[rows.start - indices.start : rows.stop - indices.start])
-        if extractor is not None:
-            sums.features.append(features_of(samples, extractor))
+        if extractor is not None and sums.features_error is None:
+            try:
+                sums.features.append(features_of(samples, extractor))
+            except Exception as error:  # an optional measure costs its own columns
+                sums.features_error = because(error)
         if perceptual is not None:
             sums.merge(Sums(perceptual=perceptual(samples)))
         if rows.start < GRID:
             sums.shown.append(samples[: GRID - rows.start])
     return sums
+
+
+def because(error: Exception) -> str:
+    """Why an optional measure has no value, in one line."""
+    said = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+    return " ".join(said.split())[:300]
 
 
 def exact_samples(cell: Cell, flow: CausalFlow, indices: range) -> Tensor:

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 SERVER_GOES_S = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Pauses between tries to start a process while a server that was killed goes."""
+ENDS_S = 15.0
+"""Seconds that a process may take to end once it is asked nothing more."""
 
 
 class ProcessDied(HarnessError):
@@ -90,7 +92,7 @@ class Conversation:
             self._pipe.send(question)
             ok, value = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
-            self._process.join()
+            self._end()
             raise ProcessDied(_death(self._process.exitcode)) from error
         if not ok:
             raise value
@@ -101,7 +103,19 @@ class Conversation:
         if now:
             self._process.kill()
         self._pipe.close()
-        self._process.join()
+        self._end()
+
+    def _end(self) -> None:
+        """Wait for the end of the process, but not for ever: foreign code may have left a thread in it."""
+        self._process.join(ENDS_S)
+        if self._process.is_alive():
+            print(
+                f"a measuring process had not ended after {ENDS_S:g} s, as where a decoder leaves a thread or "
+                "a process running; it was ended",
+                file=sys.stderr,
+            )
+            self._process.kill()
+            self._process.join()
 
     def __enter__(self) -> Self:
         return self

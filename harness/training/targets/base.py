@@ -46,6 +46,8 @@ class Target(ABC):
     """A paragraph of the model card on the measure."""
     digest = ""
     """SHA-256 of the data that are learned from; empty where there are none."""
+    tested = ""
+    """SHA-256 of the data that are held out; empty where there are none."""
     fused = False
     """Which of torch's two AdamW trains the network: they differ in the last bits, and shipped flows had either."""
 

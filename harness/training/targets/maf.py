@@ -80,6 +80,7 @@ class MafImages(MafTarget):
     def __init__(self, config: MafTraining, splits: Splits) -> None:
         channels, height, width = splits.train.pixels.shape[1:]
         self.splits, self.image_shape, self.digest = splits, (channels, height, width), splits.train.digest
+        self.tested = splits.tested
         super().__init__(
             config, channels * height * width, f"{channels} x {height} x {width} images of {config.dataset}"
         )

@@ -27,7 +27,8 @@ class TarFlowTarget(Target):
     measure, unit, note, fused = "held_out_bits_per_dim", "held-out bits/dim", NOTE, True
 
     def __init__(self, config: TarFlowTraining, splits: Splits) -> None:
-        self.config, self.splits, self.digest = config, splits, splits.train.digest
+        self.config, self.splits = config, splits
+        self.digest, self.tested = splits.train.digest, splits.tested
         self.epochs = Epochs(len(splits.train), config)
         _, channels, height, width = splits.train.pixels.shape
         if height != width:
@@ -44,6 +45,8 @@ class TarFlowTarget(Target):
             num_classes=splits.num_classes if config.conditional else 0,
             volume_preserving=config.volume_preserving,
         )
+        if self.shape.num_classes:
+            splits.require_known_classes()
         classes = f"{self.shape.num_classes} classes" if self.shape.num_classes else "unconditional"
         self.description = (
             f"A TarFlow ({config.patch}-{config.channels}-{config.blocks}-{config.layers}: patch, channels, blocks, "

@@ -3,12 +3,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
+import threading
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from filelock import FileLock, Timeout
 
+from harness.decoders.exact import ExactBatch
+from harness.decoders.sequential import Sequential
 from harness.errors import HarnessError
+from harness.flows.coupled import coupled_tarflow
+from harness.measure.units import Bench
+from harness.measure.workers import process as process_module
 from harness.measure.workers.process import FreshProcess, ProcessDied
 from harness.metrics.lock import device_lock
 
@@ -92,6 +101,62 @@ def holder(folder):
     held = device_lock("cpu")
     held.__enter__()
     return lambda: (os.getpid(), held is not None)
+
+
+def forget():
+    threading.Thread(target=threading.Event().wait, name="forgotten").start()
+    return "measured"
+
+
+def close_everything():
+    os.closerange(3, 256)
+    threading.Event().wait()
+
+
+def test_a_process_with_a_thread_that_was_left_is_ended_and_told(monkeypatch, capsys):
+    monkeypatch.setattr(process_module, "ENDS_S", 0.2)
+    assert FreshProcess().run(forget) == "measured"
+    assert "had not ended after 0.2 s, as where a decoder leaves a thread" in capsys.readouterr().err
+    with pytest.raises(ProcessDied, match="SIGKILL"):
+        FreshProcess().run(close_everything)
+
+
+def test_the_command_ends_although_a_thread_was_left():
+    code = """
+        import sys, threading, harness.cli
+        app = sys.modules["harness.cli.app"]
+        app.ENDS_S = 0.2
+        threading.Thread(target=threading.Event().wait, name="forgotten").start()
+        sys.argv = ["harness", "list", "datasets"]
+        app.main()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "digits" in done.stdout
+    assert done.stderr == "the process did not end within 0.2 s and was ended; still running: forgotten\n"
+
+
+class Meddling(Sequential):
+    """Slows everybody down."""
+
+    def solve(self, layer, inputs, condition):
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().solve(layer, inputs, condition)
+
+
+def test_what_a_decoder_changes_is_put_back_before_the_next_and_told_once():
+    bench, before = Bench(""), torch.get_num_threads()
+    subject = SimpleNamespace(cell_id="0", checkpoint="coupled")
+    batch = ExactBatch.draw(coupled_tarflow(0), 2, torch.Generator())
+    for _ in range(2):
+        assert bench.attempt(subject, "timing", lambda: batch.result(Meddling())).ok
+        assert torch.get_num_threads() == before
+    (note,) = bench.notes
+    assert note.startswith("coupled: changes the number of torch's threads while it decodes; put back")
+
+
+def test_a_decoder_that_exits_fails_in_its_own_row():
+    attempt = Bench("").attempt(SimpleNamespace(cell_id="0", checkpoint="coupled"), "timing", lambda: sys.exit(3))
+    assert (attempt.status, attempt.error) == ("failed", "SystemExit: 3")
 
 
 def test_a_conversation_is_with_one_process():
