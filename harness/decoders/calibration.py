@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, cat, nn
 
 from harness.decoders.maps import CausalMap, Guess, causal_map
 from harness.decoders.stored import called, checkpoint_digest, stored
 from harness.errors import CheckpointError, HarnessError
-from harness.files import make_folder, replacing
+from harness.files import make_folder, read_safetensors, replacing
+from harness.flows.modules import nonfinite
 from harness.flows.protocols import CausalFlow, CausalLayer
+from harness.options import reason
 
 FORMAT = "3"
 SUFFIX = ".safetensors"
@@ -134,10 +135,8 @@ class Calibration(nn.Module):
     def load(cls, path: Path) -> Calibration:
         """Read what `save` wrote."""
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError) as error:
+            tensors, metadata = read_safetensors(path)
+        except ValueError as error:
             raise CheckpointError(f"the calibration '{path}' cannot be read: {error}") from error
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"'{path}' is no calibration of format {FORMAT}; run `harness calibrate` again")
@@ -145,11 +144,12 @@ class Calibration(nn.Module):
             lags = TypeAdapter(list[tuple[Lags, Lags]]).validate_json(metadata["lags"])
             metrics = TypeAdapter(list[LayerMetrics] | None).validate_json(metadata.get("metrics", "null"))
             layers = [_layer(tensors, f"layers.{place}", *kinds) for place, kinds in enumerate(lags)]
+            if (broken := nonfinite(tensors)) is not None:
+                raise ValueError(f"'{broken}' is not finite")
             return cls(metadata["digest"], layers, int(metadata["samples"]), metrics)
         except (KeyError, ValueError) as error:
-            sentence = " ".join(str(error).split())
             raise CheckpointError(
-                f"the calibration '{path}' is damaged: {sentence}; run `harness calibrate`"
+                f"the calibration '{path}' is damaged: {reason(error)}; run `harness calibrate`"
             ) from error
 
 

@@ -68,7 +68,7 @@ def choose(found: Mapping[str, Weights], content: Mapping[Any, Any], wanted: str
         why = "uses the only weights in it" + ("" if chosen == [OWN] else f", '{chosen[0]}'")
     elif len(averages) == 1:
         chosen = averages
-        why = f"uses the weights '{chosen[0]}', an average (EMA), preferred among {keys}; --weights KEY chooses another"
+        why = f"uses the weights '{chosen[0]}', an average (EMA), preferred among {keys} (--weights KEY chooses)"
     else:
         raise CheckpointError(f"has several sets of weights, {keys}; choose one with --weights KEY")
     weights = found[chosen[0]]
