@@ -136,10 +136,10 @@ def _unwrapped(path: Path, wanted: str | None, modified_ns: int, size: int) -> P
     try:
         chosen, said = choose(found, content, wanted)
     except CheckpointError as error:
-        raise CheckpointError(f"'{path}' {error}") from error
+        raise CheckpointError(f"'{path}' {_printable(str(error))}") from error
     if said is None:
         return path
-    logger.warning("'%s' %s", path, said)
+    logger.warning("'%s' %s", path, _printable(said))
     _require_plain(path, chosen.state)
     folder = hashlib.sha256(f"{digest(path)} {chosen.path}".encode(errors="replace")).hexdigest()[:16]
     alone = cache_folder() / "unwrapped" / folder / f"{path.stem}.safetensors"
@@ -207,6 +207,11 @@ def _packed(path: Path) -> bool:
     """Whether an archive's members are larger than their share of the file."""
     with zipfile.ZipFile(path) as archive:
         return sum(member.file_size for member in archive.infolist()) > path.stat().st_size
+
+
+def _printable(said: str) -> str:
+    """A sentence with names from a file, none of which reaches a terminal as an escape code."""
+    return "".join(letter if letter.isprintable() else "?" for letter in said)
 
 
 def _require_plain(path: Path, state: Mapping[Any, Any]) -> None:
