@@ -237,6 +237,12 @@ def test_weights_that_none_is_preferred_of_are_to_be_chosen(tmp_path, cache):
         load_flow(tmp_path / "plain.pth", weights="ema")
 
 
+def test_a_name_in_a_file_is_no_escape_code(tmp_path, cache, caplog):
+    torch.save({"\x1b[31mred": state_of(), "\x1b]0;title": 3}, tmp_path / "x.pth")
+    load_flow(tmp_path / "x.pth")
+    assert "?[31mred" in caplog.text and "\x1b" not in caplog.messages[0]
+
+
 def test_a_dict_that_holds_itself_ends(tmp_path, cache):
     content = {"model": state_of(0.25)}
     content["again"] = content
