@@ -26,6 +26,10 @@ class StoreError(HarnessError):
     """A run folder that cannot be read or written, or any file that cannot be written."""
 
 
+class NonFiniteError(HarnessError):
+    """Samples that are NaN or infinite, which are written nowhere; what else was drawn is there. Exit code 1."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> HarnessError:
     """The error for a name that is not registered, with the nearest known name.
 

@@ -1,20 +1,22 @@
-"""Files that are whole or not there at all, downloads too; names that stay inside the folder they are used in; TOML."""
+"""Files that are whole or not there at all, downloads too; names that stay inside their folder; what a file is."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from harness.errors import HarnessError, StoreError
 
@@ -26,6 +28,24 @@ LONGEST_NAME = 100
 LOCK = ".lock"
 """Of a folder that one process at a time writes to."""
 _NAME = re.compile(r"\w[\w.+-]*")
+SAFETENSORS, TORCH, TEXT = "a safetensors file", "a file of torch.save", "text"
+_BEGIN = {
+    b"<!doctype html": "a web page (HTML), such as one that asks for a login",
+    b"<html": "a web page (HTML), such as one that asks for a login",
+    b"version https://git-lfs": "a Git LFS pointer, which `git lfs pull` replaces by the file itself",
+    b"\x93numpy": "a NumPy array (.npy)",
+    b"\x1f\x8b": "a gzip file",
+    b"bzh": "a bzip2 file",
+    b"\xfd7zxz": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"\x89png": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89hdf": "an HDF5 file",
+    b"par1": "a Parquet file",
+    b"%pdf": "a PDF document",
+    b"\x80\x02\x8a\nl\xfc\x9cf\xf9": TORCH,
+}
+"""What files begin with, in lower case."""
 
 
 def cache_folder() -> Path:
@@ -69,8 +89,11 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; a `HarnessError` where it cannot be read as TOML."""
     try:
         return parse_toml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HarnessError(f"'{path}' cannot be read as TOML: {error}") from error
+    except OSError as error:
+        raise HarnessError(f"'{path}' cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        reason = f"{error}" if (kind := kind_of(path)) == TEXT else f"it is {kind}"
+        raise HarnessError(f"'{path}' cannot be read as TOML: {reason}") from error
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -163,6 +186,74 @@ def unwritable(path: Path, error: OSError | SafetensorError) -> StoreError:
     """The error for a file or folder that the system refuses to write."""
     reason = error.strerror if isinstance(error, OSError) else None
     return StoreError(f"cannot write to '{path}': {reason or error}")
+
+
+def kind_of(path: Path) -> str:
+    """What a file is by how it begins, with its article: for sentences on a file that is not what it should be."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        return "an empty file"
+    begin = head.lstrip().lower()
+    if found := next((kind for known, kind in _BEGIN.items() if begin.startswith(known)), None):
+        return found
+    if head.startswith(b"PK"):
+        return _kind_of_zip(path)
+    if head[8:9] == b"{" and not head[7]:
+        return SAFETENSORS
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    if head[:1] == b"\x80" and head[1] < 6:
+        return "a pickle"
+    try:
+        text = head.decode(errors="strict" if len(head) < 1024 else "ignore")
+    except UnicodeDecodeError:
+        return "data of no known kind"
+    return TEXT if "\0" not in text and len(text) > len(head) / 2 else "data of no known kind"
+
+
+def _kind_of_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return "a zip archive that is damaged or cut short"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a TorchScript archive"
+    if any(name.endswith("/data.pkl") for name in names):
+        return TORCH
+    return "a NumPy archive (.npz)" if any(name.endswith(".npy") for name in names) else "a zip archive"
+
+
+def not_as(path: Path, kind: str) -> str:
+    """Why a file cannot be read as one of this kind: what it is instead, or that it is damaged."""
+    found = kind_of(path)
+    return "it is damaged or cut short" if found == kind else f"it is {found}, not {kind}"
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors, memory-mapped on the CPU, and metadata of a safetensors file; a `ValueError` that says why not."""
+    try:
+        with path.open("rb"):  # for the system's own reason: the library has one of its own
+            pass
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except Exception as error:  # the library's own, and torch's for numbers that it does not know
+        raise ValueError(not_as(path, SAFETENSORS)) from error
+
+
+def in_order(file: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library writes them in an order of its own each time, and a
+    checkpoint is known by its digest.
+    """
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
 
 
 def _sync(path: Path) -> None:

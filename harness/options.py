@@ -68,6 +68,15 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
+def reason(error: Exception) -> str:
+    """What is wrong with plain values that somebody else wrote, in a few words: from the error of reading."""
+    if isinstance(error, ValidationError):
+        return sentence(error) if error.errors()[0]["loc"] else "it is no JSON of the kind expected"
+    if isinstance(error, KeyError):
+        return f"'{error.args[0]}' is missing"
+    return " ".join(str(error).split()) if isinstance(error, ValueError) else "a value is of another kind than expected"
+
+
 def sentence(error: ValidationError, whole: str = "the matrix") -> str:
     """The first mistake, as the path of the key and what is wrong there; `whole` is what has no path."""
     first = error.errors()[0]

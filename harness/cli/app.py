@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -22,6 +23,7 @@ data_root = click.option(
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+weights = click.option("--weights", metavar="KEY", help="Which weights of a checkpoint with several, as ema.")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 ENDS_S = 15.0
 """Seconds that threads which foreign code left, or what it has the interpreter do at its end, may hold this process."""
@@ -38,6 +40,8 @@ def main() -> NoReturn:
 
     A command returns its exit code, or None for 0.
     """
+    if logging.lastResort is not None:  # what the library notes goes to stderr, whatever else listens to it
+        logging.getLogger("harness").addHandler(logging.lastResort)
     sys.path.append(os.getcwd())  # so that package.module:Class is found where the user stands, as with python -m
     try:
         code = app(standalone_mode=False) or 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import click
 
-from harness.cli.app import FOLDER, app, data_root, threads
+from harness.cli.app import FOLDER, app, data_root, threads, weights
 
 
 class Budget(click.ParamType):
@@ -75,21 +76,15 @@ def train_features_command(dataset: str, out: Path | None, **options: Any) -> No
 @click.option("--samples", type=click.IntRange(min=16), help="Decoded exactly; by default as many as the fit asks for.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--seconds", type=click.FloatRange(min=0), help="Learning corrections may take; 0: linear ones alone.")
-def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float | None) -> None:
+@weights
+def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float | None, weights: str | None) -> None:
     """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" or "learned", and 'fitted'."""
     from harness.fitting.calibrate import store_calibration
     from harness.flows import load_flow
 
-    click.echo(
-        store_calibration(
-            load_flow(flow),
-            samples,
-            seed,
-            learned=seconds != 0,
-            seconds=seconds,
-            report=lambda said: click.echo(said, err=True),
-        )  # fmt: skip
-    )
+    loaded, learned = load_flow(flow, weights=weights), seconds != 0
+    report = partial(click.echo, err=True)
+    click.echo(store_calibration(loaded, samples, seed, learned=learned, seconds=seconds, report=report))
 
 
 @app.command("tune")
@@ -100,10 +95,11 @@ def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float 
               help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(min=8), help="Tuned on, and held out; by default as many as it takes.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@weights
 @threads
 def tune_command(
     flow: str, batches: tuple[int, ...], budgets: tuple[float | None, ...], samples: int | None,
-    device: str, threads: int | None,
+    device: str, weights: str | None, threads: int | None,
 ) -> None:  # fmt: skip
     """Measure how each layer of FLOW is decoded fastest within a budget, for the decoder 'auto'."""
     import torch
@@ -114,7 +110,7 @@ def tune_command(
     from harness.flows import load_flow
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    loaded = load_flow(flow, device)
+    loaded = load_flow(flow, device, weights=weights)
     prepare(build_decoder("fitted", correction="learned"), loaded, max(batches))  # candidates read the calibration
     tuner = Tuner(loaded, samples)
     for batch, budget in product(batches, budgets):

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from harness.cli.app import FOLDER, app, data_root, device, threads
+from harness.cli.app import FOLDER, app, data_root, device, threads, weights
+from harness.errors import NonFiniteError
 from harness.registry import first_line
 
 
@@ -23,6 +24,7 @@ from harness.registry import first_line
 @click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable real images out; the quality rows count them.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="In place of the matrix's.")
+@weights
 @threads
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
               help="Where it runs: here, or on a Ray cluster.")  # fmt: skip
@@ -32,7 +34,7 @@ from harness.registry import first_line
               help="Times that what a lost process or machine had begun is run again.")  # fmt: skip
 def run_command(
     matrix: str, out: Path | None, profile: str | None, decoders: tuple[str, ...], against: str | None,
-    device: str | None, on: str, workers: int, **options: Any,
+    device: str | None, weights: str | None, on: str, workers: int, **options: Any,
 ) -> int:  # fmt: skip
     """Measure a matrix, by name or .toml file, or a checkpoint: speed, cost, quality and memory of every cell."""
     from rich.console import Console
@@ -48,7 +50,7 @@ def run_command(
 
     stored = open_run(against) if against else None  # a wrong name is told before anything is measured
     overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
-    parsed = matrix_of(matrix, profile, overrides)
+    parsed = matrix_of(matrix, profile, overrides, weights)
     where = executor(on, workers)
     run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), executor=where, **options)
     console = Console()
@@ -73,30 +75,36 @@ def run_command(
 @click.option("--denoise", metavar="[SIGMA]", is_flag=False, flag_value="auto", help="One denoising step afterwards; "
               "SIGMA is the noise in training, by default the checkpoint's own.")  # fmt: skip
 @device
+@weights
 @threads
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
               help="Where folders and Parquet files are drawn.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="CPU processes at a time.")
-def sample_command(out: Path, threads: int | None, on: str, workers: int, **options: Any) -> None:
+def sample_command(out: Path, threads: int | None, on: str, workers: int, **options: Any) -> int:
     """Draw samples from FLOW, a shipped flow's name or a checkpoint file.
 
     --out says how they are written: a .png, .jpg, .webp, ... is one grid, a .parquet a table of images, a name without
-    such a suffix a folder of them.
-    The latter two are drawn in shards; the same command goes on where a killed one stopped.
+    such a suffix a folder of them. The latter two are drawn in shards; the same command goes on where a killed one
+    stopped. Samples that are not finite are counted and not written, and the exit code is 1.
     """
     from harness.measure.sampling import output_kind, read_request, sample_to_grid
 
     kind = output_kind(out)
     request = read_request(**options)
     request.prepare(report=lambda sentence: click.echo(sentence, err=True))
-    if kind == "grid":
-        click.echo(sample_to_grid(request, out, threads))
-        return
-    from harness.measure.tasks.samples import draw_to_files
-    from harness.measure.workers.local import executor
-    from harness.progress import reporter
+    try:
+        if kind == "grid":
+            click.echo(sample_to_grid(request, out, threads))
+            return 0
+        from harness.measure.tasks.samples import draw_to_files
+        from harness.measure.workers.local import executor
+        from harness.progress import reporter
 
-    click.echo(draw_to_files(request, out, executor(on, workers), reporter(), threads=threads))
+        click.echo(draw_to_files(request, out, executor(on, workers), reporter(), threads=threads))
+    except NonFiniteError as error:
+        click.echo(f"error: {error}", err=True)
+        return 1
+    return 0
 
 
 class ProbeGroup(click.Group):
@@ -121,6 +129,7 @@ class ProbeGroup(click.Group):
         @click.option("--dataset", help="That the flow was trained on; by default what the checkpoint says.")
         @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
         @device
+        @weights
         @threads
         def run(checkpoint: str, out: Path | None, **options: Any) -> None:
             from harness.flows.checkpoints import checkpoint_path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.app import FOLDER, app
+from harness.cli.app import FOLDER, app, weights
 
 
 @app.command()
@@ -14,11 +14,12 @@ from harness.cli.app import FOLDER, app
 @click.option("--flow", "flows", multiple=True, help="Flow to check on: a contract flow, a shipped one, or a path.")
 @click.option("--clause", "clauses", multiple=True, help="Only this clause (repeatable).")
 @click.option("--seed", default=0, show_default=True, help="Of latents and random flows.")
-def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: int) -> int:
+@weights
+def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: int, weights: str | None) -> int:
     """Check a decoder, NAME or package.module:Class, against the contract every decoder keeps."""
     from harness.contract import check, print_findings
 
-    return print_findings(decoder, check(decoder, flows, seed, clauses))
+    return print_findings(decoder, check(decoder, flows, seed, clauses, weights=weights))
 
 
 @app.command()

@@ -27,10 +27,12 @@ def check(
     seed: int = 0,
     only: Iterable[str] = (),
     options: Mapping[str, Any] | None = None,
+    weights: str | None = None,
 ) -> Iterator[Finding]:
     """One finding per flow and clause for a decoder, a registered name or ``package.module:Class``.
 
     `flows` are names in `CONTRACT_FLOWS`, shipped flows or paths of checkpoints; by default `default_flows()`.
+    `weights` are which ones of the checkpoints, see `load_flow`.
     """
     decoders.get(decoder)
     wanted = list(only) or list(CLAUSES)
@@ -38,7 +40,7 @@ def check(
         if name not in CLAUSES:
             raise unknown("clause", name, CLAUSES)
     for flow_name in list(flows) or default_flows():
-        flow = CONTRACT_FLOWS[flow_name](seed) if flow_name in CONTRACT_FLOWS else load_flow(flow_name)
+        flow = CONTRACT_FLOWS[flow_name](seed) if flow_name in CONTRACT_FLOWS else load_flow(flow_name, weights=weights)
         case = Case(decoder, flow, flow_name, seed, options=options or {})
         for name in wanted:
             yield examine(name, case)

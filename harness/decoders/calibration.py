@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, cat, nn
 
@@ -35,8 +34,10 @@ from harness.decoders.solver import Correction
 from harness.decoders.stored import called, checkpoint_digest, stored
 from harness.decoders.windows import Visit
 from harness.errors import CheckpointError, HarnessError
-from harness.files import make_folder, replacing
+from harness.files import make_folder, read_safetensors, replacing
+from harness.flows.modules import nonfinite
 from harness.flows.protocols import CausalFlow, CausalLayer, Explained
+from harness.options import reason
 
 FORMAT = "4"
 READABLE = ("3", FORMAT)
@@ -206,10 +207,8 @@ class Calibration(nn.Module):
     def load(cls, path: Path) -> Calibration:
         """Read what `save` wrote."""
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError) as error:
+            tensors, metadata = read_safetensors(path)
+        except ValueError as error:
             raise CheckpointError(f"the calibration '{path}' cannot be read: {error}") from error
         if metadata.get("format") not in READABLE:
             raise CheckpointError(f"'{path}' is no calibration of format {FORMAT}; run `harness calibrate` again")
@@ -221,11 +220,12 @@ class Calibration(nn.Module):
                 _layer(tensors, f"layers.{place}", *kinds, hops)
                 for place, (kinds, hops) in enumerate(zip(lags, learned, strict=True))
             ]
+            if (broken := nonfinite(tensors)) is not None:
+                raise ValueError(f"'{broken}' is not finite")
             return cls(metadata["digest"], layers, int(metadata["samples"]), metrics, "learned" in metadata)
         except (KeyError, ValueError) as error:
-            sentence = " ".join(str(error).split())
             raise CheckpointError(
-                f"the calibration '{path}' is damaged: {sentence}; run `harness calibrate`"
+                f"the calibration '{path}' is damaged: {reason(error)}; run `harness calibrate`"
             ) from error
 
 

@@ -14,6 +14,7 @@ from harness.decoders.stored import checkpoint_digest, file_name, folders
 from harness.errors import HarnessError, unknown
 from harness.files import read_toml, write_text
 from harness.flows.protocols import CausalFlow
+from harness.options import reason
 
 SERVES = 2
 """A schedule is as good as one of their own for batches that are larger or smaller by at most this factor."""
@@ -100,7 +101,7 @@ class LayerSchedule:
             numbers = {name: float(facts[name]) for name in ("allowed", "deviation", "predicted_s")}
             schedule = cls(layers, facts["device"], int(facts["batch"]), budget, digest=facts["checkpoint"], **numbers)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise HarnessError(f"'{path}' is not a schedule as `harness tune` writes it: {error!r}") from error
+            raise HarnessError(f"'{path}' is not a schedule as `harness tune` writes it: {reason(error)}") from error
         for choice in layers:
             choice.build()
         return schedule

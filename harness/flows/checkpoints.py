@@ -1,29 +1,39 @@
 """Checkpoints on disk: published ``.pth`` state dicts, ``.safetensors``, and the flows shipped with the package.
 
 A checkpoint is untrusted: safetensors holds nothing but tensors, and a ``.pth`` is read with ``weights_only``, which
-refuses to execute anything. Both are memory-mapped and never held twice.
+refuses to execute anything. Both are memory-mapped and never held twice. What a training script saved, with weights
+somewhere in it, is unwrapped once, to a file in the user's cache that holds the weights alone and is from then on the
+checkpoint: so its digest is that of the tensors in use.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
+import re
+import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.errors import CheckpointError, unknown
+from harness.files import TORCH, cache_folder, in_order, kind_of, make_folder, not_as, read_safetensors, replacing
+from harness.flows.modules import nonfinite
 from harness.flows.precision import to_dtype
 from harness.flows.protocols import CausalFlow, flows
 from harness.flows.published import SUFFIXES, find_checkpoint, not_there, published, sigma_in_name
 from harness.flows.synthetic import synthetic_checkpoint
+from harness.flows.wrapped import choose, weights_in
+
+logger = logging.getLogger(__name__)
 
 ASSETS = Path(str(files("harness.flows"))) / "assets"
 
@@ -64,7 +74,10 @@ def checkpoint_path(name_or_path: str | Path, root: Path | str | None = None) ->
 
 
 def load_flow(
-    name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name_or_path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    weights: str | None = None,
 ) -> CausalFlow:
     """Load a flow by the name of a shipped one or from a file; its architecture is inferred from the tensors.
 
@@ -72,78 +85,145 @@ def load_flow(
         name_or_path: such as ``"digits"``, ``"tarflow-afhq-256"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or
             ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights.
         dtype: of its networks; latents and tokens are float32 where it is narrower.
+        weights: which ones, where the file holds several, see `unwrapped`.
 
     Example:
         >>> flow = load_flow("digits")
         >>> flow.num_tokens, flow.image_shape
         (64, (1, 8, 8))
     """
-    path = checkpoint_path(name_or_path)
+    path = unwrapped(checkpoint_path(name_or_path), weights)
     state, metadata = read_state(path)
-    for _, family in flows.items():
-        if family.recognises(state):
-            try:
-                flow = to_dtype(family.from_state(state, metadata), device, dtype)
-            except CheckpointError as error:
-                raise CheckpointError(f"'{path}' is not a checkpoint this harness can read: {error}") from error
-            flow.source = path
-            return flow
-    raise CheckpointError(
-        f"'{path}' is no flow of a known family ({', '.join(flows.names())}): its tensors have other names"
-    )
+    family = next(family for _, family in flows.items() if family.recognises(state))
+    try:
+        flow = to_dtype(family.from_state(state, metadata), device, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}' is not a checkpoint this harness can read: {error}") from error
+    if (broken := nonfinite(flow.state_dict())) is not None:
+        name = nonfinite(state)
+        what = f"'{name}' holds NaN or infinite weights" if name else f"'{broken}' holds weights too large for {dtype}"
+        raise CheckpointError(f"'{path}' cannot be sampled: {what}; every weight is to be finite")
+    flow.source = path
+    return flow
+
+
+def unwrapped(path: Path, weights: str | None = None) -> Path:
+    """The file of the weights of a checkpoint alone: itself, or a copy in the user's cache of those in it.
+
+    Weights are looked for below keys, as in ``{"state_dict": ..., "ema": ...}``, and behind the prefixes of wrappers,
+    as ``module.`` and ``_orig_mod.``; what else is there, such as an optimizer's state, is left aside and said.
+
+    Args:
+        weights: their key where there are several, such as ``"ema"``; by default the only ones or the EMA.
+
+    Raises:
+        CheckpointError: it cannot be read, holds no flow of a known family, several of which none is preferred, or none
+            with this key.
+    """
+    status = path.stat()
+    return _unwrapped(path, weights, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=32)
+def _unwrapped(path: Path, wanted: str | None, modified_ns: int, size: int) -> Path:
+    content, metadata = _read(path)
+    found = weights_in(content, lambda state: any(family.recognises(state) for _, family in flows.items()))
+    if not found:
+        _require_plain(path, content)
+        raise CheckpointError(
+            f"'{path}' is no flow of a known family ({', '.join(flows.names())}): its tensors have other names"
+        )
+    try:
+        chosen, said = choose(found, content, wanted)
+    except CheckpointError as error:
+        raise CheckpointError(f"'{path}' {_printable(str(error))}") from error
+    if said is None:
+        return path
+    logger.warning("'%s' %s", path, _printable(said))
+    _require_plain(path, chosen.state)
+    folder = hashlib.sha256(f"{digest(path)} {chosen.path}".encode(errors="replace")).hexdigest()[:16]
+    alone = cache_folder() / "unwrapped" / folder / f"{path.stem}.safetensors"
+    if not alone.is_file():
+        make_folder(alone.parent)
+        with replacing(alone) as partial:
+            save_file(
+                {name: tensor.contiguous().clone() for name, tensor in chosen.state.items()}, partial, metadata or None
+            )
+            if len(metadata) > 1:
+                partial.write_bytes(in_order(partial.read_bytes()))
+    return alone
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a checkpoint file, memory-mapped on the CPU."""
-    if path.suffix == ".safetensors":
-        with _open_safetensors(path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
-    try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            _refuse_packed(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"'{path}' cannot be read as a plain state dict (weights only): {reason}") from error
-    return _plain_state(path, state), {}
+    """Tensors and metadata of a checkpoint file that holds nothing else, memory-mapped on the CPU."""
+    content, metadata = _read(path)
+    _require_plain(path, content)
+    return dict(content), metadata
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What a checkpoint says of itself besides its tensors; only safetensors files say anything."""
-    if path.suffix != ".safetensors":
-        return {}
-    with _open_safetensors(path) as file:
-        return file.metadata() or {}
+    return _read(path)[1] if path.suffix == ".safetensors" else {}
 
 
-@contextmanager
-def _open_safetensors(path: Path) -> Iterator[Any]:
+def _read(path: Path) -> tuple[Mapping[Any, Any], dict[str, str]]:
+    """What a file holds, tensors by name and whatever else, and its metadata."""
+    if path.suffix == ".safetensors":
+        try:
+            return read_safetensors(path)
+        except ValueError as error:
+            raise CheckpointError(f"'{path}' cannot be read as safetensors: {error}") from error
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' cannot be read as safetensors: {error}") from error
+        zipped = zipfile.is_zipfile(path)
+        packed = zipped and _packed(path)
+        with warnings.catch_warnings(action="ignore"):  # of the kind of pickle that it is
+            content = None if packed else torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:
+        reason = f"cannot be read as a plain state dict (weights only): {_reason(path, error)}"
+        raise CheckpointError(f"'{path}' {reason}") from error
+    if packed:
+        raise CheckpointError(
+            f"'{path}' cannot be read: its members are compressed, which torch never does, and may unpack to any size"
+        )
+    if not isinstance(content, dict):
+        raise CheckpointError(f"'{path}' holds a {type(content).__name__}, expected a state dict of tensors")
+    return content, {}
 
 
-def _refuse_packed(path: Path) -> None:
-    """Refuse an archive whose members are larger than their share of the file: torch packs nothing."""
+def _reason(path: Path, error: Exception) -> str:
+    """Why torch did not read a file, without its own words: they advise to read it with code and all."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    kind, foreign = kind_of(path), re.search(r"GLOBAL ([\w.]{1,80})", str(error))
+    if foreign and kind in (TORCH, "a pickle"):
+        return (
+            f"it holds a Python object, {foreign[1]}, and objects may run code when they are read; expected tensors "
+            "and plain values, as torch.save(model.state_dict(), ...) writes them"
+        )
+    return not_as(path, TORCH)
+
+
+def _packed(path: Path) -> bool:
+    """Whether an archive's members are larger than their share of the file."""
     with zipfile.ZipFile(path) as archive:
-        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-            raise ValueError("its members are compressed, which torch never does, and may unpack to any size")
+        return sum(member.file_size for member in archive.infolist()) > path.stat().st_size
 
 
-def _plain_state(path: Path, state: Any) -> dict[str, Tensor]:
-    if not isinstance(state, dict):
-        raise CheckpointError(f"'{path}' holds a {type(state).__name__}, expected a state dict of tensors")
+def _printable(said: str) -> str:
+    """A sentence with names from a file, none of which reaches a terminal as an escape code."""
+    return "".join(letter if letter.isprintable() else "?" for letter in said)
+
+
+def _require_plain(path: Path, state: Mapping[Any, Any]) -> None:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"'{path}' holds {name!r}: {type(tensor).__name__}, expected only tensors by name")
+            raise CheckpointError(
+                f"'{path}' holds {str(name)[:80]!r}: {type(tensor).__name__}, expected only tensors by name"
+            )
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise CheckpointError(f"'{path}': '{name}' is no plain tensor of numbers")
     if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > path.stat().st_size:
         raise CheckpointError(f"'{path}' claims tensors that are larger than the file")
-    return state
 
 
 def training_noise(path: Path) -> float:

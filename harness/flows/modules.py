@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Kept
+
+
+def nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a number that is NaN or infinite, or None where there is none."""
+    floating = ((name, tensor) for name, tensor in tensors.items() if tensor.is_floating_point())
+    return next((n for n, t in floating if not (t if t.itemsize > 1 else t.float()).isfinite().all()), None)
 
 
 class LayerModule(nn.Module, CausalLayer):

@@ -6,6 +6,7 @@ to the Gaussian prior and the first one inverted; `block` is the checkpoint's ow
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,8 +41,10 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.components not in ("a", "b", "ab"):
             raise HarnessError(f"guidance components must be 'a', 'b' or 'ab', not '{self.components}'")
-        if not self.temperature > 0:
-            raise HarnessError(f"guidance temperature must be above 0, not {self.temperature}")
+        if not math.isfinite(self.scale):
+            raise HarnessError(f"guidance scale must be a finite number, not {self.scale}")
+        if not 0 < self.temperature < math.inf:
+            raise HarnessError(f"guidance temperature must be above 0 and finite, not {self.temperature}")
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ def published() -> dict[str, Published]:
 
 
 def published_as(path: Path | str) -> Published | None:
-    """What a file is published as, by its file name; None for any other."""
-    return next((known for known in published().values() if known.file == Path(path).name), None)
+    """What a file is published as, by its name, whatever it was unwrapped or converted to; None for any other."""
+    return next((known for known in published().values() if Path(known.file).stem == Path(path).stem), None)
 
 
 def sigma_in_name(path: Path) -> float | None:

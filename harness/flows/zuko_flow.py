@@ -30,6 +30,7 @@ from harness.flows.ising import Ising
 from harness.flows.masked import ACTIVATIONS, ActivationCache, MaskedNetwork
 from harness.flows.modules import FlowModule, LayerModule
 from harness.flows.protocols import Condition, Guidance, encode_tokens, flows
+from harness.options import reason
 
 METADATA_KEY = "zuko"
 _TRANSFORM = re.compile(r"transform\.transforms\.(\d+)\.hyper\.(\d+)\.weight")
@@ -230,7 +231,9 @@ def _facts(metadata: dict[str, str]) -> _Facts:
     try:
         facts = _Facts.model_validate_json(metadata.get(METADATA_KEY, "{}"))
     except ValidationError as error:
-        raise CheckpointError(f"its metadata '{METADATA_KEY}' is no JSON object as expected: {error}") from error
+        raise CheckpointError(
+            f"its metadata '{METADATA_KEY}' is no JSON object as expected: {reason(error)}"
+        ) from error
     if facts.activation not in ACTIVATIONS:
         raise CheckpointError(f"its activation is '{facts.activation}', expected one of {', '.join(ACTIVATIONS)}")
     return facts

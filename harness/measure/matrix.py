@@ -64,13 +64,15 @@ in image units ([-1, 1])."""
 class DatasetTable(Table):
     """Real images and the flow that was trained on them.
 
-    `checkpoint` is a flow's name or a file, by default the dataset's name; `size` the side of the images, by default
-    the flow's; `guidance` and `denoise` override the grid's, and with `published` they are what the publishers
-    evaluated the checkpoint with. With `optional` a checkpoint that is not there costs rows of the status "skipped".
+    `checkpoint` is a flow's name or a file, by default the dataset's name; `weights` are which ones of it, where it
+    holds several, see `load_flow`; `size` is the side of the images, by default the flow's; `guidance` and `denoise`
+    override the grid's, and with `published` they are what the publishers evaluated the checkpoint with. With
+    `optional` a checkpoint that is not there costs rows of the status "skipped".
     """
 
     name: str
     checkpoint: str | None = None
+    weights: str | None = None
     root: str | None = None
     size: Count | None = None
     guidance: Annotated[list[GuidanceTable], Some] | None = None

@@ -13,7 +13,7 @@ import torch
 
 from harness.fitting import prepare
 from harness.flows import CausalFlow
-from harness.flows.checkpoints import checkpoint_path, read_metadata
+from harness.flows.checkpoints import checkpoint_path, read_metadata, unwrapped
 from harness.measure.cells import Subject, content_hash, resolve_device
 from harness.measure.engine import RunSink, open_store, run
 from harness.measure.probes.probe import Probe, probes
@@ -66,6 +66,7 @@ def run_probe(
     device: str = "auto",
     threads: int | None = None,
     data_root: str | None = None,
+    weights: str | None = None,
     executor: Executor | None = None,
     retries: int = RETRIES,
 ) -> Run:
@@ -79,12 +80,13 @@ def run_probe(
         out: the run folder: new or empty, or with `resume` any that is there already.
         resume: add to what is there; where nothing is there, start.
         dataset: real images that the flow was trained on; by default what the checkpoint says.
+        weights: which ones of the checkpoint, see `load_flow`.
         executor: where units are measured: in a fresh process of this machine by default.
         retries: times that what a lost process had begun is run again.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    name, subject = _name_of(probe), subject_of(probe, checkpoint, dataset, resolve_device(device), data_root)
+    name, subject = _name_of(probe), subject_of(probe, checkpoint, dataset, resolve_device(device), data_root, weights)
     flow = subject.load()
     subject = replace(subject, cell_id=content_hash([subject.cell_id, *_fits(probe, subject, reporter)]))
     units, description = probe.units(flow, subject), _description(probe, name, subject, flow)
@@ -116,13 +118,19 @@ def _fits(probe: Probe, subject: Subject, reporter: Reporter) -> list[str | None
 
 
 def subject_of(
-    probe: Probe, checkpoint: str, dataset: str | None, device: str, data_root: str | None = None
+    probe: Probe,
+    checkpoint: str,
+    dataset: str | None,
+    device: str,
+    data_root: str | None = None,
+    weights: str | None = None,
 ) -> Subject:
     """What a probe measures; its id hashes what determines the result, the probe's options and sources included."""
-    path = checkpoint_path(checkpoint)
+    given = checkpoint_path(checkpoint)
+    path = unwrapped(given, weights)
     return Subject.of(
         path,
-        path.name if "/" in checkpoint else path.stem,
+        given.name if "/" in checkpoint else given.stem,
         seed=probe.seed,
         device=device,
         dtype=probe.dtype,

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from harness.datasets.decode import EXTENSIONS
-from harness.datasets.images import save_grid
+from harness.datasets.images import finite_images, save_grid
 from harness.decoders import Decoder, DecodeResult, Guidance, build_decoder
-from harness.errors import HarnessError
+from harness.errors import HarnessError, NonFiniteError
 from harness.files import make_folder
 from harness.fitting import prepare
 from harness.flows import CausalFlow
-from harness.flows.checkpoints import checkpoint_path, training_noise
+from harness.flows.checkpoints import checkpoint_path, training_noise, unwrapped
 from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import Denoises
 from harness.measure.cells import Subject, resolve_device
@@ -95,6 +95,10 @@ class Request:
     batch_size: int
     denoise: float | None
 
+    def __post_init__(self) -> None:
+        if self.denoise is not None and not 0 < self.denoise < math.inf:
+            raise HarnessError(f"--denoise takes the noise in training, a number above 0, not {self.denoise}")
+
     def build(self) -> Decoder:
         return build_decoder(**self.decoder)
 
@@ -130,6 +134,7 @@ def read_request(
     temperature: float = 1.0,
     denoise: str | None = None,
     device: str = "auto",
+    weights: str | None = None,
 ) -> Request:
     """What the command line asks to draw. Raises HarnessError: anything that cannot be done as asked.
 
@@ -137,8 +142,9 @@ def read_request(
         spec: the decoder, as ``"NAME option=value ..."``.
         guidance: scale; the next three are the other arguments of `Guidance`.
         denoise: the training noise, ``"auto"`` for what the checkpoint tells, or None for no denoising.
+        weights: which ones of the checkpoint, see `load_flow`.
     """
-    path = checkpoint_path(flow)
+    path = unwrapped(checkpoint_path(flow), weights)
     table = parse_decoder(spec) | ({} if tau is None else {"tau": tau})
     build_decoder(**table)  # refused here, before anything is drawn
     sigma = None if denoise is None else training_noise(path) if denoise == "auto" else _number(denoise, "--denoise")
@@ -170,7 +176,8 @@ def output_kind(out: Path) -> Literal["grid", "parquet", "folder"]:
 def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> str:
     """Draw samples and write them as one image file, nearly square, small images magnified.
 
-    Returns a sentence on what was written. Raises HarnessError: anything that cannot be done as asked.
+    Returns a sentence on what was written. Raises NonFiniteError: samples that are not finite, which the grid leaves
+    out; HarnessError: anything that cannot be done as asked.
     """
     if out.is_dir():
         raise HarnessError(f"'{out}' is a folder, and its suffix that of one image; give another --out")
@@ -178,9 +185,18 @@ def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> s
     if threads is not None:
         torch.set_num_threads(threads)
     drawn = request.draw(request.subject.load(), range(request.count))
-    columns = math.ceil(math.sqrt(request.count))
-    save_grid(drawn.images, out, columns, scale=max(1, 32 // drawn.images.shape[-1]))
+    finite = finite_images(drawn.images)
+    if len(finite):
+        save_grid(finite, out, math.ceil(math.sqrt(len(finite))), scale=max(1, 32 // finite.shape[-1]))
+    refuse_nonfinite(request.count - len(finite), request.count, out)
     return f"{out}: {request.count} samples in {drawn.wall_s:.2f} s, {drawn.fpe:.2f} forward-pass equivalents each"
+
+
+def refuse_nonfinite(bad: int, count: int, out: Path) -> None:
+    """Raise NonFiniteError where some of the samples drawn are not finite."""
+    if bad:
+        rest = f"'{out}' holds the other {count - bad}" if bad < count else "no image was written"
+        raise NonFiniteError(f"{bad} of {count} samples are not finite (NaN or infinite): {rest}")
 
 
 def _number(text: str, option: str) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.errors import CheckpointError, HarnessError
 from harness.files import shown
-from harness.flows.checkpoints import checkpoint_path, digest, training_noise
+from harness.flows.checkpoints import checkpoint_path, digest, training_noise, unwrapped
 from harness.flows.protocols import Guidance
 from harness.flows.published import SUFFIXES, Published, folders, published, published_as
 from harness.measure.matrix import DatasetTable, Grid, Matrix, load_matrix
@@ -45,7 +45,8 @@ def source_of(dataset: DatasetTable, data_root: str | None = None) -> Source:
         mine = f"there is no flow '{asked}'; train one and put it at '{shown(last / asked)}.safetensors'"
         return Source(asked, None, f"absent:{asked}", known, str(error) if known or "/" in asked else mine)
     name = path.stem if dataset.checkpoint is None or "/" not in dataset.checkpoint else path.name
-    return Source(known.name if known else name, path, digest(path), known or published_as(path))
+    alone = unwrapped(path, dataset.weights)
+    return Source(known.name if known else name, alone, digest(alone), known or published_as(path))
 
 
 def settings_of(dataset: DatasetTable, source: Source, grid: Grid) -> list[tuple[str | None, float | None]]:
@@ -83,15 +84,23 @@ def _noise(value: bool | float, source: Source) -> float | None:
     return training_noise(source.path)
 
 
-def matrix_of(name: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> Matrix:
+def matrix_of(
+    name: str,
+    profile: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+) -> Matrix:
     """A matrix by name or file; for a checkpoint's file or published name, the paper's Table 1 of that flow alone.
 
-    A published checkpoint is sampled as its publishers did. Raises HarnessError: as `load_matrix`.
+    A published checkpoint is sampled as its publishers did; `weights` are which ones of it, see `load_flow`. Raises
+    HarnessError: as `load_matrix`, and for weights of a matrix.
     """
     if Path(name).suffix not in SUFFIXES and name not in published():
+        if weights is not None:
+            raise HarnessError("--weights is for a checkpoint; a matrix says weights = 'KEY' in a [[datasets]] table")
         return load_matrix(name, profile, overrides)
     known = published().get(name) or published_as(name)
     stem = Path(name).stem if known is None or name != known.name else name
     dataset = known.dataset if known else stem.partition("_model_")[0]
-    table = {"name": dataset, "checkpoint": name, "published": known is not None}
+    table = {"name": dataset, "checkpoint": name, "weights": weights, "published": known is not None}
     return load_matrix(TABLE_1, profile, {**(overrides or {}), "name": stem, "datasets": [table]})

@@ -7,7 +7,6 @@ that name is stored beside every distance.
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import tempfile
 from importlib.resources import files
@@ -16,14 +15,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from harness.datasets import dataset_fingerprint, to_pixels, to_unit
 from harness.errors import HarnessError
-from harness.files import cache_folder, fetch, shown
-from harness.metrics.networks import FeatureNetwork, NetworkConfig
+from harness.files import cache_folder, fetch, not_as, read_safetensors, shown
+from harness.metrics.networks import NetworkConfig, network_from
 from harness.metrics.torchvision_compat import declare_missing_operators
+from harness.options import reason
 
 ASSETS = Path(str(files("harness.metrics"))) / "assets"
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -105,16 +105,12 @@ class NetworkFeatures:
 
     def __init__(self, path: Path, device: str | torch.device = "cpu") -> None:
         try:
-            with safe_open(path, framework="pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                metadata = file.metadata() or {}
-            config = json.loads(metadata["config"])
-            self.network = FeatureNetwork(NetworkConfig(**{**config, "widths": tuple(config["widths"])}))
-            self.network.load_state_dict(state)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise HarnessError(f"'{path}' is not a feature network: {error}") from error
-        self.network.eval().requires_grad_(False).to(device)
-        self.datasets: list[str] = json.loads(metadata.get("datasets", "[]"))
+            state, metadata = read_safetensors(path)
+            self.network = network_from(state, TypeAdapter(NetworkConfig).validate_json(metadata["config"]))
+            self.datasets = TypeAdapter(list[str]).validate_json(metadata.get("datasets", "[]"))
+        except (KeyError, ValueError) as error:
+            raise HarnessError(f"'{path}' is not a feature network: {reason(error)}") from error
+        self.network.to(device)
         self.metadata, self.device, self.dim = metadata, device, self.network.config.dim
         self.digest = _digest_of_network(state, metadata["config"])
         self.name = f"{path.stem}@{self.digest[:12]}"
@@ -151,8 +147,8 @@ class InceptionFeatures:
                 (Path(folder) / INCEPTION_FILE).symlink_to(weights.resolve())
                 self.network = InceptionV3W(folder, download=False, resize_inside=False).to(device).eval()
         except (RuntimeError, OSError, AttributeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise HarnessError(f"'{weights}' cannot be read as Inception's torchscript weights: {reason}") from error
+            what = getattr(error, "strerror", None) or not_as(weights, "a TorchScript archive")
+            raise HarnessError(f"'{weights}' cannot be read as Inception's torchscript weights: {what}") from error
         with weights.open("rb") as file:
             self.digest = hashlib.file_digest(file, "sha256").hexdigest()
         self.name = f"inception-v3-clean@{self.digest[:12]}"

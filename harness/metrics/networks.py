@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.datasets import Images
+from harness.flows.modules import nonfinite
 
 TASKS = ("labels", "rotations")
 
@@ -64,6 +65,25 @@ class FeatureNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) images in [-1, 1] to (B, outputs) logits."""
         return self.head(self.features(images))
+
+
+def network_from(state: dict[str, Tensor], config: NetworkConfig) -> FeatureNetwork:
+    """A network of these tensors, for features alone; a `ValueError` where they do not fit its shape or are not finite.
+
+    Nothing is allocated for what a file merely claims.
+    """
+    sizes = (config.image_channels, config.image_size, config.outputs, config.stem_stride, *config.widths)
+    if not config.widths or not 0 < min(sizes) <= max(sizes) <= 1 << 14:
+        raise ValueError("its shape is no network's")
+    with torch.device("meta"):
+        network = FeatureNetwork(config)
+    for name, tensor in network.state_dict().items():
+        if name not in state or state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
+            raise ValueError(f"its tensor '{name}' is missing, or not of the shape that the network has")
+    if (broken := nonfinite(state)) is not None:
+        raise ValueError(f"its tensor '{broken}' is not finite")
+    network.load_state_dict({name: state[name] for name in network.state_dict()}, assign=True)
+    return network.eval().requires_grad_(False)
 
 
 def _stage(incoming: int, outgoing: int, stride: int) -> nn.Sequential:

@@ -18,7 +18,7 @@ from torch import nn
 
 from harness.datasets.images import save_grid
 from harness.errors import HarnessError, StoreError
-from harness.files import make_folder, replacing, write_text
+from harness.files import in_order, make_folder, replacing, write_text
 from harness.training.config import TrainingConfig, percent
 from harness.training.targets import Decode, Samples, Target
 from harness.training.targets.base import device_of
@@ -163,15 +163,3 @@ def curve_lines(curve: list[dict[str, str]], target: Target) -> list[str]:
             lines.append(f"| {row['step']} | {fmean(losses):.4f} | {float(measure):.4f} |")
             losses = []
     return lines
-
-
-def in_order(file: bytes) -> bytes:
-    """A safetensors file with its metadata in order: the library writes them in an order of its own each time, and a
-    checkpoint is known by its digest.
-    """
-    size = int.from_bytes(file[:8], "little")
-    header = json.loads(file[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + file[8 + size :]

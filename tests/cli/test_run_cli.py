@@ -2,9 +2,17 @@
 
 import sys
 
+import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from harness import cli
+from harness.decoders.calibration import find_calibration
+from harness.flows import load_flow
+from harness.measure.expand import expand
+from harness.measure.matrix import load_matrix
 
 MATRIX = '[[datasets]]\nname = "digits"\ncheckpoint = "{}"\n[[decoders]]\nname = "{}"\n{}'
 
@@ -116,8 +124,6 @@ def test_a_run_and_its_summary(harness, matrix, tmp_path):
 
 
 def test_a_grid_of_samples(harness, tmp_path, tiny_checkpoint):
-    from PIL import Image
-
     code, out, _ = harness(
         "sample", tiny_checkpoint, "--decoder", "ujd tau=0.1", "-n", "6", "--labels", "1,-1", "--guidance", "0.5",
         "--denoise", "0.1", "--out", "deep/grid.png", "--batch-size", "4",
@@ -125,3 +131,81 @@ def test_a_grid_of_samples(harness, tmp_path, tiny_checkpoint):
     assert code == 0 and "6 samples" in out
     with Image.open(tmp_path / "deep" / "grid.png") as image:
         assert image.size == ((3 * 9 - 1) * 4, (2 * 9 - 1) * 4)
+
+
+def test_the_weights_of_a_wrapped_checkpoint_are_chosen_on_every_command(
+    harness, matrix, tmp_path, tiny_checkpoint, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    state = load_file(tiny_checkpoint)
+    torch.save({"model": state, "ema": {f"module.{n}": t * 0.5 for n, t in state.items()}, "epoch": 3}, "x.pth")
+    shared = ("--out", "run", "--device", "cpu", "--threads", "1")
+    code, out, err = harness("sample", "x.pth", "-n", "2", "--device", "cpu")
+    assert code == 0 and "'x.pth' uses the weights 'ema', an average (EMA), preferred among 'ema', 'model'" in err
+    code, out, err = harness("sample", "x.pth", "-n", "2", "--weights", "model", "--out", "chosen.png")
+    assert code == 0 and "'model', as chosen" in err
+    assert (tmp_path / "chosen.png").read_bytes() != (tmp_path / "samples.png").read_bytes()
+    for command in (("sample",), ("calibrate",), ("tune", "--batch", "1"), ("probe", "convergence"), ("run",)):
+        refused(harness(*command, "x.pth", "--weights", "none"), "has no weights 'none'; it has 'ema', 'model'")
+    refused(harness("check", "ujd", "--flow", "x.pth", "--weights", "none"), "has no weights 'none'")
+    refused(harness("run", matrix(), "--weights", "ema"), "a matrix says weights = 'KEY'")
+    small = "[timing]\nrounds=1\n[quality]\nenabled=false\n[memory]\nenabled=false\n[residuals]\nenabled=false\n"
+    grid = "[grid]\nbatch_sizes=[2]\n"
+    path = matrix(tmp_path / "x.pth", more=f"{grid}{small}")
+    code, out, err = harness("run", path, *shared)
+    assert code == 0 and err.count("uses the weights 'ema'") == 1, err
+    path.write_text(path.read_text().replace("[[decoders]]", 'weights = "model"\n[[decoders]]'))
+    code, _, err = harness("run", path, *shared, "--resume")
+    assert code == 2 and "with another matrix" in err
+    path.write_text(path.read_text().replace('weights = "model"', 'weights = "ema"'))
+    (cells,) = expand(load_matrix(str(path)))
+    assert cells.checkpoint == "x.pth" and cells.checkpoint_digest in (tmp_path / "run" / "manifest.json").read_text()
+    code, out, _ = harness("calibrate", "x.pth", "--samples", "16", "--weights", "model")
+    assert code == 0
+    assert find_calibration(load_flow("x.pth", weights="model"))
+    assert not find_calibration(load_flow("x.pth"))
+
+
+def test_samples_that_are_not_finite_are_counted_and_no_images(harness, tmp_path, tiny_checkpoint):
+    spoiled = ("sample", tiny_checkpoint, "--decoder", "broken_decoders:NotFinite", "--device", "cpu", "-n")
+    for count, batch, bad in ((6, 3, 2), (2, 1, 2)):
+        for out in ("x.png", "many", "x.parquet", "x.parquet"):
+            code, said, err = harness(*spoiled, count, "--batch-size", batch, "--out", f"{count}{out}")
+            assert (code, said) == (1, "") and f"error: {bad} of {count} samples are not finite" in err, err
+    assert len(list((tmp_path / "6many").rglob("*.png"))) == 4 and not list((tmp_path / "2many").rglob("*.png"))
+    assert pq.read_table(tmp_path / "6x.parquet")["index"].to_pylist() == [1, 2, 4, 5]
+    with Image.open(tmp_path / "6x.png") as grid:
+        assert (255, 0, 255) not in {color for _, color in grid.getcolors()} and not (tmp_path / "2x.png").exists()
+
+
+def test_a_checkpoint_with_nan_draws_nothing(harness, tmp_path, tiny_checkpoint):
+    state = load_file(tiny_checkpoint)
+    state["blocks.0.proj_in.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    refused(harness("sample", "nan.pth", "-n", "1"), "nan.pth'", "'blocks.0.proj_in.bias' holds NaN")
+    assert not (tmp_path / "samples.png").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--guidance", "nan"), ("--guidance", "inf"), ("--guidance", "-inf"), ("--guidance", "nan", "--annealed"),
+        ("--guidance", "1", "--temperature", "nan"), ("--guidance", "1", "--temperature", "inf"), ("--tau", "nan"),
+        ("--denoise", "nan"), ("--denoise", "inf"), ("--denoise", "0"), ("--denoise", "-0.1"), ("--denoise", "1e999"),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_sample_can_be_drawn_with(harness, tiny_checkpoint, tmp_path, options):
+    refused(harness("sample", tiny_checkpoint, "-n", "1", *options))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "guidance = [{ scale = nan }]", "guidance = [{ scale = inf, annealed = true }]", "tau = [nan]",
+        "guidance = [{ scale = 1.0, temperature = nan }]", "guidance = [{ scale = 1.0, temperature = inf }]",
+        "denoise = [nan]", "denoise = [inf]", "denoise = [0.0]",
+    ],
+)  # fmt: skip
+def test_numbers_that_no_matrix_can_have(harness, matrix, line):
+    refused(harness("run", matrix(more=f"[grid]\n{line}")), line.partition(" ")[0])

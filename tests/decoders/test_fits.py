@@ -1,6 +1,7 @@
 """Fitted guesses and corrections: what they gain, what they must not touch, and how they are stored."""
 
 import copy
+import os
 import re
 
 import pytest
@@ -11,14 +12,18 @@ from harness.decoders import Guidance, build_decoder
 from harness.decoders.calibration import FORMAT, SUFFIX, Calibration, LayerFit, calibration_of
 from harness.decoders.learned import GatedMap
 from harness.decoders.maps import DENSE, DenseMap, Guess, LaggedMap
+from harness.decoders.schedule import LayerChoice, LayerSchedule
 from harness.decoders.sequential import solve_sequential
 from harness.decoders.stored import checkpoint_digest, storage, stored
 from harness.decoders.windows import Slide
-from harness.errors import HarnessError
+from harness.errors import HarnessError, StoreError
+from harness.files import read_safetensors
 from harness.fitting import prepare
 from harness.fitting.calibrate import calibrate, neighbours, store_calibration
 from harness.fitting.regression import Samples, fit_correction, fit_guess, group_means
+from harness.fitting.tune import store_schedule
 from harness.flows import load_flow
+from harness.flows.checkpoints import ASSETS
 from harness.flows.coupled import coupled_tarflow
 from harness.flows.tap import Tally, tap
 
@@ -334,3 +339,45 @@ def test_learned_corrections_are_stored_and_named_by_what_reads_them(checkpoint,
 
 def test_what_may_be_learned_is_bounded_in_time(flow):
     assert not any(len(fit.learned) for fit in calibrate(flow, samples=32, learned=True, seconds=0).layers)
+
+
+def test_a_calibration_that_is_none_says_what_it_is(checkpoint):
+    path = store_calibration(load_flow(checkpoint), samples=32)
+    state, metadata = read_safetensors(path)
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    broken = "layers.0.guess.map.weight"
+    for write, words in (
+        (lambda: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "it is a Git LFS pointer"),
+        (lambda: torch.save(state, path), "it is a file of torch.save, not a safetensors file"),
+        (lambda: save_file(state, path, metadata | {"metrics": "{"}), "is damaged: it is no JSON"),
+        (lambda: save_file(state, path, {k: v for k, v in metadata.items() if k != "digest"}), "'digest' is missing"),
+        (
+            lambda: save_file(state | {broken: state[broken] * float("nan")}, path, metadata),
+            f"'{broken}' is not finite",
+        ),
+    ):
+        write()
+        with pytest.raises(HarnessError, match=words) as caught:
+            Calibration.load(path)
+        assert "\n" not in str(caught.value) and "pydantic" not in str(caught.value)
+
+
+def test_an_unwritable_cache_is_a_sentence(checkpoint, monkeypatch, tmp_path):
+    (tmp_path / "cache").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("harness.decoders.stored.ASSETS", checkpoint.parent)
+    with pytest.raises(StoreError, match="cannot write to"):
+        store_calibration(load_flow(checkpoint), samples=32)
+
+
+def test_what_is_fitted_and_tuned_can_be_read_by_others_and_is_not_written_into_the_package(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    flow, before = load_flow("digits"), os.umask(0o022)
+    there = {path: path.stat().st_mtime_ns for path in ASSETS.rglob("*")}
+    schedule = LayerSchedule((LayerChoice("ujd"),) * flow.num_layers, "cpu", 2, None, 0.1, 0.1, 0.1, "")
+    try:
+        paths = [store_calibration(flow, samples=16), store_schedule(flow, schedule)]
+    finally:
+        os.umask(before)
+    assert all(path.is_relative_to(tmp_path) and path.stat().st_mode & 0o777 == 0o644 for path in paths)
+    assert {path: path.stat().st_mtime_ns for path in ASSETS.rglob("*")} == there

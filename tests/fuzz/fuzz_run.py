@@ -25,6 +25,7 @@ GUIDED = ("matrix", "decoder", "training", "schedule", "manifest")
 NAMES = (
     "safetensors",
     "pth",
+    "wrapped",
     "calibration",
     "schedule",
     "matrix",

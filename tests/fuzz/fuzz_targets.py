@@ -55,6 +55,7 @@ def targets() -> list[Target]:
             _mutate_safetensors,
         ),
         Target("pth", [_torch(state), _torch(state, zipped=False)], _checkpoint("x.pth"), _mutate_pth),
+        Target("wrapped", [_torch({"model": state}), _torch(state)], _wrapped, _mutate_wrapped),
         Target("calibration", [_calibration()], _file("c.safetensors", Calibration.load), _mutate_safetensors),
         Target("schedule", [_schedule()], _file("s.toml", LayerSchedule.load), mutate_text),
         Target("matrix", _matrices(), _matrix, mutate_text),
@@ -102,6 +103,45 @@ def _torch(state, zipped=True) -> bytes:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer, _use_new_zipfile_serialization=zipped)
     return buffer.getvalue()
+
+
+def _wrapped(data: bytes, folder: Path) -> None:
+    """Loads a flow from what a training script may have saved; what it unwraps goes to a cache in the folder."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    _checkpoint("x.safetensors" if data[8:9] == b"{" else "x.pth")(data, folder)
+
+
+_KEYS = ["model", "ema", "state_dict", "module", "a.b", "", ".", "../x", "ema_model", "n_averaged", 0, "x" * 500]
+
+
+def _mutate_wrapped(seeds: list[bytes], rng: random.Random) -> bytes:
+    """State dicts behind prefixes, below keys and beside other things, in dicts that may hold themselves."""
+    if rng.random() < 0.2:
+        return mutate_bytes(seeds, rng)
+    prefixes = ["module.", "_orig_mod.", "ema.", "model.", ".", "a." * 300, ""]
+    content: dict = {}
+    for _ in range(rng.randint(1, 3)):
+        prefix = "".join(rng.choices(prefixes, k=rng.randint(0, 2)))
+        state = {prefix + name: tensor for name, tensor in _tiny().state_dict().items() if rng.random() < 0.98}
+        if rng.random() < 0.2:
+            state[rng.choice(sorted(state))] = rng.choice([torch.tensor(float("nan")), torch.zeros(0), 3, None])
+        for _ in range(rng.choice([0, 0, 1, 2, 8])):
+            state = {rng.choice(_KEYS): state}
+        content |= state
+    beside = [
+        3,
+        None,
+        "text",
+        [1, {"a": torch.ones(2)}],
+        torch.tensor(1),
+        content,
+        torch.zeros(2, dtype=torch.complex64),
+    ]
+    content |= {rng.choice(_KEYS): rng.choice(beside) for _ in range(rng.randint(0, 3))}
+    if rng.random() < 0.3:
+        flat = {str(name): tensor.clone() for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+        return save(flat, {"sigma": "0.05", "head_dim": "64"})
+    return _torch(content, zipped=rng.random() < 0.7)
 
 
 class _Hostile:

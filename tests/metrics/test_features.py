@@ -1,13 +1,15 @@
 """Which features are used, what they are called, and what they are of."""
 
 import hashlib
+import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from harness.datasets import load_dataset
 from harness.errors import HarnessError
+from harness.files import read_safetensors
 from harness.metrics import features
 from harness.metrics.features import InceptionFeatures, NetworkFeatures, feature_extractor, shipped_network
 from harness.metrics.torchvision_compat import declare_missing_operators
@@ -152,3 +154,30 @@ def test_a_dataset_without_a_network_says_what_would_help():
 def test_images_of_other_channels_are_refused():
     with pytest.raises(HarnessError, match=r"takes images of shape \(B, 1, H, W\)"):
         feature_extractor("digits")(torch.zeros(2, 3, 8, 8))
+
+
+def test_a_feature_network_that_is_none_says_what_it_is(tmp_path):
+    good, path = sorted(features.ASSETS.glob("features-*.safetensors"))[0], tmp_path / "features-x.safetensors"
+    state, metadata = read_safetensors(good)
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    name = next(iter(state))
+
+    def of(tensors=state, **facts):
+        return save(tensors, {**metadata, **facts})
+
+    for content, words in (
+        (b"<html>Sign in", "it is a web page"),
+        (good.read_bytes()[:200], "damaged or cut short"),
+        (save(state), "'config' is missing"),
+        (of(config="{"), "no JSON"),
+        (of(config=metadata["config"].replace('"image_channels"', '"channels"')), "'image_channels' is missing"),
+        (of(config=re.sub(r'"outputs": \d+', f'"outputs": {1 << 40}', metadata["config"])), "shape"),
+        (of(datasets="1"), "no JSON"),
+        (of({n: t for n, t in state.items() if n != name}), f"'{name}' is missing"),
+        (of(state | {name: state[name][:1]}), f"'{name}' is missing, or not of the shape"),
+        (of(state | {name: torch.full_like(state[name], float("nan"))}), f"'{name}' is not finite"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(HarnessError, match=f"is not a feature network: .*{words}") as caught:
+            NetworkFeatures(path)
+        assert "\n" not in str(caught.value) and "pydantic" not in str(caught.value)

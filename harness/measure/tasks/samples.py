@@ -22,9 +22,9 @@ from torch import Tensor
 
 from harness.datasets import to_pixels
 from harness.errors import HarnessError
-from harness.files import replacing, write_text
+from harness.files import TEXT, not_as, replacing, write_text
 from harness.measure.engine import LostJobsError, run, write_files
-from harness.measure.sampling import Request, output_kind, sample_labels
+from harness.measure.sampling import Request, output_kind, refuse_nonfinite, sample_labels
 from harness.measure.units import Bench, Rows, Task, Unit, Work, batches
 from harness.measure.workers.dispatch import RETRIES
 from harness.measure.workers.executor import Executor
@@ -68,14 +68,18 @@ class DrawTask:
         flow = bench.flow(self.request.subject)
         images = self.request.draw(flow, indices).images
         labels = sample_labels(flow, self.request.labels, indices)
-        drawn = zip(indices, [None] * len(indices) if labels is None else labels.tolist(), _pngs(images), strict=True)
+        finite = images.isfinite().flatten(1).all(dim=1)
+        classes = [None] * len(indices) if labels is None else labels.tolist()
+        kept = [row for row, good in zip(indices, finite.tolist(), strict=True) if good]
+        drawn = zip(kept, [classes[row - indices.start] for row in kept], _pngs(images[finite]), strict=True)
         if self.parquet:
             bench.files[f"{indices.start:012d}.parquet"] = _to_parquet(drawn)
         else:
             for index, label, png in drawn:
                 folder = "" if label is None or label < 0 else f"{label}/"
                 bench.files[f"{folder}{index:06d}.png"] = png
-        return {}
+        bad = len(indices) - len(kept)
+        return {"samples": [{"nonfinite": bad, "error": f"{bad} samples are not finite"}]} if bad else {}
 
 
 class SampleFolder:
@@ -89,12 +93,16 @@ class SampleFolder:
 
     def __init__(self, path: Path, request: dict[str, Any]) -> None:
         self.path, self.request = path, request
+        self.nonfinite: dict[str, int] = {}
+        """Samples of a shard, by where it begins, that are not finite, and so are in no file."""
         self.drawn = self._claim()
 
     def add(self, task: Task, unit: Unit, outcome: Outcome, attempts: int) -> None:
         write_files(self.path, outcome.files)
         assert unit.indices is not None
         self.drawn.add(unit.indices.start)
+        if bad := sum(row["nonfinite"] for row in outcome.rows.get("samples", [])):
+            self.nonfinite[str(unit.indices.start)] = bad
         self._note()
 
     def _claim(self) -> set[int]:
@@ -109,15 +117,16 @@ class SampleFolder:
         try:
             there = json.loads(file.read_text(encoding="utf-8"))
             if there["request"] == json.loads(json.dumps(self.request)):
+                self.nonfinite = {str(start): int(bad) for start, bad in there.get("nonfinite", {}).items()}
                 return set(there["drawn"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise HarnessError(f"'{file}' cannot be read: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise HarnessError(f"'{file}' does not tell what samples these are: {not_as(file, TEXT)}") from error
         raise HarnessError(
             f"'{self.path}' holds samples that were drawn otherwise ({REQUEST} says how); give another --out"
         )
 
     def _note(self) -> None:
-        note = {"request": self.request, "drawn": sorted(self.drawn)}
+        note = {"request": self.request, "drawn": sorted(self.drawn), "nonfinite": self.nonfinite}
         write_text(self.path / REQUEST, json.dumps(note, indent=2) + "\n")
 
 
@@ -131,8 +140,8 @@ def draw_to_files(
 ) -> str:
     """Draw samples into a folder or a Parquet file; what an earlier call with the same request has drawn is kept.
 
-    Returns a sentence on what was written. Raises HarnessError: the place holds something else, or a worker failed or
-    was lost too often.
+    Returns a sentence on what was written. Raises NonFiniteError: samples that are not finite, which are in no file;
+    HarnessError: the place holds something else, or a worker failed or was lost too often.
 
     Args:
         out: a ``.parquet`` file, with the columns ``img: {bytes, path}``, ``label`` (null where a
@@ -158,6 +167,7 @@ def draw_to_files(
     if parquet:
         _join(folder.path, out, drawn_with)
         shutil.rmtree(folder.path)
+    refuse_nonfinite(sum(folder.nonfinite.values()), request.count, out)
     return f"{out}: {request.count} samples"
 
 
@@ -175,18 +185,20 @@ def _pngs(images: Tensor) -> Iterator[bytes]:
         raise HarnessError(
             f"samples of {images.shape[1]} channels are no images that a file can hold, which take 1 or 3"
         )
-    for pixels in to_pixels(images.nan_to_num(nan=0.0)).permute(0, 2, 3, 1).numpy():
+    for pixels in to_pixels(images).permute(0, 2, 3, 1).numpy():
         Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(png := io.BytesIO(), "PNG")
         yield png.getvalue()
 
 
 def _finished(out: Path, drawn_with: dict[str, Any]) -> str:
     try:
-        metadata = pq.read_schema(out).metadata or {}
+        written = pq.read_metadata(out)
+        metadata = written.metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise HarnessError(f"'{out}' is there and is no Parquet file of samples; give another --out") from error
     if metadata.get(REQUEST.encode()) != json.dumps(drawn_with, sort_keys=True).encode():
         raise HarnessError(f"'{out}' holds samples that were drawn otherwise; give another --out")
+    refuse_nonfinite(drawn_with["count"] - written.num_rows, drawn_with["count"], out)
     return f"{out}: {drawn_with['count']} samples, all there already"
 
 
