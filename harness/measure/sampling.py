@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.datasets.images import save_grid
 from harness.decoders import Decoder, DecodeResult, Guidance, build_decoder
 from harness.errors import HarnessError
+from harness.files import require_writable
 from harness.fitting import prepare
 from harness.flows import CausalFlow
 from harness.flows.checkpoints import checkpoint_path, training_noise
@@ -23,6 +24,10 @@ from harness.flows.protocols import Denoises
 from harness.measure.cells import Subject, resolve_device
 from harness.measure.matrix import parse_decoder
 from harness.measure.units import batches
+from harness.options import Labels, Positive, read_value
+
+MOST_NUMBERS = 1 << 27
+"""In one grid of samples, which are all held at once: 10,000 colour images of 64x64, or two million digits."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +142,24 @@ def read_request(
         denoise: the training noise, ``"auto"`` for what the checkpoint tells, or None for no denoising.
     """
     path = checkpoint_path(flow)
-    table = parse_decoder(spec) | ({} if tau is None else {"tau": tau})
+    table = parse_decoder(spec)
+    if tau is not None and "tau" in table:
+        raise HarnessError(f"decoder '{spec}' gives 'tau', and --tau gives another")
+    table |= {} if tau is None else {"tau": tau}
     build_decoder(**table)  # refused here, before anything is drawn
-    sigma = None if denoise is None else training_noise(path) if denoise == "auto" else _number(denoise, "--denoise")
+    sigma = (
+        None
+        if denoise is None
+        else training_noise(path)
+        if denoise == "auto"
+        else read_value("--denoise", Positive, denoise)
+    )
     subject = Subject.of(path, path.stem, seed=seed, device=resolve_device(device))
     return Request(
         subject=subject,
         decoder=table,
         count=count,
-        labels=None if labels is None else tuple(int(_number(part, "--labels")) for part in labels.split(",")),
+        labels=None if labels is None else tuple(read_value("--labels", Labels, labels)),
         guidance=None if guidance is None else Guidance(guidance, guidance_components, annealed, temperature),
         batch_size=batch_size,
         denoise=sigma,
@@ -157,22 +171,20 @@ def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> s
 
     Returns a sentence on what was written. Raises HarnessError: anything that cannot be done as asked.
     """
+    require_writable(out.parent)
     if threads is not None:
         torch.set_num_threads(threads)
-    drawn = request.draw(request.subject.load(), range(request.count))
+    flow = request.subject.load()
+    numbers = request.count * math.prod(flow.image_shape or ())
+    if numbers > MOST_NUMBERS:
+        raise HarnessError(
+            f"{request.count:,} samples are one grid of {numbers:,} numbers, at most {MOST_NUMBERS:,} are written; "
+            "give as --out a folder or a .parquet"
+        )
+    drawn = request.draw(flow, range(request.count))
     columns = math.ceil(math.sqrt(request.count))
     save_grid(drawn.images, out, columns, scale=max(1, 32 // drawn.images.shape[-1]))
     return f"{out}: {request.count} samples in {drawn.wall_s:.2f} s, {drawn.fpe:.2f} forward-pass equivalents each"
-
-
-def _number(text: str, option: str) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise HarnessError(f"{option} takes numbers, not '{text}'") from error
-    if not math.isfinite(value) or (option == "--labels" and value != int(value)):
-        raise HarnessError(f"{option} takes {'whole ' if option == '--labels' else ''}numbers, not '{text}'")
-    return value
 
 
 def sample_labels(flow: CausalFlow, labels: Sequence[int] | None, indices: range) -> Tensor | None:

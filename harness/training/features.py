@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.datasets import Images, load_dataset
 from harness.errors import HarnessError
-from harness.files import make_folder, replacing, write_text
+from harness.files import replacing, require_writable, write_text
 from harness.metrics.features import NetworkFeatures
 from harness.metrics.networks import RECIPES, TASKS, FeatureNetwork, NetworkConfig, Recipe, default_recipe
 from harness.metrics.quality import ReferenceFeatures
@@ -48,6 +48,7 @@ def train_features(
         skip_corrupt: leave unreadable images out, and report how many.
         report: is told one line per epoch.
     """
+    require_writable(out)
     given = {"seed": seed, "epochs": epochs, "size": size}
     options = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
     known = RECIPES.get(dataset)
@@ -62,7 +63,6 @@ def train_features(
     metadata = {"config": json.dumps(asdict(network.config)), "datasets": json.dumps(recipe.serves)}
     metadata |= {"task": recipe.task, "held_out_accuracy": f"{accuracy:.4f}", "seed": str(seed)}
     path = out / f"features-{dataset}.safetensors"
-    make_folder(out)
     with replacing(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, partial, metadata)
     extractor = NetworkFeatures(path)
