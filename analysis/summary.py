@@ -57,15 +57,15 @@ def print_summary(run: Run, console: Console) -> None:
     broken = break_conditions(run.table("cells"), run.table("layers"), run.table("quality"), BASELINE)
     setting = ["dataset", "checkpoint", "guidance", "denoise", "batch_size", "seed", "device", "dtype", "threads"]
     for key, group in frame.groupby(setting, sort=False, dropna=False):
-        rows, best = group.to_dict("records"), _best(group)
+        cells, best = group.to_dict("records"), _best(group)
         console.print()
         print_table(
             console,
-            [_entries(row) for row in rows],
+            [_entries(cell) for cell in cells],
             title=_heading(dict(zip(setting, key, strict=True))),
             right=_NUMBERS,
             dropped=_LESS_NEEDED,
-            bold=[number for number, row in enumerate(rows) if best and row["cell_id"] == best["cell_id"]],
+            bold=[number for number, cell in enumerate(cells) if best and cell["cell_id"] == best["cell_id"]],
         )
         console.print(_headline(group), highlight=False)
         for sentence in warnings(broken[broken["cell_id"].isin(group["cell_id"])], group):

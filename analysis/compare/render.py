@@ -90,8 +90,7 @@ def _closing(comparison: Comparison) -> list[str]:
     total = f"{len(comparison.verdicts)} {comparison.verdicts[0].PLURAL}: {counts}; {end}"
     notes = [f"note: {note}" for note in comparison.notes]
     if comparison.untested:
-        notes.append(f"note: of {comparison.untested} {comparison.verdicts[0].PLURAL} it is not known whether their time "
-                     "changed: one side lacks them, or has too few paired rounds")  # fmt: skip
+        notes.append(f"note: no evidence of time for {comparison.untested} of them: gone, or too few paired rounds")
     return [*notes, f"{total} beyond a tolerance of {comparison.tolerance:.0%}"]
 
 

@@ -1,6 +1,10 @@
 """Bad input through the command line: one line on stderr, exit code 2, no traceback."""
 
+import os
+import re
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -189,8 +193,15 @@ def test_a_matrix_too_large_to_be_meant_is_refused_before_it_is_made(harness, ma
 def test_a_run_and_its_summary(harness, matrix, tmp_path):
     more = "[grid]\nbatch_sizes=[2]\n[timing]\nrounds=2\n[quality]\nnum_samples=4\n[memory]\nenabled=false\n"
     arguments = ["run", matrix(more=more), "--out", tmp_path / "run", "--decoder", "sequential", "--threads", "1"]
+    began = time.perf_counter()
     code, out, err = harness(*arguments, "--device", "cpu")
-    assert code == 0 and "Traceback" not in err
+    passed = time.perf_counter() - began
+    assert code == 0 and "Traceback" not in err and "2 cells of matrix" in err
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│ s")]
+    assert sorted(row[0] for row in rows) == ["sejd", "sequential"]
+    for _, _, seconds, speedup, forward, *_, fpe, depth, iterations, _ in rows:  # what is printed can be so
+        assert 0 < float(seconds) < passed and 0 < float(re.findall(r"[\d.]+", speedup)[0]) < 1000
+        assert 0 < float(forward) < 10_000 and 0 < float(fpe) <= 64 and float(depth) >= len(iterations.split())
     for part in ("sejd", "sequential", "speed-up", "FID", "deviation", "FPE", str(tmp_path / "run")):
         assert part in out
     refused(harness(*arguments), "--resume")
@@ -234,3 +245,38 @@ def test_a_grid_of_samples(harness, tmp_path, tiny_checkpoint):
     assert code == 0 and "6 samples" in out
     with Image.open(tmp_path / "deep" / "grid.png") as image:
         assert image.size == ((3 * 9 - 1) * 4, (2 * 9 - 1) * 4)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_no_stream_is_too_narrow_for_what_is_printed(tmp_path, encoding):
+    """A catalogue whose lines hold what an ASCII or Latin-1 stream cannot: written with what looks like it."""
+    (tmp_path / "odd.py").write_text(
+        "import sys\nfrom harness.cli.app import main, app\n@app.command('odd')\ndef odd():\n"
+        "    print('1 ± 2 × 3 – 4 → 5 τ é 漢 …')\n    print('\\udcff', file=sys.stderr)\n"
+        "sys.argv = ['harness', 'odd']\nmain()\n",
+        encoding="utf-8",
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, tmp_path / "odd.py"], capture_output=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.decode(encoding).strip()
+    assert (
+        said
+        == {
+            "ascii": "1 +- 2 x 3 - 4 -> 5 tau e ? ...",
+            "latin-1": "1 ± 2 × 3 - 4 -> 5 tau é ? ...",
+            "cp1252": "1 ± 2 × 3 – 4 -> 5 tau é ? …",
+            "utf-8": "1 ± 2 × 3 – 4 → 5 τ é 漢 …",
+        }[encoding]
+    )
+
+
+def test_seconds_and_counts_that_are_printed_are_those_that_passed(harness, tiny_checkpoint):
+    began = time.perf_counter()
+    code, out, _ = harness("sample", tiny_checkpoint, "-n", "4", "--batch-size", "2", "--out", "x.png")
+    passed = time.perf_counter() - began
+    found = re.fullmatch(r"x.png: 4 samples in ([\d.]+) s, ([\d.]+) forward-pass equivalents each\n", out)
+    assert code == 0 and found, out
+    assert 0 <= float(found[1]) <= passed + 0.01 and 0 < float(found[2]) <= 64
+    code, out, _ = harness("check", "sequential", "--flow", "coupled", "--clause", "shapes", "--clause", "trace")
+    assert code == 0 and out.endswith("sequential: 2 passed, 0 failed, 0 not applicable\n")
