@@ -181,27 +181,19 @@ class Matrix(Table):
     @property
     def most_cells(self) -> int:
         """How many cells the product has, its filters aside; at most, since some decoders take no tau."""
-        grids = [[value["grid"] for value in table.options.values() if isinstance(value, dict) and "grid" in value]
-                 for table in self.decoders]  # fmt: skip
-        variants = sum(
-            len(table.tau or self.grid.tau) * math.prod(len(grid) for grid in found if isinstance(grid, list))
-            for table, found in zip(self.decoders, grids, strict=True)
-        )
-        settings = sum(
-            len(dataset.guidance or self.grid.guidance) * len(dataset.denoise or self.grid.denoise)
-            for dataset in self.datasets
-        )
-        return variants * settings * len(self.grid.batch_sizes) * len(self.grid.seeds)
+        grid, variants = self.grid, 0
+        for table in self.decoders:
+            grids = [value.get("grid") for value in table.options.values() if isinstance(value, dict)]
+            variants += len(table.tau or grid.tau) * math.prod(len(one) for one in grids if isinstance(one, list))
+        settings = sum(len(one.guidance or grid.guidance) * len(one.denoise or grid.denoise) for one in self.datasets)
+        return variants * settings * len(grid.batch_sizes) * len(grid.seeds)
 
     @model_validator(mode="after")
     def _is_no_slip(self) -> Self:
-        decodes = self.most_cells * (self.timing.rounds + self.timing.warmup)
-        for count, most, what in (
-            (self.most_cells, MOST_CELLS, "cells"),
-            (decodes, MOST_DECODES, "decodes to be timed"),
-        ):
-            if count > most:
-                raise ValueError(f"is a product of {count:,} {what}; at most {most:,} are measured in one run")
+        cells, decodes = self.most_cells, self.most_cells * (self.timing.rounds + self.timing.warmup)
+        if cells > MOST_CELLS or decodes > MOST_DECODES:
+            most = f"at most {MOST_CELLS:,} and {MOST_DECODES:,} are measured in one run"
+            raise ValueError(f"is a product of {cells:,} cells and {decodes:,} decodes to be timed; {most}")
         return self
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ NAMES = (
     "schedule",
     "matrix",
     "decoder",
+    "values",
     "training",
     "manifest",
     "part",

@@ -266,7 +266,7 @@ def _value(data: bytes, folder: Path) -> None:
             value = options.read_value("--x", getattr(options, kind), text)
             for number in value if kind == "Labels" else [value]:
                 assert math.isfinite(number) and not isinstance(number, bool), number
-                assert -1 <= number < 2**63 or kind == "Real", number
+                assert -1 <= number < 2**63 or isinstance(number, float), number
     for name in ("seed", "tau", "samples", "batch"):
         with contextlib.suppress(HarnessError):
             json.dumps(build_probe("crm", **{name: text}).options(), allow_nan=False)
