@@ -24,7 +24,6 @@ SHIPPED = Path(str(files("harness.measure"))) / "matrices"
 GROUP = "harness.matrices"
 """Entry points of this group name packages whose folder holds further ``.toml`` matrices."""
 
-Tau = Share
 Some = Field(min_length=1)
 MOST_CELLS, MOST_DECODES = 10_000, 1_000_000
 """Cells of a matrix before its filters, and times that all of them are timed in all: more is refused."""
@@ -89,7 +88,7 @@ class DecoderTable(Table):
 
     name: str
     label: str | None = None
-    tau: Annotated[list[Tau], Some] | None = None
+    tau: Annotated[list[Share], Some] | None = None
 
     @field_validator("tau", mode="before")
     @classmethod
@@ -104,7 +103,7 @@ class DecoderTable(Table):
 class Grid(Table):
     """What every dataset and decoder is multiplied with."""
 
-    tau: Annotated[list[Tau], Some] = [0.5]
+    tau: Annotated[list[Share], Some] = [0.5]
     batch_sizes: Annotated[list[Batch], Some] = [16]
     seeds: Annotated[list[Seed], Some] = [0]
     guidance: Annotated[list[GuidanceTable], Some] = [GuidanceTable(scale=0.0)]
@@ -253,10 +252,7 @@ def load_matrix(name_or_path: str, profile: str | None = None, overrides: Mappin
 def build_matrix(
     raw: Mapping[str, Any], where: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Matrix:
-    """Validate a matrix given as plain tables: a file's content, or a part of one.
-
-    Raises HarnessError: a mistake; the sentence names the key.
-    """
+    """Validate a matrix given as plain tables: a file's content, or a part; a `HarnessError` names the key at fault."""
     tables = dict(raw)
     profiles = tables.pop("profiles", {})
     if profile is not None:
@@ -276,9 +272,8 @@ def build_matrix(
 def parse_decoder(spec: str) -> dict[str, Any]:
     """A decoder and its options from one command-line argument, as a table of a matrix; see `parse_value` for values.
 
-    Example:
-        >>> parse_decoder("sejd initial=input tau=.1 sequential_layers=[1, 2]")
-        {'name': 'sejd', 'initial': 'input', 'tau': 0.1, 'sequential_layers': [1, 2]}
+    >>> parse_decoder("sejd initial=input tau=.1 sequential_layers=[1, 2]")
+    {'name': 'sejd', 'initial': 'input', 'tau': 0.1, 'sequential_layers': [1, 2]}
     """
     if not spec.strip():
         raise HarnessError("a decoder is given as 'name option=value ...'")
