@@ -41,8 +41,8 @@ Tuned = Annotated[int, Field(ge=8, le=MOST)]
 def parse_value(text: str) -> Any:
     """A value as TOML writes it, numbers also as in ``.5`` and ``5.``; what is none is text.
 
-    >>> parse_value(".5"), parse_value("[1, 2]"), parse_value("input"), parse_value("1\nx = 2")
-    (0.5, [1, 2], 'input', '1\nx = 2')
+    >>> parse_value(".5"), parse_value("[1, 2]"), parse_value("input"), parse_value("1 # 2")
+    (0.5, [1, 2], 'input', '1 # 2')
     """
     dotted = re.sub(r"(?<![\w.])\.(?=\d)", "0.", re.sub(r"(?<=\d)\.(?![\w.])", ".0", text))
     for candidate in (text, dotted):

@@ -7,8 +7,12 @@ import sys
 import time
 
 import pytest
+import torch
 
 from harness import cli
+from harness.errors import HarnessError
+from harness.flows import load_flow
+from harness.flows.latents import indexed_latents
 from harness.measure.matrix import parse_decoder
 
 MATRIX = '[[datasets]]\nname = "digits"\ncheckpoint = "{}"\n[[decoders]]\nname = "{}"\n{}'
@@ -155,6 +159,14 @@ def test_every_command_reads_numbers_alike(harness, command, option, values):
 )
 def test_options_of_probes_have_the_same_ranges(harness, tiny_checkpoint, option, value):
     refused(harness("probe", "crm", tiny_checkpoint, f"--{option}", value), f"'{option}'")
+
+
+def test_no_two_seeds_give_the_same_latents(tiny_checkpoint):
+    flow = load_flow(tiny_checkpoint)
+    assert not torch.equal(indexed_latents(flow, 2**63 - 1, [0]), indexed_latents(flow, 2**63 - 2, [0]))
+    for seed in (-1, 2**63, 2**63 + 1):
+        with pytest.raises(HarnessError, match="below"):
+            indexed_latents(flow, seed, [0])
 
 
 def test_nothing_is_given_twice(harness, tiny_checkpoint):
