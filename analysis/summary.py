@@ -8,17 +8,21 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from analysis.drift import doubts
 from analysis.quality import break_conditions, valid_cells, warnings
 from analysis.statistics import BASELINE, layer_costs, paired_speedups
-from analysis.text import speedup
+from analysis.text import print_table, speedup
 from harness.errors import StoreError
 from harness.runs.store import Run
 from harness.runs.titles import title
 
 _QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_rmse", "valid"]
+
+
+_NUMBERS = ("tau", "time s", "speed-up", "fwd", "FID", "KID", "deviation", "FPE", "depth")
+_LESS_NEEDED = ("KID", "depth", "iterations per layer", "FPE", "fwd", "FID", "time s")
+"""Columns that a narrow terminal goes without, the first one first."""
 
 
 def summarise(run: Run) -> pd.DataFrame:
@@ -53,7 +57,16 @@ def print_summary(run: Run, console: Console) -> None:
     broken = break_conditions(run.table("cells"), run.table("layers"), run.table("quality"), BASELINE)
     setting = ["dataset", "checkpoint", "guidance", "denoise", "batch_size", "seed", "device", "dtype", "threads"]
     for key, group in frame.groupby(setting, sort=False, dropna=False):
-        console.print(_table(dict(zip(setting, key, strict=True)), group), new_line_start=True)
+        cells, best = group.to_dict("records"), _best(group)
+        console.print()
+        print_table(
+            console,
+            [_entries(cell) for cell in cells],
+            title=_heading(dict(zip(setting, key, strict=True))),
+            right=_NUMBERS,
+            dropped=_LESS_NEEDED,
+            bold=[number for number, cell in enumerate(cells) if best and cell["cell_id"] == best["cell_id"]],
+        )
         console.print(_headline(group), highlight=False)
         for sentence in warnings(broken[broken["cell_id"].isin(group["cell_id"])], group):
             console.print(f"Warning: {escape(sentence)}", style="yellow", highlight=False)
@@ -94,44 +107,34 @@ def _left_out(run: Run) -> list[str]:
     return sentences
 
 
-def _table(setting: dict[str, Any], group: pd.DataFrame) -> Table:
+def _heading(setting: dict[str, Any]) -> str:
     checkpoint = "" if setting["checkpoint"] == setting["dataset"] else f" ({setting['checkpoint']})"
     guidance = "" if pd.isna(setting["guidance"]) else f", guidance {json.loads(setting['guidance'])['scale']:g}"
     guidance += "" if pd.isna(setting["denoise"]) else f", denoised by {setting['denoise']:g}"
-    heading = (
+    return (
         f"{setting['dataset']}{checkpoint}{guidance}, batch {setting['batch_size']}, seed {setting['seed']}, "
         f"{setting['device']}, {setting['dtype']}, {setting['threads']} threads"
     )
-    table = Table(title=escape(heading), title_justify="left", title_style="bold")
-    table.add_column("decoder")
-    for column in ("tau", "time s", "speed-up", "fwd", "FID", "KID", "deviation", "FPE", "depth"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("iterations per layer", no_wrap=True)
-    table.add_column("")
-    best = _best(group) or {"cell_id": None}
-    for row in group.to_dict("records"):
-        table.add_row(*_entries(row), style="bold" if row["cell_id"] == best["cell_id"] else None)
-    return table
 
 
-def _entries(row: dict[Any, Any]) -> list[str]:
+def _entries(row: dict[Any, Any]) -> dict[str, str]:
     verdict = {True: "valid", False: "invalid"}.get(row["valid"], "")
     if row["status"] != "ok":
         verdict = f"{verdict}, {row['pass']}: {row['status']}".removeprefix(", ")
-    return [
-        escape(row["label"]),
-        _number(row["tau"], "g"),
-        _number(row["wall_s"], ".3g"),
-        _speedup(row),
-        _number(row["forward_ratio"], ".1f"),
-        _number(row["fid"], ".2f"),
-        _number(row["kid"], ".4f") + ("" if pd.isna(row["kid_std"]) else f" ± {row['kid_std']:.4f}"),
-        _number(row["deviation_rmse"], ".2g"),
-        _number(row["fpe"], ".2f"),
-        _number(row["depth"], ".0f"),
-        row["iterations"] if isinstance(row["iterations"], str) else "",
-        verdict,
-    ]
+    return {
+        "decoder": row["label"],
+        "tau": _number(row["tau"], "g"),
+        "time s": _number(row["wall_s"], ".3g"),
+        "speed-up": _speedup(row),
+        "fwd": _number(row["forward_ratio"], ".1f"),
+        "FID": _number(row["fid"], ".2f"),
+        "KID": _number(row["kid"], ".4f") + ("" if pd.isna(row["kid_std"]) else f" ± {row['kid_std']:.4f}"),
+        "deviation": _number(row["deviation_rmse"], ".2g"),
+        "FPE": _number(row["fpe"], ".2f"),
+        "depth": _number(row["depth"], ".0f"),
+        "iterations per layer": row["iterations"] if isinstance(row["iterations"], str) else "",
+        "": verdict,
+    }
 
 
 def _speedup(row: dict[Any, Any]) -> str:
@@ -140,14 +143,23 @@ def _speedup(row: dict[Any, Any]) -> str:
     if row["decoder"] == BASELINE and row["speedup"] == row["low"] == row["high"] == 1:
         return "1"
     text = speedup(row["speedup"], row["low"], row["high"])
-    return escape(f"({text})" if row["valid"] is False else text)
+    return f"({text})" if row["valid"] is False else text
 
 
 def _headline(group: pd.DataFrame) -> str:
-    best = _best(group)
-    if best is None:
-        return "No decoder is faster than sequential and valid here."
-    return f"Fastest valid: {_name(best)}, {_speedup(best)} at deviation {_number(best['deviation_rmse'], '.2g')}."
+    best, others = _best(group), group[group["decoder"].ne(BASELINE)]
+    if best is not None:
+        figures = f"{_speedup(best)} at deviation {_number(best['deviation_rmse'], '.2g')}"
+        return f"Fastest valid: {_name(best)}, {escape(figures)}."
+    if others.empty:
+        return f"No speed-up to tell: nothing but {BASELINE} was measured here."
+    if len(others) == len(group):
+        return f"No speed-up to tell: {BASELINE}, which the others are compared with, is not among the cells here."
+    if others["speedup"].isna().all():
+        return f"No speed-up to tell: no round here was ended well by {BASELINE} and another decoder."
+    if others[others["speedup"].gt(1)]["valid"].isna().any():
+        return "A decoder is faster than sequential here; whether it is valid was not measured."
+    return "No decoder is faster than sequential and valid here."
 
 
 def _best(group: pd.DataFrame) -> dict[Any, Any] | None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 
 import pandas as pd
+from rich.box import HEAVY_HEAD, Box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 DASH = "–"
 
@@ -95,3 +103,54 @@ def percent(share: float, digits: int = 0) -> str:
     ('5 %', '–')
     """
     return DASH if pd.isna(share) else f"{100 * share:.{digits}f} %"
+
+
+FOLDED = 40
+"""Columns below which a folded cell is no longer readable."""
+
+
+def room(otherwise: int) -> int | None:
+    """Columns to write for: None for the terminal's own, or $COLUMNS; `otherwise` in a pipe or file."""
+    return None if sys.stdout.isatty() or "COLUMNS" in os.environ else otherwise
+
+
+def print_table(
+    console: Console,
+    rows: Sequence[Mapping[str, str]],
+    *,
+    title: str = "",
+    right: Collection[str] = (),
+    dropped: Sequence[str] = (),
+    folded: str | None = None,
+    bold: Collection[int] = (),
+    box: Box | None = HEAVY_HEAD,
+) -> None:
+    """Print rows by heading as a table none of whose cells is cut.
+
+    Where there is no room the headings in `dropped` go, the first one first, and that is said; where even that is not
+    enough every row becomes a block of lines, its first cell on top. `folded` names a column that may take several
+    lines, `right` those aligned so, `bold` the numbers of rows to stand out.
+    """
+    widths = {name: max(cell_len(text) for text in (name, *(row[name] for row in rows))) for name in rows[0]}
+    widths |= {} if folded is None else {folded: min(FOLDED, widths[folded])}
+    shown, hidden = list(widths), []
+    for name in dropped:
+        if sum(widths[one] + 3 for one in shown) + 1 > console.width:
+            shown.remove(name)
+            hidden.append(name)
+    if sum(widths[one] + 3 for one in shown) + 1 > console.width:
+        console.print(Text(title, "bold"))
+        for number, row in enumerate(rows):
+            first, *others = row.items()
+            console.print(Text(first[1], "bold" if number in bold else ""))
+            facts = ", ".join(f"{name} {value}".strip() for name, value in others if value)
+            console.print(Padding(Text(facts), (0, 0, 0, 4)))
+        return
+    table = Table(title=Text(title) if title else None, title_justify="left", title_style="bold", box=box)
+    for name in shown:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name != folded)
+    for number, row in enumerate(rows):
+        table.add_row(*(Text(row[name]) for name in shown), style="bold" if number in bold else None)
+    console.print(table)
+    if hidden:
+        console.print(f"No room for {listing(hidden)} in {console.width} columns.", style="dim", highlight=False)

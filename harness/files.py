@@ -166,6 +166,18 @@ def make_folder(path: Path) -> None:
         raise unwritable(path, error) from error
 
 
+def require_writable(folder: Path) -> None:
+    """Make a folder, and see that files can be written to it; a `StoreError` where they cannot.
+
+    For what takes long to make: it is called before, so that nothing is made in vain.
+    """
+    make_folder(folder)
+    tried = folder / f".{secrets.token_hex(4)}"
+    with replacing(tried):
+        pass
+    tried.unlink(missing_ok=True)
+
+
 def locked(folder: Path, doing: str) -> AcquireReturnProxy:
     """The lock of a folder, held by this process until its end or, as a context, that of the block.
 

@@ -1,4 +1,7 @@
-"""Options of decoders and probes: the typed fields of keyword-only dataclasses, checked when they are built."""
+"""Options: how a value is read from text, what each kind may be, and those that decoders and probes declare as fields.
+
+A range is stated once, here, for matrices, probes and the command line.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,74 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.errors import HarnessError, unknown
+from harness.files import parse_toml
 
 T = TypeVar("T")
+
+MOST, MOST_BATCH = 10_000_000, 65_536
+"""Of anything that is counted, and of samples decoded together: what is larger is a slip that would eat the memory."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Batch = Annotated[int, Field(ge=1, le=MOST_BATCH)]
+Few = Annotated[int, Field(ge=1, le=1024)]
+"""Threads, or processes."""
+Again = Annotated[int, Field(ge=0, le=1024)]
+"""Retries."""
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Labels = Annotated[list[Annotated[int, Field(ge=-1, lt=2**31)]], Field(min_length=1)]
+Calibrated = Annotated[int, Field(ge=16, le=MOST)]
+"""Samples to calibrate by."""
+Tuned = Annotated[int, Field(ge=8, le=MOST)]
+"""Samples to tune by."""
+
+
+def parse_value(text: str) -> Any:
+    """A value as TOML writes it, numbers also as in ``.5`` and ``5.``; what is none is text.
+
+    >>> parse_value(".5"), parse_value("[1, 2]"), parse_value("input"), parse_value("1 # 2")
+    (0.5, [1, 2], 'input', '1 # 2')
+    """
+    dotted = re.sub(r"(?<![\w.])\.(?=\d)", "0.", re.sub(r"(?<=\d)\.(?![\w.])", ".0", text))
+    for candidate in (text, dotted):
+        try:
+            read = parse_toml(f"value = {{ it = {candidate} }}")
+        except ValueError:
+            continue
+        if list(read) == ["value"] and list(read["value"]) == ["it"]:
+            return read["value"]["it"]
+    return text
+
+
+def split_values(text: str) -> list[str]:
+    """The parts between commas, but for those in brackets, which may be left away around the whole.
+
+    >>> split_values("0, 1"), split_values("[0,1]"), split_values("sejd sequential_layers=[1,2],ujd")
+    (['0', '1'], ['0', '1'], ['sejd sequential_layers=[1,2]', 'ujd'])
+    """
+    inner = text.strip()
+    inner = inner[1:-1] if re.fullmatch(r"\[[^\[\]]*\]", inner) else inner
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", inner)] if inner else []
+
+
+def read_value(option: str, kind: Any, text: str) -> Any:
+    """The value of an option of the command line; a `HarnessError` names the option and what it may be.
+
+    >>> read_value("--seed", Seed, "7"), read_value("--labels", Labels, "0,1")
+    (7, [0, 1])
+    """
+    adapter = _adapter(kind)
+    value = [parse_value(part) for part in split_values(text)] if kind is Labels else parse_value(text)
+    try:
+        return adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        raise HarnessError(sentence(error, root=(option,))) from error
 
 
 @dataclass(frozen=True)
@@ -77,11 +141,11 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) if isinstance(error, ValueError) else "a value is of another kind than expected"
 
 
-def sentence(error: ValidationError, whole: str = "the matrix") -> str:
-    """The first mistake, as the path of the key and what is wrong there; `whole` is what has no path."""
+def sentence(error: ValidationError, whole: str = "the matrix", root: tuple[str, ...] = ()) -> str:
+    """The first mistake, as the path of the key, below `root`, and what is wrong; `whole` is what has no path."""
     first = error.errors()[0]
     where = ""
-    for step in first["loc"]:
+    for step in (*root, *first["loc"]):
         if isinstance(step, int):
             where += f"[{step}]"
         elif not step.endswith("]") and step not in ("str", "int", "float"):  # pydantic's names of union members
@@ -92,7 +156,6 @@ def sentence(error: ValidationError, whole: str = "the matrix") -> str:
     if first["type"] == "value_error":
         return f"{f'[{where}]' if where else whole} {message}"
     value = first["input"]
-    got = (
-        "" if isinstance(value, dict | list) or (isinstance(value, float) and math.isnan(value)) else f", not {value!r}"
-    )
+    unsaid = isinstance(value, dict | list) or (isinstance(value, float) and math.isnan(value))
+    got = "" if unsaid else f", not {value!r:.100}"
     return f"'{where}' {message.removeprefix('Input ')[0].lower()}{message.removeprefix('Input ')[1:]}{got}"

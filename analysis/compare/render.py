@@ -12,22 +12,20 @@ import numpy as np
 
 from analysis.compare.runs import TOLERANCE, CellVerdict, compare_runs
 from analysis.compare.verdicts import VERDICTS, Comparison, Verdict
-from analysis.text import markdown_table
+from analysis.text import markdown_table, print_table, room
 from harness.runs.store import Run
 
 
 def text(comparison: Comparison, shown: Sequence[Verdict]) -> str:
     """A table for a terminal of the verdicts that are to be shown, then the notes and the sum."""
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console(width=160, color_system=None)
+    console = Console(width=room(160), color_system=None)
     with console.capture() as capture:
         if shown:
-            table = Table(*shown[0].HEADINGS, box=None, pad_edge=False)
-            for verdict in shown:
-                table.add_row(*verdict.row())
-            console.print(table)
+            *_, evidence = headings = shown[0].HEADINGS
+            rows = [dict(zip(headings, verdict.row(), strict=True)) for verdict in shown]
+            print_table(console, rows, folded=evidence, box=None)
         for line in _closing(comparison):
             console.print(line, highlight=False, soft_wrap=True)
     return capture.get().rstrip()
@@ -60,6 +58,7 @@ def as_json(comparison: Comparison, shown: Sequence[CellVerdict]) -> str:
         "tolerance": comparison.tolerance,
         "same_machine": comparison.same_machine,
         "counts": dict(_counts(comparison)),
+        "untested": comparison.untested,
         "notes": comparison.notes,
         "cells": cells,
     }
@@ -67,12 +66,17 @@ def as_json(comparison: Comparison, shown: Sequence[CellVerdict]) -> str:
 
 
 def print_comparison(
-    base: Run, new: Run, form: str = "text", only_regressed: bool = False, tolerance: float = TOLERANCE
+    base: Run,
+    new: Run,
+    form: str = "text",
+    only_regressed: bool = False,
+    tolerance: float = TOLERANCE,
+    require_evidence: bool = False,
 ) -> int:
-    """Compare two runs and print the result; the exit code, 1 for a regression."""
+    """Compare two runs and print the result; the exit code, 1 for a regression, or for a cell without evidence."""
     comparison = compare_runs(base, new, tolerance)
     print(FORMATS[form](comparison, [cell for cell in comparison.verdicts if cell.regressed or not only_regressed]))
-    return int(comparison.regressed)
+    return int(comparison.regressed or (require_evidence and comparison.untested > 0))
 
 
 FORMATS: dict[str, Callable[[Comparison, Sequence[Any]], str]] = {"text": text, "markdown": markdown, "json": as_json}
@@ -85,6 +89,8 @@ def _closing(comparison: Comparison) -> list[str]:
     end = f"{regressed} regressed" if regressed else "no regression"
     total = f"{len(comparison.verdicts)} {comparison.verdicts[0].PLURAL}: {counts}; {end}"
     notes = [f"note: {note}" for note in comparison.notes]
+    if comparison.untested:
+        notes.append(f"note: no evidence of time for {comparison.untested} of them: gone, or too few paired rounds")
     return [*notes, f"{total} beyond a tolerance of {comparison.tolerance:.0%}"]
 
 

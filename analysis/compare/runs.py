@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.compare.cells import CellFacts, cells_of
 from analysis.compare.verdicts import ALPHA, VERDICTS, Comparison, Verdict, judge
 from analysis.statistics import BASELINE, Shift, median_interval, shift_of_rounds
-from analysis.text import speedup
+from analysis.text import quantity, speedup
 from harness.errors import HarnessError
 from harness.runs.store import Run
 from harness.runs.titles import title
@@ -89,13 +89,13 @@ def _joined(key: str, base: CellFacts, new: CellFacts, same_machine: bool, toler
     shift, timed, sentence = _time(base, new, same_machine, tolerance)
     costs, growth = _costs(base, new)
     verdict = timed
-    if timed in ("same", "ambiguous", "not compared") and growth > tolerance:
+    if timed in ("same", "ambiguous", "not compared", "not measured") and growth > tolerance:
         verdict = "slower"  # what needs no clock is believed over noise
         costs = [f"deterministic cost grew by {growth:.0%}", *costs]
-    elif timed == "not compared":
-        verdict = "faster" if growth < -tolerance else "same"
+    elif timed in ("not compared", "not measured"):
+        verdict = "faster" if growth < -tolerance else "same" if timed == "not compared" else timed
     # A cell that was invalid and is so still may be the same as before, but is never headlined as faster.
-    invalid = bool(wrong) or (new.valid is False and verdict != "same")
+    invalid = bool(wrong) or (new.valid is False and verdict not in ("same", "not measured"))
     return CellVerdict(
         cell_key=key,
         description=new.description,
@@ -104,23 +104,24 @@ def _joined(key: str, base: CellFacts, new: CellFacts, same_machine: bool, toler
         base=base.speedup,
         new=new.speedup,
         shift=shift,
+        tested=timed == "not compared" or (shift is not None and not np.isnan(shift.low)),
         evidence=[*wrong, *worse, *([*costs, sentence] if verdict != timed else [sentence, *costs])],
     )
 
 
 def _time(base: CellFacts, new: CellFacts, same_machine: bool, tolerance: float) -> tuple[Shift | None, str, str]:
     if new.description["decoder"] == BASELINE:  # its ratio to itself is 1, so it is measured by forward passes
-        if not same_machine:
+        if not same_machine and len(new.forward) and len(base.forward):
             return None, "not compared", "sequential's own time is not compared across machines"
         shift, unit = shift_of_rounds(new.forward, base.forward, 1 - ALPHA), "in forward passes"
     else:
         shift, unit = shift_of_rounds(1 / new.speedups, 1 / base.speedups, 1 - ALPHA), "relative to sequential"
     if np.isnan(shift.factor):
-        return None, "not compared", "no paired rounds in both runs"
-    figures = (
-        f"time {unit} {shift.factor - 1:+.1%} [{shift.low - 1:+.1%}, {shift.high - 1:+.1%}], "
-        f"Mann-Whitney p = {shift.p_value:.2g}, Hodges-Lehmann interval at {1 - ALPHA:.0%}"
-    )
+        return None, "not measured", "no paired rounds in both runs"
+    few = np.isnan(shift.low)
+    interval = "" if few else f" [{shift.low - 1:+.1%}, {shift.high - 1:+.1%}]"
+    figures = f"time {unit} {shift.factor - 1:+.1%}{interval}, Mann-Whitney p = {shift.p_value:.2g}, "
+    figures += "too few rounds for an interval" if few else f"Hodges-Lehmann interval at {1 - ALPHA:.0%}"
     verdict = judge(shift.factor, shift.p_value, tolerance)
     if verdict == "ambiguous":
         figures += ": beyond the tolerance, yet within the noise; measure more rounds"
@@ -175,7 +176,8 @@ def _unmatched(key: str, cell: CellFacts, before: dict[str, CellFacts]) -> CellV
     else:
         gained = speedup(*median_interval(cell.speedups))
         deviation = cell.quality.get("deviation_rmse", np.nan)
-        evidence = [f"{gained} over sequential (bootstrap), deviation {deviation:.3g}"]
+        evidence = [f"{gained} over sequential (bootstrap), deviation {quantity(deviation)}"]
+        evidence = evidence if len(cell.speedups) else ["no paired rounds, so no speed-up"]
     same_group = [other for other in before.values() if other.description["group_id"] == cell.description["group_id"]]
     rivals = [other for other in same_group if other.valid is not False and not np.isnan(other.speedup)]
     if rivals:

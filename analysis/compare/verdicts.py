@@ -13,7 +13,7 @@ called slower, in this share of tries, for lognormal noise of every measurement 
 noise 2 %: 1.000, 0.000; 3 %: 1.000, 0.001; 4 %: 0.981, 0.004; 5 %: 0.883, 0.008.
 """
 
-VERDICTS = ("invalid", "slower", "ambiguous", "gone", "new", "faster", "same")
+VERDICTS = ("invalid", "slower", "ambiguous", "not measured", "gone", "new", "faster", "same")
 """Every verdict, the most worrying first."""
 
 
@@ -27,6 +27,7 @@ class Verdict:
     verdict: str  # one of `VERDICTS`
     regressed: bool = False  # whether the comparison fails because of it
     evidence: list[str] = field(default_factory=list)  # sentences, the decisive one first
+    tested: bool = True  # whether both sides were measured so often that a change of time would have been seen
 
     def row(self) -> list[str]:
         raise NotImplementedError
@@ -47,6 +48,11 @@ class Comparison(Generic[V]):
     @property
     def regressed(self) -> bool:
         return any(verdict.regressed for verdict in self.verdicts)
+
+    @property
+    def untested(self) -> int:
+        """How many verdicts rest on no evidence of time: one side is missing, was not measured, or too seldom."""
+        return sum(verdict.verdict in ("gone", "not measured") or not verdict.tested for verdict in self.verdicts)
 
 
 def judge(factor: float, p_value: float, tolerance: float) -> str:

@@ -2,18 +2,63 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
 import os
 import sys
 import threading
 import time
+import unicodedata
+from collections import Counter
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from harness import __version__
 from harness.errors import HarnessError
+
+
+class Value(click.ParamType):
+    """A number or several, read as every other option is: `kind` names its type in `harness.options`."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.name = kind, kind.lower()
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from harness import options  # slow to import
+
+        if not isinstance(value, str):
+            return value
+        assert param is not None
+        return options.read_value(max(param.opts, key=len), getattr(options, self.kind), value)
+
+
+class Command(click.Command):
+    """A command that refuses an option given twice, where only one of them would count, and says what an end leaves."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        *_, order = self.make_parser(ctx).parse_args(args=list(args))
+        for param, count in Counter(order).items():
+            if isinstance(param, click.Option) and count > 1 and not param.multiple and not param.is_flag:
+                raise click.UsageError(f"{max(param.opts, key=len)} is given {count} times")
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            resumes = any(param.name == "resume" for param in self.params)
+            left = "what is stored stays, and --resume continues" if resumes else "what was not finished is not kept"
+            raise click.Abort(f"interrupted; {left}") from error
+
+
+class Group(click.Group):
+    """Of such commands."""
+
+    command_class = Command
+
 
 data_root = click.option(
     "--data-root",
@@ -21,7 +66,7 @@ data_root = click.option(
     type=click.Path(path_type=Path),
     help="Where the real images lie; by default $HARNESS_DATA.",
 )
-threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+threads = click.option("--threads", type=Value("Few"), help="CPU threads; by default torch's own choice.")
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 weights = click.option("--weights", metavar="KEY", help="Which weights of a checkpoint with several, as ema.")
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -29,7 +74,7 @@ ENDS_S = 15.0
 """Seconds that threads which foreign code left, or what it has the interpreter do at its end, may hold this process."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="harness")
 def app() -> None:
     """Measure how autoregressive normalizing flows are sampled: how fast, at what quality, at what memory, and why."""
@@ -43,6 +88,7 @@ def main() -> NoReturn:
     if logging.lastResort is not None:  # what the library notes goes to stderr, whatever else listens to it
         logging.getLogger("harness").addHandler(logging.lastResort)
     sys.path.append(os.getcwd())  # so that package.module:Class is found where the user stands, as with python -m
+    _write_what_can_be_written()
     try:
         code = app(standalone_mode=False) or 0
     except HarnessError as error:
@@ -57,8 +103,8 @@ def main() -> NoReturn:
         code = 0
     except OSError as error:  # of a path that the user named: too long, on a full disk, of somebody else
         code = _fail(f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}")
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; what was measured is stored, and --resume continues", file=sys.stderr)
+    except (KeyboardInterrupt, click.Abort) as stopped:
+        print(str(stopped) or "interrupted", file=sys.stderr)
         code = 130
     threading.Thread(target=_end, args=(code,), daemon=True).start()
     sys.exit(code)
@@ -79,3 +125,34 @@ def _end(code: int) -> None:
 def _fail(sentence: str) -> int:
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
+
+
+_ASCII = {
+    "±": "+-",
+    "×": "x",
+    "–": "-",
+    "−": "-",
+    "…": "...",
+    "→": "->",
+    "τ": "tau",
+    "∝": "~",
+    "·": "*",
+    "⏱": "(timed)",
+}
+
+
+def _write_what_can_be_written() -> None:
+    """Let no character end a command that its terminal, pipe or locale cannot show: one like it takes its place."""
+
+    def replaced(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        lost = error.object[error.start : error.end]
+        plain = (
+            _ASCII.get(one) or unicodedata.normalize("NFKD", one).encode("ascii", "ignore").decode() for one in lost
+        )
+        return "".join(one or "?" for one in plain), error.end
+
+    codecs.register_error("harness", replaced)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="harness")

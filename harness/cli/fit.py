@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.app import FOLDER, app, data_root, threads, weights
+from harness.cli.app import FOLDER, Value, app, data_root, threads, weights
+
+if TYPE_CHECKING:
+    from harness.flows import CausalFlow
 
 
-class Budget(click.ParamType):
+class Budget(Value):
     """A deviation allowed, or ``"sejd"``, which is None."""
 
-    name = "rmse"
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        return None if value in (None, "sejd") else click.FloatRange(min=0).convert(value, param, ctx)
+        return None if value in (None, "sejd") else super().convert(value, param, ctx)
 
 
 @app.command()
@@ -26,9 +28,9 @@ class Budget(click.ParamType):
 @click.option("--out", type=FOLDER, help="Run folder; by default runs/NAME.")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder; a finished one is released again.")
 @data_root
-@click.option("--steps", type=int, help="In place of the configuration's.")
-@click.option("--seed", type=int, help="In place of the configuration's.")
-@click.option("--threads", type=int, help="CPU threads, in place of the configuration's.")
+@click.option("--steps", type=Value("Count"), help="In place of the configuration's.")
+@click.option("--seed", type=Value("Seed"), help="In place of the configuration's.")
+@click.option("--threads", type=Value("Few"), help="CPU threads, in place of the configuration's.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out; the model card says how many.")
 def train(
     config: str, out: Path | None, resume: bool, root: Path | None, skip_corrupt: bool, **overrides: int | None
@@ -41,7 +43,7 @@ def train(
     name, parsed = read_config(config, **overrides)
     command, decode = command_line(config, **overrides), build_decoder("sequential").decode
     folder = train(name, parsed, out or Path("runs") / name, decode, command, root, resume, skip_corrupt)
-    click.echo(f"{folder / name}.safetensors, with its model card {name}.md and samples where there are images")
+    print(f"{folder / name}.safetensors, with its model card {name}.md and samples where there are images")
 
 
 @app.command()
@@ -51,49 +53,48 @@ def download(dataset: str, root: Path | None) -> None:
     """Fetch a dataset's files from its publisher and check them, where that is allowed: cifar10, cifar100."""
     from harness.datasets import datasets
 
-    click.echo(datasets.get(dataset)(root=root).download())
+    print(datasets.get(dataset)(root=root).download())
 
 
 @app.command("train-features")
 @click.argument("dataset")
 @click.option("--out", type=FOLDER, help="Folder; by default the user's own.")
 @data_root
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--epochs", type=int, help="In place of the recipe's.")
-@click.option("--size", type=int, help="Side of the images, in place of the recipe's or their own.")
+@click.option("--seed", type=Value("Seed"), default=0, show_default=True)
+@click.option("--epochs", type=Value("Count"), help="In place of the recipe's.")
+@click.option("--size", type=Value("Batch"), help="Side of the images, in place of the recipe's or their own.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out and say how many.")
 def train_features_command(dataset: str, out: Path | None, **options: Any) -> None:
     """Train the small network whose features FID and KID compare where Inception's weights are not at hand."""
     from harness.metrics.features import own_networks
     from harness.training.features import train_features
 
-    path = train_features(dataset, out or own_networks(), report=click.echo, **options)
-    click.echo(f"{path}, with its card {path.stem}.md and its sanity table {path.stem}.csv")
+    path = train_features(dataset, out or own_networks(), report=partial(print, flush=True), **options)
+    print(f"{path}, with its card {path.stem}.md and its sanity table {path.stem}.csv")
 
 
 @app.command("calibrate")
 @click.argument("flow", metavar="FLOW")
-@click.option("--samples", type=click.IntRange(min=16), help="Decoded exactly; by default as many as the fit asks for.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--seconds", type=click.FloatRange(min=0), help="Learning corrections may take; 0: linear ones alone.")
+@click.option("--samples", type=Value("Calibrated"), help="Decoded exactly; by default as many as the fit asks for.")
+@click.option("--seed", type=Value("Seed"), default=0, show_default=True)
+@click.option("--seconds", type=Value("Share"), help="Learning corrections may take; 0: linear ones alone.")
 @weights
 def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float | None, weights: str | None) -> None:
     """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" or "learned", and 'fitted'."""
     from harness.fitting.calibrate import store_calibration
-    from harness.flows import load_flow
 
-    loaded, learned = load_flow(flow, weights=weights), seconds != 0
-    report = partial(click.echo, err=True)
-    click.echo(store_calibration(loaded, samples, seed, learned=learned, seconds=seconds, report=report))
+    loaded, learned = _fitted_to(flow, weights=weights), seconds != 0
+    report = partial(print, file=sys.stderr, flush=True)
+    print(store_calibration(loaded, samples, seed, learned=learned, seconds=seconds, report=report))
 
 
 @app.command("tune")
 @click.argument("flow", metavar="FLOW")
-@click.option("--batch", "batches", type=click.IntRange(min=1), required=True, multiple=True,
+@click.option("--batch", "batches", type=Value("Batch"), required=True, multiple=True,
               help="Samples decoded together; may be repeated.")  # fmt: skip
-@click.option("--budget", "budgets", type=Budget(), multiple=True, default=["sejd"], show_default=True,
+@click.option("--budget", "budgets", type=Budget("Share"), multiple=True, default=["sejd"], show_default=True,
               help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
-@click.option("--samples", type=click.IntRange(min=8), help="Tuned on, and held out; by default as many as it takes.")
+@click.option("--samples", type=Value("Tuned"), help="Tuned on, and held out; by default as many as it takes.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @weights
 @threads
@@ -107,13 +108,24 @@ def tune_command(
     from harness.decoders import build_decoder
     from harness.fitting import prepare
     from harness.fitting.tune import Tuner, store_schedule
-    from harness.flows import load_flow
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    loaded = load_flow(flow, device, weights=weights)
+    loaded = _fitted_to(flow, device, weights)
     prepare(build_decoder("fitted", correction="learned"), loaded, max(batches))  # candidates read the calibration
     tuner = Tuner(loaded, samples)
     for batch, budget in product(batches, budgets):
         path = store_schedule(loaded, tuner.schedule(batch, budget))
         assert path is not None  # it has a checkpoint
-        click.echo(f"{path.read_text()}\nstored as {path}\n")
+        print(f"{path.read_text(encoding='utf-8')}\nstored as {path}\n")
+
+
+def _fitted_to(flow: str, device: str = "cpu", weights: str | None = None) -> CausalFlow:
+    """A flow, after it was seen that what is fitted to it can be stored."""
+    from harness.decoders.stored import storage
+    from harness.files import require_writable
+    from harness.flows import load_flow
+
+    loaded = load_flow(flow, device, weights=weights)
+    assert loaded.source is not None
+    require_writable(storage(loaded.source, "").parent)
+    return loaded

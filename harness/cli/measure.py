@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from harness.cli.app import FOLDER, app, data_root, device, threads, weights
+from harness.cli.app import FOLDER, Command, Group, Value, app, data_root, device, threads, weights
 from harness.errors import NonFiniteError
 from harness.registry import first_line
 
@@ -28,9 +30,9 @@ from harness.registry import first_line
 @threads
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
               help="Where it runs: here, or on a Ray cluster.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True,
+@click.option("--workers", type=Value("Few"), default=1, show_default=True,
               help="Processes of this machine at a time on the CPU; what is timed is always alone.")  # fmt: skip
-@click.option("--retries", type=click.IntRange(min=0), default=2, show_default=True,
+@click.option("--retries", type=Value("Again"), default=2, show_default=True,
               help="Times that what a lost process or machine had begun is run again.")  # fmt: skip
 def run_command(
     matrix: str, out: Path | None, profile: str | None, decoders: tuple[str, ...], against: str | None,
@@ -41,6 +43,7 @@ def run_command(
 
     from analysis.compare.render import print_comparison
     from analysis.summary import print_summary
+    from analysis.text import room
     from harness.measure.matrix import parse_decoder
     from harness.measure.run_matrix import run_matrix
     from harness.measure.sources import matrix_of
@@ -53,33 +56,35 @@ def run_command(
     parsed = matrix_of(matrix, profile, overrides, weights)
     where = executor(on, workers)
     run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), executor=where, **options)
-    console = Console()
-    print_summary(run, console if console.is_terminal else Console(width=170))
-    click.echo(f"\n{run.path}; `harness report {run.path}` draws it")
+    print_summary(run, Console(width=room(170)))
+    print(f"\n{run.path}; `harness report {run.path}` draws it")
     return 0 if stored is None else print_comparison(stored, run)
 
 
 @app.command("sample")
 @click.argument("flow", metavar="FLOW")
 @click.option("--decoder", "spec", default="sejd", show_default=True, metavar="SPEC", help="'NAME option=value ...'.")
-@click.option("--tau", type=float, help="Stopping threshold; by default the decoder's.")
-@click.option("-n", "--number", "count", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--tau", type=Value("Share"), help="Stopping threshold; by default the decoder's.")
+@click.option("-n", "--number", "count", type=Value("Count"), default=64, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the latents.")
+@click.option("--seed", type=Value("Seed"), default=0, show_default=True, help="Of the latents.")
 @click.option("--labels", help="Classes that take turns, such as 0,1,2; -1 is none. By default all of them.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--guidance", type=float, help="Scale of classifier-free guidance.")
+@click.option("--batch-size", type=Value("Batch"), default=64, show_default=True)
+@click.option("--guidance", type=Value("Real"), help="Scale of classifier-free guidance.")
 @click.option("--guidance-components", type=click.Choice(["a", "b", "ab"]), default="ab", show_default=True)
 @click.option("--annealed", is_flag=True, help="Guidance grows along the sequence.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Of guidance's unconditional pass.")
-@click.option("--denoise", metavar="[SIGMA]", is_flag=False, flag_value="auto", help="One denoising step afterwards; "
-              "SIGMA is the noise in training, by default the checkpoint's own.")  # fmt: skip
+@click.option(
+    "--temperature", type=Value("Positive"), default=1.0, show_default=True, help="Of guidance's unconditional pass."
+)
+@click.option("--denoise", metavar="[SIGMA]", is_flag=False, flag_value="auto",
+              help="One denoising step afterwards; SIGMA is the noise in training, by default the checkpoint's."
+              )  # fmt: skip
 @device
 @weights
 @threads
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
               help="Where folders and Parquet files are drawn.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="CPU processes at a time.")
+@click.option("--workers", type=Value("Few"), default=1, show_default=True, help="CPU processes at a time.")
 def sample_command(out: Path, threads: int | None, on: str, workers: int, **options: Any) -> int:
     """Draw samples from FLOW, a shipped flow's name or a checkpoint file.
 
@@ -91,23 +96,23 @@ def sample_command(out: Path, threads: int | None, on: str, workers: int, **opti
 
     kind = output_kind(out)
     request = read_request(**options)
-    request.prepare(report=lambda sentence: click.echo(sentence, err=True))
+    request.prepare(report=partial(print, file=sys.stderr, flush=True))
     try:
         if kind == "grid":
-            click.echo(sample_to_grid(request, out, threads))
+            print(sample_to_grid(request, out, threads))
             return 0
         from harness.measure.tasks.samples import draw_to_files
         from harness.measure.workers.local import executor
         from harness.progress import reporter
 
-        click.echo(draw_to_files(request, out, executor(on, workers), reporter(), threads=threads))
+        print(draw_to_files(request, out, executor(on, workers), reporter(), threads=threads))
     except NonFiniteError as error:
-        click.echo(f"error: {error}", err=True)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-class ProbeGroup(click.Group):
+class ProbeGroup(Group):
     """Probes as subcommands, their options those that each declares; no torch until one is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -122,7 +127,7 @@ class ProbeGroup(click.Group):
         cls = probes.get(cmd_name)
         declared = options_of(cls)
 
-        @click.command(cmd_name, help=first_line(cls))
+        @click.command(cmd_name, cls=Command, help=first_line(cls))
         @click.argument("checkpoint")
         @click.option("--out", type=FOLDER, help="Run folder, new or not; by default runs/probe-CHECKPOINT.")
         @click.option("--resume", is_flag=True, help="Add to what the run folder holds; nothing is measured twice.")
@@ -141,7 +146,7 @@ class ProbeGroup(click.Group):
             probe = build_probe(cmd_name, **{name: value for name, value in own.items() if value is not None})
             out = out or Path("runs") / f"probe-{checkpoint_path(checkpoint).stem}"
             done = run_probe(probe, checkpoint, out, reporter(), **options)
-            click.echo(f"{done.path}; `harness report {done.path}` draws it")
+            print(f"{done.path}; `harness report {done.path}` draws it")
 
         run.params[:0] = [
             click.Option(

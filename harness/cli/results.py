@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from harness.cli.app import FOLDER, app, weights
+from harness.cli.app import FOLDER, Group, Value, app, weights
 
 
 @app.command()
 @click.argument("decoder")
 @click.option("--flow", "flows", multiple=True, help="Flow to check on: a contract flow, a shipped one, or a path.")
 @click.option("--clause", "clauses", multiple=True, help="Only this clause (repeatable).")
-@click.option("--seed", default=0, show_default=True, help="Of latents and random flows.")
+@click.option("--seed", type=Value("Seed"), default=0, show_default=True, help="Of latents and random flows.")
 @weights
 def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: int, weights: str | None) -> int:
     """Check a decoder, NAME or package.module:Class, against the contract every decoder keeps."""
@@ -27,19 +27,21 @@ def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: 
 @click.argument("new")
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 @click.option("--only", type=click.Choice(["regressed"]), help="Leave the other cells out.")
-@click.option("--tolerance", type=float, default=0.05, show_default=True, help="Share that is no regression.")
-def compare(base: str, new: str, form: str, only: str | None, tolerance: float) -> int:
+@click.option("--tolerance", type=Value("Share"), default=0.05, show_default=True, help="Share that is no regression.")
+@click.option("--require-evidence", is_flag=True, help="Exit 1 also where a cell is missing on one side, was not "
+              "measured, or so seldom that no change could be seen.")  # fmt: skip
+def compare(base: str, new: str, form: str, only: str | None, tolerance: float, require_evidence: bool) -> int:
     """Compare the run NEW with BASE, each a run folder or a stored baseline; exit 1 on a regression."""
     from analysis.compare.render import print_comparison
     from harness.runs.baselines import open_run
 
-    return print_comparison(open_run(base), open_run(new), form, only == "regressed", tolerance)
+    return print_comparison(open_run(base), open_run(new), form, only == "regressed", tolerance, require_evidence)
 
 
 @app.command("bench-compare")
 @click.argument("base")
 @click.argument("new", default="HEAD")
-@click.option("--tolerance", type=float, default=0.1, show_default=True, help="Share that is no regression.")
+@click.option("--tolerance", type=Value("Share"), default=0.1, show_default=True, help="Share that is no regression.")
 def bench_compare(base: str, new: str, tolerance: float) -> int:
     """Compare asv's stored results of NEW with those of BASE, each a commit or a file; exit 1 on a regression."""
     from analysis.compare.asv import find_results, print_comparison
@@ -56,7 +58,7 @@ def list_command(kind: str | None) -> None:
     print_catalog(kind)
 
 
-@app.group()
+@app.group(cls=Group)
 def baseline() -> None:
     """Stored runs that new ones are compared with."""
 
@@ -69,7 +71,7 @@ def save(run: Path, name: str, replace: bool) -> None:
     """Store RUN as results/baselines/NAME: its tables and environment, without images."""
     from harness.runs.baselines import save_baseline
 
-    click.echo(save_baseline(run, name, replace=replace))
+    print(save_baseline(run, name, replace=replace))
 
 
 @baseline.command("bench")
@@ -78,7 +80,7 @@ def bench_baseline(commit: str) -> None:
     """Store the costs that asv tracked for COMMIT as results/baselines/asv.json."""
     from analysis.compare.asv import find_results, save_costs
 
-    click.echo(save_costs(find_results(commit)))
+    print(save_costs(find_results(commit)))
 
 
 @app.command()
@@ -90,4 +92,4 @@ def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...]) -
     """Render figures, tables and report.html from run folders, or from folders that hold some."""
     from analysis.report import build
 
-    click.echo(f"the report is {build(runs, out, formats)}")
+    print(f"the report is {build(runs, out, formats)}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-
-import click
 
 from analysis.studies.render import render_study, require_text
 from analysis.studies.stored import FLOAT32, OF_COLUMN, OF_ITSELF, ROUNDED, Comparison
@@ -29,9 +28,9 @@ def run_studies(
         measured = [out / one for one in (*plan.reads, plan.name) if any((out / one).rglob(MANIFEST))]
         staging = out / "rendered" / plan.name
         compared += render_study(plan.folder, plan.title, profile, measured, staging, results, check)
-        click.echo(results / f"{plan.name}.md")
+        print(results / f"{plan.name}.md")
     for sentence in compared.differing:
-        click.echo(sentence, err=True)
+        print(sentence, file=sys.stderr)
     if check and not compared.differing:
         rounding = (
             f"; {len(compared.rounded)} of them up to rounding, as on another kind of processor: each number within "
@@ -39,5 +38,5 @@ def run_studies(
             f"what rounding alone decides (*{ROUNDED}) not compared"
         )
         said = f"every deterministic table of {name} is as stored in '{results}'"
-        click.echo(said + (rounding if compared.rounded else ""))
+        print(said + (rounding if compared.rounded else ""))
     return 1 if compared.differing else 0

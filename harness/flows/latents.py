@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.errors import HarnessError
 from harness.flows.protocols import CausalFlow
 
 
@@ -18,8 +19,10 @@ def indexed_latents(flow: CausalFlow, seed: int, indices: Sequence[int]) -> Tens
     depends on how samples are split into batches.
 
     Args:
-        seed: 0 or more, below 2**63.
+        seed: 0 or more, below 2**63; a `HarnessError` for another, of which several would give the same latents.
     """
+    if not 0 <= seed < 2**63:
+        raise HarnessError(f"a seed is 0 or more and below 2**63, not {seed}")
     shape = (flow.num_tokens, flow.token_dim)
     draws = np.empty((len(indices), *shape))
     for row, index in enumerate(indices):

@@ -6,6 +6,8 @@ Every mistake in a file becomes one sentence that names the key and what would b
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from importlib.resources import files
@@ -15,19 +17,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import HarnessError, unknown
-from harness.files import file_name, parse_toml, read_toml
-from harness.options import sentence
+from harness.files import file_name, read_toml
+from harness.options import Batch, Count, Positive, Real, Seed, Share, parse_value, sentence
 from harness.registry import BrokenCode, load_foreign
 
 SHIPPED = Path(str(files("harness.measure"))) / "matrices"
 GROUP = "harness.matrices"
 """Entry points of this group name packages whose folder holds further ``.toml`` matrices."""
 
-Tau = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Some = Field(min_length=1)
+MOST_CELLS, MOST_DECODES = 10_000, 1_000_000
+"""Cells of a matrix before its filters, and times that all of them are timed in all: more is refused."""
 
 
 class Table(BaseModel):
@@ -50,13 +50,13 @@ class Table(BaseModel):
 class GuidanceTable(Table):
     """Classifier-free guidance; scale 0 is none. See `harness.flows.protocols.Guidance`."""
 
-    scale: Annotated[float, Field(allow_inf_nan=False)]
+    scale: Real
     components: Literal["a", "b", "ab"] = "ab"
     annealed: bool = False
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    temperature: Positive = 1.0
 
 
-Denoise = bool | Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Denoise = bool | Positive
 """A denoising step after decoding: false for none, true for the noise that the checkpoint was trained with, or a noise
 in image units ([-1, 1])."""
 
@@ -91,7 +91,7 @@ class DecoderTable(Table):
 
     name: str
     label: str | None = None
-    tau: Annotated[list[Tau], Some] | None = None
+    tau: Annotated[list[Share], Some] | None = None
 
     @field_validator("tau", mode="before")
     @classmethod
@@ -106,8 +106,8 @@ class DecoderTable(Table):
 class Grid(Table):
     """What every dataset and decoder is multiplied with."""
 
-    tau: Annotated[list[Tau], Some] = [0.5]
-    batch_sizes: Annotated[list[Count], Some] = [16]
+    tau: Annotated[list[Share], Some] = [0.5]
+    batch_sizes: Annotated[list[Batch], Some] = [16]
     seeds: Annotated[list[Seed], Some] = [0]
     guidance: Annotated[list[GuidanceTable], Some] = [GuidanceTable(scale=0.0)]
     denoise: Annotated[list[Denoise], Some] = [False]
@@ -133,7 +133,7 @@ class Timing(Table):
     """Paired rounds; each decodes every cell of a group once."""
 
     rounds: Count = 5
-    warmup: Annotated[int, Field(ge=0)] = 1
+    warmup: Annotated[int, Field(ge=0, le=MOST_DECODES)] = 1
 
 
 class Quality(Table):
@@ -146,7 +146,7 @@ class Quality(Table):
     """
 
     enabled: bool = True
-    num_samples: Annotated[int, Field(ge=2)] = 1000
+    num_samples: Annotated[Count, Field(ge=2)] = 1000
     max_batches: Count = 1000
     max_deviation: Share = 0.15
     max_fid_increase: Share = 0.05
@@ -179,6 +179,24 @@ class Matrix(Table):
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
         return file_name("a matrix", name)
+
+    @property
+    def most_cells(self) -> int:
+        """How many cells the product has, its filters aside; at most, since some decoders take no tau."""
+        grid, variants = self.grid, 0
+        for table in self.decoders:
+            grids = [value.get("grid") for value in table.options.values() if isinstance(value, dict)]
+            variants += len(table.tau or grid.tau) * math.prod(len(one) for one in grids if isinstance(one, list))
+        settings = sum(len(one.guidance or grid.guidance) * len(one.denoise or grid.denoise) for one in self.datasets)
+        return variants * settings * len(grid.batch_sizes) * len(grid.seeds)
+
+    @model_validator(mode="after")
+    def _is_no_slip(self) -> Self:
+        cells, decodes = self.most_cells, self.most_cells * (self.timing.rounds + self.timing.warmup)
+        if cells > MOST_CELLS or decodes > MOST_DECODES:
+            most = f"at most {MOST_CELLS:,} and {MOST_DECODES:,} are measured in one run"
+            raise ValueError(f"is a product of {cells:,} cells and {decodes:,} decodes to be timed; {most}")
+        return self
 
     @model_validator(mode="after")
     def _filters_name_what_is_there(self) -> Self:
@@ -242,10 +260,7 @@ def load_matrix(name_or_path: str, profile: str | None = None, overrides: Mappin
 def build_matrix(
     raw: Mapping[str, Any], where: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Matrix:
-    """Validate a matrix given as plain tables: a file's content, or a part of one.
-
-    Raises HarnessError: a mistake; the sentence names the key.
-    """
+    """Validate a matrix given as plain tables: a file's content, or a part; a `HarnessError` names the key at fault."""
     tables = dict(raw)
     profiles = tables.pop("profiles", {})
     if profile is not None:
@@ -263,26 +278,23 @@ def build_matrix(
 
 
 def parse_decoder(spec: str) -> dict[str, Any]:
-    """A decoder and its options from one command-line argument, as a table of a matrix.
+    """A decoder and its options from one command-line argument, as a table of a matrix; see `parse_value` for values.
 
-    Values are TOML; what is no TOML value is taken as a string.
-
-    Example:
-        >>> parse_decoder("sejd initial=input tau=0.1 sequential_layers=[1,2]")
-        {'name': 'sejd', 'initial': 'input', 'tau': 0.1, 'sequential_layers': [1, 2]}
+    >>> parse_decoder("sejd initial=input tau=.1 sequential_layers=[1, 2]")
+    {'name': 'sejd', 'initial': 'input', 'tau': 0.1, 'sequential_layers': [1, 2]}
     """
     if not spec.strip():
         raise HarnessError("a decoder is given as 'name option=value ...'")
-    name, *options = spec.split()
+    first, *options = re.split(r"(?<![{,=\s])\s+(?=[^\s=\[\]{}\"']+\s*=)", spec.strip())
+    name, *rest = first.split(None, 1)
     table: dict[str, Any] = {"name": name}
-    for option in options:
-        key, equals, value = option.partition("=")
+    for option in [*rest, *options]:
+        key, equals, value = (part.strip() for part in option.partition("="))
         if not equals or not key:
             raise HarnessError(f"'{option}' in decoder '{spec}' should read option=value")
-        try:
-            table[key] = parse_toml(f"value = {value}")["value"]
-        except ValueError:
-            table[key] = value
+        if key in table:
+            raise HarnessError(f"decoder '{spec}' gives '{key}' twice")
+        table[key] = parse_value(value)
     return table
 
 

@@ -79,6 +79,7 @@ def run_matrix(
     descriptions, doubts = _described(everything)
     with _open(out, matrix, everything, resume, started) as store, reporter, closing(executor):
         store.write_manifest(store.manifest | {"references_seen": seen})
+        reporter.note(f"{len(everything):,} cells of matrix '{matrix.name}'")
         for path in store.damaged:
             reporter.note(f"a damaged part was moved to '{path}'; its rows are measured again")
         known = store.cell_ids("cells")

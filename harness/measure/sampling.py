@@ -16,7 +16,7 @@ from harness.datasets.decode import EXTENSIONS
 from harness.datasets.images import finite_images, save_grid
 from harness.decoders import Decoder, DecodeResult, Guidance, build_decoder
 from harness.errors import HarnessError, NonFiniteError
-from harness.files import make_folder
+from harness.files import require_writable
 from harness.fitting import prepare
 from harness.flows import CausalFlow
 from harness.flows.checkpoints import checkpoint_path, training_noise, unwrapped
@@ -25,6 +25,10 @@ from harness.flows.protocols import Denoises
 from harness.measure.cells import Subject, resolve_device
 from harness.measure.matrix import parse_decoder
 from harness.measure.units import batches
+from harness.options import Labels, Positive, read_value
+
+MOST_NUMBERS = 1 << 27
+"""In one grid of samples, which are all held at once: 10,000 colour images of 64x64, or two million digits."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +149,24 @@ def read_request(
         weights: which ones of the checkpoint, see `load_flow`.
     """
     path = unwrapped(checkpoint_path(flow), weights)
-    table = parse_decoder(spec) | ({} if tau is None else {"tau": tau})
+    table = parse_decoder(spec)
+    if tau is not None and "tau" in table:
+        raise HarnessError(f"decoder '{spec}' gives 'tau', and --tau gives another")
+    table |= {} if tau is None else {"tau": tau}
     build_decoder(**table)  # refused here, before anything is drawn
-    sigma = None if denoise is None else training_noise(path) if denoise == "auto" else _number(denoise, "--denoise")
+    sigma = (
+        None
+        if denoise is None
+        else training_noise(path)
+        if denoise == "auto"
+        else read_value("--denoise", Positive, denoise)
+    )
     subject = Subject.of(path, path.stem, seed=seed, device=resolve_device(device))
     return Request(
         subject=subject,
         decoder=table,
         count=count,
-        labels=None if labels is None else tuple(int(_number(part, "--labels")) for part in labels.split(",")),
+        labels=None if labels is None else tuple(read_value("--labels", Labels, labels)),
         guidance=None if guidance is None else Guidance(guidance, guidance_components, annealed, temperature),
         batch_size=batch_size,
         denoise=sigma,
@@ -181,10 +194,17 @@ def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> s
     """
     if out.is_dir():
         raise HarnessError(f"'{out}' is a folder, and its suffix that of one image; give another --out")
-    make_folder(out.parent)
+    require_writable(out.parent)
     if threads is not None:
         torch.set_num_threads(threads)
-    drawn = request.draw(request.subject.load(), range(request.count))
+    flow = request.subject.load()
+    numbers = request.count * math.prod(flow.image_shape or ())
+    if numbers > MOST_NUMBERS:
+        raise HarnessError(
+            f"{request.count:,} samples are one grid of {numbers:,} numbers, at most {MOST_NUMBERS:,} are written; "
+            "give as --out a folder or a .parquet"
+        )
+    drawn = request.draw(flow, range(request.count))
     finite = finite_images(drawn.images)
     if len(finite):
         save_grid(finite, out, math.ceil(math.sqrt(len(finite))), scale=max(1, 32 // finite.shape[-1]))
@@ -197,16 +217,6 @@ def refuse_nonfinite(bad: int, count: int, out: Path) -> None:
     if bad:
         rest = f"'{out}' holds the other {count - bad}" if bad < count else "no image was written"
         raise NonFiniteError(f"{bad} of {count} samples are not finite (NaN or infinite): {rest}")
-
-
-def _number(text: str, option: str) -> float:
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise HarnessError(f"{option} takes numbers, not '{text}'") from error
-    if not math.isfinite(value) or (option == "--labels" and value != int(value)):
-        raise HarnessError(f"{option} takes {'whole ' if option == '--labels' else ''}numbers, not '{text}'")
-    return value
 
 
 def sample_labels(flow: CausalFlow, labels: Sequence[int] | None, indices: range) -> Tensor | None:

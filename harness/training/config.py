@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from harness.errors import HarnessError, unknown
 from harness.files import file_name, read_toml
 from harness.flows.checkpoints import ASSETS
+from harness.options import Real, Seed
 
 Count = Annotated[int, Field(ge=1)]
-Real = Annotated[float, Field(allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -38,7 +38,7 @@ class TrainingConfig(BaseModel):
     grad_clip: Annotated[Real, Field(gt=0)] = 1.0
     ema: Rate = 0.999
     """Decay of the averaged weights, which are those that are kept; smaller in the first steps."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
 
     noise: Literal["gaussian", "uniform"] = "gaussian"
     """What is added to data, of its own draw in every step."""

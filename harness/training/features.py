@@ -17,7 +17,7 @@ from torch import Tensor
 
 from harness.datasets import Images, dataset_fingerprint, load_dataset
 from harness.errors import HarnessError
-from harness.files import locked, make_folder, replacing, write_text
+from harness.files import locked, replacing, require_writable, write_text
 from harness.metrics.features import NetworkFeatures
 from harness.metrics.networks import RECIPES, TASKS, FeatureNetwork, NetworkConfig, Recipe, default_recipe
 from harness.metrics.quality import ReferenceFeatures
@@ -53,6 +53,7 @@ def train_features(
     """
     if (epochs is not None and epochs < 1) or not 0 <= seed < 2**63:
         raise HarnessError(f"epochs = {epochs}, seed = {seed}: there is at least one epoch, and a seed is from 0")
+    require_writable(out)
     given = {"seed": seed, "epochs": epochs, "size": size}
     options = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
     known = RECIPES.get(dataset)
@@ -67,7 +68,6 @@ def train_features(
     metadata = {"datasets": json.dumps(recipe.serves), "task": recipe.task, "seed": str(seed)}
     with suppress(HarnessError):  # of images that are not read from files and have corrupt ones among them
         metadata["images"] = dataset_fingerprint(dataset, "train", root)
-    make_folder(out)
     with locked(out, "trains a network in"):
         network = fit(recipe, train, seed, report)
         accuracy = held_out_accuracy(network, recipe, test)

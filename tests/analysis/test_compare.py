@@ -1,13 +1,14 @@
 """Comparisons of runs whose truth is known: simulated rounds with noise, drift and outliers."""
 
 import json
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from analysis.compare import VERDICTS, compare_runs
-from analysis.compare.render import FORMATS
+from analysis.compare.render import FORMATS, print_comparison
 from harness.errors import HarnessError
 from harness.runs.store import RunStore
 
@@ -264,6 +265,46 @@ def test_nothing_regressed_is_said(pair, form):
 def test_runs_that_share_nothing_are_refused(pair):
     with pytest.raises(HarnessError, match="no cell in common"):
         pair([Simulated("mine", 1.0)])
+
+
+def test_what_was_not_timed_is_not_called_the_same(tmp_path):
+    base = simulate(tmp_path / "base", plain(), seed=1)
+    for name, rounds in (("timed", 5), ("once", 1), ("seldom", 3), ("never", 0)):
+        new = simulate(tmp_path / name, plain(), seed=1, rounds=rounds)
+        for one, other in ((base, new), (new, base), (new, new)):
+            comparison = compare_runs(one, other)
+            verdicts = {cell.verdict for cell in comparison.verdicts}
+            assert "not measured" not in verdicts if rounds else verdicts == {"not measured"}
+            for form in FORMATS.values():
+                text = form(comparison, comparison.verdicts)
+                assert "+nan" not in text and "nan%" not in text and "NaN" not in text
+            assert print_comparison(one, other) == int(comparison.regressed) == 0
+            assert print_comparison(one, other, require_evidence=True) == (comparison.untested > 0)
+        assert comparison.untested == (0 if rounds == 5 else 3)
+
+
+def test_deterministic_costs_are_evidence_without_a_clock(pair):
+    cell = of(pair(plain(iterations=(10, 6)), rounds=0), "sejd")
+    assert cell.verdict == "slower" and cell.regressed
+
+
+def test_evidence_of_a_cell_that_is_gone_is_required_when_asked(tmp_path, capsys):
+    base = simulate(tmp_path / "base", plain(), seed=1)
+    new = simulate(tmp_path / "new", plain()[:2], seed=2)
+    assert print_comparison(base, new) == 0 and print_comparison(base, new, require_evidence=True) == 1
+    assert re.search(r"gone +digits +sejd tau 0.5", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("columns", [30, 80, 100, 160])
+def test_no_decoder_is_cut_in_a_narrow_terminal(pair, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    comparison = pair(plain(wall_s=0.35))
+    text = FORMATS["text"](comparison, comparison.verdicts)
+    table, _, _ = text.partition("note:")
+    assert "…" not in text and all(name in table for name in ("sequential", "ujd tau 0.5", "sejd tau 0.5", "slower"))
+    assert max(map(len, table.splitlines()[:-1])) <= columns
+    figures = [float(number) for number in re.findall(r"([\d.]+)x ->", text)]  # what is printed is plausible
+    assert len(figures) == 3 and all(0.9 < figure < 5 for figure in figures)
 
 
 def test_a_negative_tolerance_is_refused(pair):

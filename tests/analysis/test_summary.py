@@ -1,5 +1,8 @@
 """The printed table, from tables made by hand: every figure in it can be checked by eye."""
 
+import io
+import re
+
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -12,10 +15,17 @@ SECONDS = {"sequential": 2.0, "fast": 0.5, "sloppy": 0.25, "broken": None}
 
 @pytest.fixture
 def run(tmp_path):
+    return stored(tmp_path / "run")
+
+
+def stored(path, left_out=(), failed=("broken",), quality=True):
     """Four decoders of K = 2, L = 5: fast is 4 times as fast and valid, sloppy 8 times and invalid, broken fails."""
     limits = {"max_deviation": 0.1, "max_fid_increase": 0.05}
-    with RunStore.create(tmp_path / "run", {"matrix": {"quality": limits}}) as store:
+    with RunStore.create(path, {"matrix": {"quality": limits}}) as store:
         for label, seconds in SECONDS.items():
+            if label in left_out:
+                continue
+            seconds = None if label in failed else seconds
             cell = {
                 "cell_id": label,
                 "cell_key": label,
@@ -45,10 +55,11 @@ def run(tmp_path):
                     for i, slow in enumerate(rounds)
                 ],
             )  # fmt: skip
-            if seconds:
+            if seconds and quality:
                 deviation = {"sequential": 0.0, "fast": 0.05, "sloppy": 0.3}[label]
                 row = {"cell_id": label, "cell_key": label, "num_samples": 100, "fid": 5.0, "fid_features": "net"}
                 store.append("quality", [row | {"deviation_rmse": deviation, "nonfinite_samples": 0, "status": "ok"}])
+            if seconds:
                 iterations = 4 if label == "sequential" else 3
                 layers = [
                     {
@@ -64,7 +75,7 @@ def run(tmp_path):
                     for layer in (1, 2)
                 ]
                 store.append("layers", layers)
-    return read_run(tmp_path / "run")
+    return read_run(path)
 
 
 def test_figures_come_from_pairs_and_counts(run):
@@ -86,3 +97,43 @@ def test_the_table_headlines_valid_cells_only(run):
     assert "(8.00x [8.00, 8.00])" in text and "(4.00x" not in text
     assert "it [broke]" in text and "timings: failed" in text
     assert "features of net, 100 samples" in text
+
+
+def printed(run, width=170):
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_summary(run, console)
+    return console.export_text()
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 100, 120, 160])
+def test_a_narrow_terminal_keeps_every_decoder_and_says_what_it_leaves_out(run, width):
+    text = printed(run, width)
+    table = text.partition("Fastest valid")[0]
+    assert "…" not in text and all(label in table for label in SECONDS)
+    assert "4.00x [4.00," in table and ("No room for" in text) == (width in (80, 100, 120))
+    assert width == 20 or max(map(len, table.splitlines())) <= width
+    if width == 100:
+        assert re.search("No room for KID, depth(, | and )", text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"left_out": ["sequential"]}, "sequential, which the others are compared with, is not among the cells here"),
+        ({"failed": ["sequential"]}, "no round here was ended well by sequential and another decoder"),
+        ({"failed": ["fast", "sloppy", "broken"]}, "no round here was ended well by sequential and another decoder"),
+        ({"left_out": ["fast", "sloppy", "broken"]}, "nothing but sequential was measured here"),
+        ({"quality": False}, "whether it is valid was not measured"),
+        ({"left_out": ["fast"]}, "No decoder is faster than sequential and valid here."),
+    ],
+)
+def test_what_is_absent_is_no_verdict(tmp_path, changes, said):
+    text = " ".join(printed(stored(tmp_path / "run", **changes)).split())
+    assert said in text and ("No decoder is faster" in text) == ("No decoder is faster" in said)
+
+
+def test_every_printed_figure_is_that_of_the_tables(run):
+    fast = next(line for line in printed(run).splitlines() if "fast" in line).split("│")
+    assert [cell.strip() for cell in fast[1:-1]] == [
+        "fast", "0.5", "0.6", "4.00x [4.00, 4.00]", "5.0", "5.00", "", "0.05", "3.00", "6", "3 4!", "valid"
+    ]  # fmt: skip

@@ -30,6 +30,7 @@ NAMES = (
     "schedule",
     "matrix",
     "decoder",
+    "values",
     "training",
     "manifest",
     "part",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -26,6 +27,7 @@ from analysis.compare.render import print_comparison
 from analysis.load import load
 from analysis.report.provenance import environment, summary
 from analysis.summary import summarise
+from harness import options
 from harness.cli import main
 from harness.datasets import dataset_fingerprint, load_dataset
 from harness.decoders.calibration import Calibration
@@ -36,6 +38,7 @@ from harness.flows import load_flow
 from harness.flows.tarflow import TarFlow, TarFlowConfig
 from harness.measure.expand import expand
 from harness.measure.matrix import SHIPPED, load_matrix, parse_decoder
+from harness.measure.probes.probe import build_probe
 from harness.runs.store import MANIFEST, RunStore, read_run
 from harness.runs.tables import TABLES
 from harness.training.config import read_config, shipped_configs
@@ -60,6 +63,7 @@ def targets() -> list[Target]:
         Target("schedule", [_schedule()], _file("s.toml", LayerSchedule.load), mutate_text),
         Target("matrix", _matrices(), _matrix, mutate_text),
         Target("decoder", [b"sejd tau=0.1 initial=input", b"gs-jacobi blocks=[1,2]", b"ujd"], _decoder, mutate_text),
+        Target("values", VALUES, _value, mutate_text),
         Target("training", _configs(), _file("t.toml", lambda path: read_config(str(path))), mutate_text),
         Target("manifest", [_manifest()], _run_with_manifest, mutate_text),
         Target("part", [_part(), _part("zstd")], _run_with_part, _mutate_part),
@@ -292,6 +296,24 @@ def _decoder(data: bytes, folder: Path) -> None:
     build_decoder(table.pop("name"), **table)
 
 
+VALUES = [b"value=7", b"value=0.5", b"value=.5", b"value=[0, 1]", b"value=0,1,2", b"value=1e3", b"value=true"]
+KINDS = ("Seed", "Count", "Batch", "Few", "Again", "Real", "Share", "Positive", "Labels", "Calibrated", "Tuned")
+
+
+def _value(data: bytes, folder: Path) -> None:
+    """The value of an option: every kind takes it, in its range, or refuses it in a sentence."""
+    text = data.decode(errors="surrogateescape").partition("=")[2]
+    for kind in KINDS:
+        with contextlib.suppress(HarnessError):
+            value = options.read_value("--x", getattr(options, kind), text)
+            for number in value if kind == "Labels" else [value]:
+                assert math.isfinite(number) and not isinstance(number, bool), number
+                assert -1 <= number < 2**63 or isinstance(number, float), number
+    for name in ("seed", "tau", "samples", "batch"):
+        with contextlib.suppress(HarnessError):
+            json.dumps(build_probe("crm", **{name: text}).options(), allow_nan=False)
+
+
 def _configs() -> list[bytes]:
     return [(ASSETS / f"{name}.toml").read_bytes() for name in shipped_configs()]
 
@@ -389,8 +411,8 @@ def _images() -> list[bytes]:
     modes += [(picture.convert(mode), "PNG", {"pnginfo": text}) for mode in ("RGBA", "LA", "P", "L", "1")]
     modes += [(picture.convert("P"), "PNG", {"transparency": bytes(9)}), (picture, "PNG", {"transparency": (1, 2, 3)})]
     modes += [(picture.convert("RGBA"), "WEBP", {}), (picture.convert("CMYK"), "TIFF", {})]
-    for image, kind, options in modes:
-        image.save(buffer := io.BytesIO(), kind, **options)
+    for image, kind, given in modes:
+        image.save(buffer := io.BytesIO(), kind, **given)
         found.append(buffer.getvalue())
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
@@ -510,6 +532,12 @@ WORDS = [
     "/proc/self",
     "--seed",
     "--labels",
+    "inf",
+    "1e30",
+    "99999999999999999999999",
+    ".5",
+    "--denoise",
+    "--temperature",
     "0,x",
     "--batch-size",
     "--guidance",

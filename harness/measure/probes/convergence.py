@@ -24,6 +24,7 @@ from harness.flows.protocols import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
+from harness.options import Count
 from harness.runs.tables import INTEGER, REAL, TEXT
 
 GUESSES = (*INITIAL, "fitted")
@@ -79,7 +80,7 @@ class Convergence(Probe):
     tables = (CONVERGENCE, FIXED_POINTS, JACOBIANS)
     dtype = "float64"
 
-    samples: Annotated[int, Field(ge=1, description="Latents that are decoded.")] = 8
+    samples: Annotated[Count, Field(description="Latents that are decoded.")] = 8
     initial: Annotated[tuple[str, ...], Field(description="Initial guesses.")] = GUESSES
     iterations: Annotated[int | None, Field(ge=1, description="At most; by default until nothing changes.")] = None
     jacobians: Annotated[int, Field(ge=0, description="Samples whose Jacobians are computed, on small flows.")] = 4

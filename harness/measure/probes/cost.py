@@ -18,6 +18,7 @@ from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, alternating, probe_table, probes
 from harness.measure.probes.shapes import image_columns, network_columns, tarflow_of
 from harness.measure.units import Bench, Rows, Unit
+from harness.options import Batch, Count
 from harness.runs.tables import FLOW, INTEGER, NETWORK, REAL
 
 COSTS = probe_table(
@@ -44,11 +45,11 @@ class Cost(Probe):
     tables = (COSTS,)
     exclusive = True
 
-    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="Samples decoded together.")] = (
+    batches: Annotated[tuple[Batch, ...], Field(description="Samples decoded together.")] = (
         1, 4, 16, 64,
     )  # fmt: skip
-    rounds: Annotated[int, Field(ge=1, description="Of each batch size.")] = 7
-    most_tokens: Annotated[int, Field(ge=1, description="Leave batches out that hold more tokens than this.")] = 2**16
+    rounds: Annotated[Count, Field(description="Of each batch size.")] = 7
+    most_tokens: Annotated[Count, Field(description="Leave batches out that hold more tokens than this.")] = 2**16
 
     iterations: ClassVar[int] = 2
     """That one round is the mean of: the first alone begins with a cold cache."""

@@ -24,9 +24,8 @@ from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.shapes import image_columns, network_columns, tarflow_of
 from harness.measure.units import Bench, Rows, Unit
+from harness.options import Batch, Share
 from harness.runs.tables import FLAG, FLOW, INTEGER, NETWORK, REAL
-
-Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 COUPLINGS = probe_table(
     "couplings",
@@ -54,11 +53,11 @@ class Coupling(Probe):
 
     tables = (COUPLINGS,)
 
-    gains: Annotated[tuple[Positive, ...], Field(description="Factors on what tokens depend on.")] = (1.0,)
-    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="Samples decoded together.")] = (
+    gains: Annotated[tuple[Share, ...], Field(description="Factors on what tokens depend on.")] = (1.0,)
+    batches: Annotated[tuple[Batch, ...], Field(description="Samples decoded together.")] = (
         1, 16, 64,
     )  # fmt: skip
-    tau: Annotated[float, Field(ge=0, allow_inf_nan=False, description="Stopping threshold.")] = 0.5
+    tau: Annotated[Share, Field(description="Stopping threshold.")] = 0.5
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         tarflow_of(flow)

@@ -17,6 +17,7 @@ from harness.flows import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
+from harness.options import Batch, Count, Share
 from harness.runs.tables import FLAG, INTEGER, REAL, TEXT
 
 SOURCES = ("images", "samples")
@@ -52,9 +53,9 @@ class Crm(Probe):
     data: Annotated[
         str, Field(description="Real images of the training split (images), or exact samples (samples).")
     ] = "images"
-    samples: Annotated[int, Field(ge=1, description="Images, or samples, of the forward pass.")] = 256
-    batch: Annotated[int, Field(ge=1, description="Samples whose iterations are counted together.")] = 16
-    tau: Annotated[float, Field(ge=0, description="Threshold of these iterations.")] = 0.01
+    samples: Annotated[Count, Field(description="Images, or samples, of the forward pass.")] = 256
+    batch: Annotated[Batch, Field(description="Samples whose iterations are counted together.")] = 16
+    tau: Annotated[Share, Field(description="Threshold of these iterations.")] = 0.01
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         if self.data not in SOURCES:

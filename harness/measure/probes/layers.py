@@ -26,6 +26,7 @@ from harness.measure.probes.probe import Probe, alternating, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.deviation import Deviation
 from harness.metrics.timing import timed
+from harness.options import Batch, Count, Share
 from harness.runs.tables import INTEGER, REAL, TEXT
 
 Choice = tuple[int, ...]
@@ -96,12 +97,12 @@ class Layers(Probe):
     tables = (LAYER_COSTS, LAYER_SECONDS, LAYER_SETS, LAYER_SET_ROUNDS)
     exclusive = True
 
-    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="Samples decoded together.")] = (
+    batches: Annotated[tuple[Batch, ...], Field(description="Samples decoded together.")] = (
         1, 16, 64,
     )  # fmt: skip
-    tau: Annotated[float, Field(ge=0, allow_inf_nan=False, description="Stopping threshold of the others.")] = 0.5
-    rounds: Annotated[int, Field(ge=1, description="Of every timing.")] = 7
-    best: Annotated[int, Field(ge=1, description="How many of the fastest choices within a deviation to time.")] = 8
+    tau: Annotated[Share, Field(description="Stopping threshold of the others.")] = 0.5
+    rounds: Annotated[Count, Field(description="Of every timing.")] = 7
+    best: Annotated[Count, Field(description="How many of the fastest choices within a deviation to time.")] = 8
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per batch size: what is timed depends on what was measured before."""

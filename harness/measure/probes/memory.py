@@ -24,6 +24,7 @@ from harness.measure.probes.shapes import network_columns, tarflow_of
 from harness.measure.tasks.memory import KERNELS, need_of
 from harness.measure.units import Bench, Rows, Unit, batch_of
 from harness.metrics.live import live_peak
+from harness.options import Batch, Count
 from harness.runs.tables import FLOW, INTEGER, NETWORK, OUTCOME, TEXT
 
 TWICE = "max_iterations=2 fallback=leave"
@@ -58,7 +59,7 @@ class Memory(Probe):
 
     tables = (MEMORY_SCALING,)
 
-    batches: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(description="Samples decoded together.")] = (
+    batches: Annotated[tuple[Batch, ...], Field(description="Samples decoded together.")] = (
         1, 4, 16, 64, 256,
     )  # fmt: skip
     decoders: Annotated[tuple[str, ...], Field(description="As 'NAME option=value ...'.")] = (
@@ -68,7 +69,7 @@ class Memory(Probe):
         f"gs-jacobi {TWICE}",
     )
     kernels: Annotated[tuple[str, ...], Field(description="Of attention: fused, math.")] = ("fused",)
-    most_tokens: Annotated[int, Field(ge=1, description="Leave batches out that hold more tokens than this.")] = 2**18
+    most_tokens: Annotated[Count, Field(description="Leave batches out that hold more tokens than this.")] = 2**18
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         tarflow_of(flow)

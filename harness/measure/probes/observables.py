@@ -23,6 +23,7 @@ from harness.measure.cells import BASELINE, Subject
 from harness.measure.matrix import parse_decoder
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit, batches
+from harness.options import Batch, Count
 from harness.runs.tables import INTEGER, REAL, TEXT
 
 OBSERVABLES = probe_table(
@@ -53,8 +54,8 @@ class Observables(Probe):
     decoders: Annotated[tuple[str, ...], Field(description="As 'NAME option=value'; sequential comes by itself.")] = (
         "ujd tau=2.0", "ujd tau=1.0", "ujd tau=0.5", "ujd tau=0.1", "ujd tau=0.01", "sejd tau=0.5",
     )  # fmt: skip
-    samples: Annotated[int, Field(ge=2, description="Latents that are decoded.")] = 100_000
-    batch: Annotated[int, Field(ge=1, description="Samples that are decoded together.")] = 1000
+    samples: Annotated[Count, Field(ge=2, description="Latents that are decoded.")] = 100_000
+    batch: Annotated[Batch, Field(description="Samples that are decoded together.")] = 1000
 
     def reads(self) -> list[tuple[Decoder, int]]:
         return [(_build(spec), self.batch) for spec in self.decoders]

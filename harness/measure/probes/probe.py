@@ -23,7 +23,7 @@ from harness.flows import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.timing import timed
-from harness.options import build, options_of
+from harness.options import Seed, build, options_of, split_values
 from harness.registry import Registry
 from harness.runs.tables import FLOW, IDENTITY, Table
 
@@ -52,7 +52,7 @@ class Probe(ABC):
     dtype: ClassVar[str] = "float32"
     """Of the flow's parameters and the latents."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63, description="Of the latents.")] = 0
+    seed: Annotated[Seed, Field(description="Of the latents.")] = 0
 
     def reads(self) -> list[tuple[Decoder, int]]:
         """Decoders, each with a batch size, whose fits are made before anything is measured where they are missing."""
@@ -104,6 +104,6 @@ def build_probe(name: str, **options: Any) -> Probe:
     if not (inspect.isclass(cls) and issubclass(cls, Probe)):
         raise HarnessError(f"'{name}' is no probe: a probe is a subclass of harness.measure.probes.probe:Probe")
     many = {option.name for option in options_of(cls) if option.many}
-    split = {option: [part.strip() for part in value.split(",")] for option, value in options.items()
+    split = {option: split_values(value) for option, value in options.items()
              if option in many and isinstance(value, str)}  # fmt: skip
     return build(cls, "probe", name, options | split)

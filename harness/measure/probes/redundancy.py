@@ -40,6 +40,7 @@ from harness.measure.units import Bench, Rows, Unit, batches
 from harness.metrics.features import feature_extractor
 from harness.metrics.fid import FeatureStatistics, frechet_distance
 from harness.metrics.quality import features_of, reference_features
+from harness.options import Batch, Count
 from harness.runs.tables import INTEGER, REAL, TEXT
 
 SCOPES = ("layer", "all")
@@ -88,8 +89,8 @@ class Redundancy(Probe):
         SCOPES
     )
     readings: Annotated[tuple[str, ...], Field(description="What leaving out means.")] = READINGS
-    samples: Annotated[int, Field(ge=1, description="Latents that are decoded; FID rests on as many.")] = 256
-    batch: Annotated[int, Field(ge=1, description="Samples per network call.")] = 64
+    samples: Annotated[Count, Field(description="Latents that are decoded; FID rests on as many.")] = 256
+    batch: Annotated[Batch, Field(description="Samples per network call.")] = 64
 
     strips: ClassVar[str] = "redundancy"
     """Folder of the run for image strips."""
