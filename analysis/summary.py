@@ -146,6 +146,12 @@ def _speedup(row: dict[Any, Any]) -> str:
 def _headline(group: pd.DataFrame) -> str:
     best = _best(group)
     if best is None:
+        others = group[group["decoder"].ne(BASELINE)]
+        if others["speedup"].isna().all():
+            missing = "nothing else was timed" if others.empty else f"{BASELINE} was not timed in the same rounds"
+            return f"There is no speed-up to tell: {missing}."
+        if others["valid"].isna().all():
+            return "No decoder is called valid here: neither deviation nor FID was measured."
         return "No decoder is faster than sequential and valid here."
     return f"Fastest valid: {_name(best)}, {_speedup(best)} at deviation {_number(best['deviation_rmse'], '.2g')}."
 

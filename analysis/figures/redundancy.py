@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.style import figure, finish, layer_lines, legend_below, theme
+from analysis.figures.style import figure, finish, layer_lines, add_legend, theme
 from analysis.load import Runs, highest, lowest
 from analysis.text import quantity
 
@@ -80,7 +80,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes[place][0].set_ylabel(MEASURES[measure])
         for ax in axes[-1]:
             ax.set_xlabel("predecessors left out, o")
-        legend_below(fig, handles)
+        add_legend(fig, handles)
     return fig
 
 

@@ -128,7 +128,7 @@ def finding(frame: pd.DataFrame) -> str:
 
 
 READING = (
-    f"Of each decoder the cell with τ nearest to {PAPER_TAU:g}. Below each grid the largest difference over "
+    f"Of each decoder the cell with tau nearest to {PAPER_TAU:g}. Below each grid the largest difference over "
     "channels to the sequential samples, amplified by the factor above it; brightest is beyond the scale. "
     "Differences are read from the stored 8-bit images, so they are whole multiples of 1/127.5; the RMSE is "
     "over the whole grid, the gaps between images included."

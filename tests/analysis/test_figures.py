@@ -172,7 +172,7 @@ def test_tau_sensitivity_is_the_median_of_the_cells(runs):
     assert set(frame["batch_size"]) == {16}
     sejd = frame[(frame["decoder"] == "sejd")].set_index("tau")
     assert sejd["deviation_rmse"].to_dict() == {t: 0.08 * t for t in (0.1, 0.3, 0.5, 1.0, 2.0)}
-    assert "∝ τ^1" in tau.finding(frame)
+    assert "∝ tau^1" in tau.finding(frame)
     fig = tau.draw(frame)
     assert list(sejd["depth"]) in [list(line.values()) for line in lines(fig.axes[1])]
 
@@ -190,7 +190,7 @@ def test_shares_of_time_add_up_and_bars_end_at_the_total(runs):
 
 def test_differences_are_measured_in_image_units(runs, folder):
     frame = samples.data(runs)
-    assert set(frame["title"]) == {"sequential", "ujd τ=0.5", "sejd τ=0.5", "gs-jacobi τ=0.5"}
+    assert set(frame["title"]) == {"sequential", "ujd tau 0.5", "sejd tau 0.5", "gs-jacobi tau 0.5"}
     found = frame.set_index("decoder")["rmse"]
     for decoder, scale in (("ujd", 0.08), ("sejd", 0.04), ("gs-jacobi", 0.025)):
         assert found[decoder] == pytest.approx(scale, rel=0.1)
@@ -248,7 +248,7 @@ def test_options_make_series_of_their_own(tmp_path):
         if cell["decoder"] == "sejd"
     ]
     frame = iterations_figure.data(load([write_run(tmp_path / "run", found, images=False)]))
-    assert {"sejd τ=0.5", "sejd initial=input τ=0.5"} <= set(frame["title"])
+    assert {"sejd tau 0.5", "sejd initial=input tau 0.5"} <= set(frame["title"])
 
 
 def test_sequential_alone_is_no_frontier(tmp_path):
