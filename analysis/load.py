@@ -68,7 +68,7 @@ class Runs:
 
     def table(self, name: str) -> pd.DataFrame:
         """One of `tables`; of a probe that no run holds, without rows and columns."""
-        return self.tables.get(name, pd.DataFrame())
+        return self.tables[name] if name in self.tables else pd.DataFrame()
 
     def joined(self, table: str) -> pd.DataFrame:
         """The rows of a table with the columns of `CONTEXT`; rows whose cell is not described are left out."""

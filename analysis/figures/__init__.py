@@ -1,8 +1,13 @@
 """The figures, one file a family, in one style."""
 
+import contextlib
 import os
+import sys
 
-try:
-    import matplotlib  # noqa: F401 - refuses a backend that is not installed, such as the one a notebook's shell names
-except ValueError:
-    os.environ["MPLBACKEND"] = "agg"
+if "matplotlib" not in sys.modules and "MPLBACKEND" in os.environ:  # with a name it does not know it is not imported
+    named = os.environ.pop("MPLBACKEND")
+    import matplotlib
+
+    os.environ["MPLBACKEND"] = named
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = named

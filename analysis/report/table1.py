@@ -151,7 +151,8 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
 def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
     """What each decoder that is not the package's reached at its fastest, valid where any is, against those that are.
 
-    Speeds are medians of paired rounds; of each other decoder the cell with tau nearest to `PAPER_TAU` counts.
+    Speeds are medians of paired rounds; of each other decoder the cell called like it, with tau nearest to
+    `PAPER_TAU`, counts.
     """
     good = runs.tables["timings"].query("status == 'ok'")
     sentences = []
@@ -166,7 +167,8 @@ def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
         others = frame[(frame["flow"] == flow) & (frame["batch_size"] == batch) & (frame["seed"] == best["seed"])]
         others = nearest_tau(others[~others["decoder"].isin(runs.foreign) & others["wall_s"].notna()])
         words = []
-        for other in others.drop_duplicates("series").to_dict("records"):
+        others = others.assign(_own=others["series"] != others["decoder"]).sort_values("_own", kind="stable")
+        for other in others.drop_duplicates("decoder").to_dict("records"):
             rounds = (good[good["cell_id"] == cell["_cell_id"]] for cell in (best, other))
             ratio = median_interval(ratios_to(*rounds)["ratio"])
             if pd.notna(ratio.value):
