@@ -88,7 +88,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                         ).set_in_layout(False)  # fmt: skip
             steps = int(panel["num_tokens"].iloc[0]) - 1
             ax.axvline(steps, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6, zorder=0)
-        fig.set_layout_engine("constrained", rect=(0, 0, 0.97, 1))  # room for the tau labels
+        fig.set_layout_engine("constrained", rect=(0, 0, 1 - 0.32 / fig.get_figwidth(), 1))  # room for the tau labels
         grey = axes[0].plot([], [], color=INK, ls=(0, (1, 1.4)), lw=1.3)[0]
         wall = axes[0].plot([], [], color=INK, ls=(0, (4, 2)), lw=1.0, alpha=0.6)[0]
         handles |= {"residual": grey, "exact after L − 1": wall}

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.figures.fit import keep_apart
+from analysis.figures.fit import keep_apart, wrap
 from analysis.figures.style import INK, PAPER, theme
 
 
@@ -30,9 +30,12 @@ def write_csv(frame: pd.DataFrame, path: Path) -> str:
 def settle(drawn: Figure) -> None:
     """Lay a figure out once, instead of once for every file written from it, and keep its labels apart."""
     with theme():
+        renderer = FigureCanvasAgg(drawn).get_renderer()
+        drawn.draw_without_rendering()
+        wrap(drawn, renderer)
         drawn.draw_without_rendering()
         drawn.set_layout_engine("none")
-        keep_apart(drawn, FigureCanvasAgg(drawn).get_renderer())
+        keep_apart(drawn, renderer)
 
 
 def save(drawn: Figure, path: Path, salt: str) -> None:

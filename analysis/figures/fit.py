@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from textwrap import fill
 
 import pandas as pd
 from matplotlib.backend_bases import RendererBase
@@ -71,6 +72,16 @@ def shown(names: Collection[str]) -> dict[str, str]:
 @cache
 def _glyph(letter: str) -> bool:
     return bool(get_font(findfont("DejaVu Sans")).get_char_index(ord(letter)))
+
+
+def wrap(drawn: Figure, renderer: RendererBase) -> None:
+    """Break titles and labels that are longer than their axes into lines."""
+    for ax in drawn.axes:
+        box = ax.get_window_extent(renderer)
+        for text, room in ((ax._left_title, box.width), (ax.xaxis.label, box.width), (ax.yaxis.label, box.height)):  # type: ignore[attr-defined]
+            own = text.get_window_extent(renderer)
+            if (share := room / max(own.width, own.height, 1)) < 1:
+                text.set_text(fill(text.get_text(), max(8, int(share * len(text.get_text())))))
 
 
 def keep_apart(drawn: Figure, renderer: RendererBase) -> None:

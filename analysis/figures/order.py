@@ -46,6 +46,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         for layer, rows in chosen.groupby("layer"):
             (handles[f"layer {layer}"],) = left.plot(rows["iteration"], rows["ratio"], **lines[layer], ms=4)
         left.axhline(1, color=INK, lw=0.8, alpha=0.5)
+        left.xaxis.get_major_locator().set_params(integer=True)
         left.set(yscale="log", xlabel="iteration t", ylabel="error(t) / error(t − 1)", title=f"error ratios, {title}")
         fitted = orders(frame)
         names = list(dict.fromkeys(fitted["title"]))

@@ -148,7 +148,7 @@ def draw_strips(frame: pd.DataFrame) -> Figure:
     paths = frame.set_index(["reading", "o"])["_path"].to_dict()
     width = 3.4
     with theme():
-        fig = figure(width * len(readings) + 0.5, (width / SHOWN + 0.08) * len(counts) + 0.3)
+        fig = figure(width * len(readings) + 0.5, (width / SHOWN + 0.08) * len(counts) + 0.3, scaled=True)
         axes = fig.subplots(len(counts), len(readings), squeeze=False)
         for row, o in zip(axes, counts, strict=True):
             for ax, reading in zip(row, readings, strict=True):

@@ -69,7 +69,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     rows = -(-len(frame) // columns)
     shape = float(np.median(frame["height"] / frame["width"]))
     with theme():
-        fig = figure(2.5 * columns + 0.9, rows * (2 * 2.5 * shape + 0.8))
+        fig = figure(2.5 * columns + 0.9, rows * (2 * 2.5 * shape + 0.8), scaled=True)
         axes = fig.subplots(2 * rows, columns, squeeze=False)
         mappable = None
         for place in range(rows * columns):

@@ -51,6 +51,9 @@ _BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _LIGHT_PINK, _GREY, _YELLOW, _SKY =
     "colorblind"
 ).as_hex()
 
+SMALLER = 0.8
+"""Of the usual size is the text of figures of a journal's width: 7 to 8 points."""
+
 DECODERS: dict[str, DecoderStyle] = {
     "sequential": DecoderStyle(_GREY, "s", "-"),
     "ujd": DecoderStyle(_ORANGE, "^", (0, (5, 1.5))),
@@ -134,9 +137,10 @@ def theme() -> Iterator[None]:
 
     Fonts in PDF are TrueType, and text in SVG is text, as journals ask for.
     """
+    scale = 1.0 if width_limit() is None else SMALLER
     kept = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "docstring.hardcopy")
     settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in kept}
-    settings |= seaborn.axes_style("whitegrid") | seaborn.plotting_context("paper", font_scale=1.05)
+    settings |= seaborn.axes_style("whitegrid") | seaborn.plotting_context("paper", font_scale=1.05 * scale)
     inked = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color", "hatch.color")
     with matplotlib.rc_context(
         settings
@@ -148,7 +152,7 @@ def theme() -> Iterator[None]:
             "axes.facecolor": "none",
             "axes.edgecolor": INK,
             "axes.linewidth": 0.7,
-            "axes.titlesize": 9.5,
+            "axes.titlesize": 9.5 * scale,
             "axes.titleweight": "bold",
             "axes.titlelocation": "left",
             "grid.color": INK,
@@ -158,7 +162,7 @@ def theme() -> Iterator[None]:
             "lines.markersize": 5.5,
             "hatch.linewidth": 0.6,
             "legend.frameon": False,
-            "legend.fontsize": 8,
+            "legend.fontsize": 8 * scale,
             "savefig.dpi": 160,
             "svg.fonttype": "none",
             "pdf.fonttype": 42,
@@ -168,10 +172,13 @@ def theme() -> Iterator[None]:
         yield
 
 
-def figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, laid out so that nothing overlaps. Call it inside `theme`."""
-    limit = width_limit()
-    return Figure(figsize=(width, height) if limit is None else (limit, height), layout="constrained")
+def figure(width: float, height: float, scaled: bool = False) -> Figure:
+    """An empty figure of a size in inches, laid out so that nothing overlaps. Call it inside `theme`.
+
+    A limited width makes it less high too where it is `scaled`, as images are.
+    """
+    limit = width_limit() or width
+    return Figure(figsize=(limit, height * limit / width if scaled else height), layout="constrained")
 
 
 def grid_of_axes(fig: Figure, count: int, columns: int, share_x: bool = False, share_y: bool = False) -> list[Axes]:
@@ -268,7 +275,8 @@ def add_legend(fig: Figure, handles: Mapping[str, Any]) -> None:
     """
     if not handles:
         return
-    width = 0.5 + 0.068 * max(map(len, handles))
+    scale = 1.0 if width_limit() is None else SMALLER
+    width = (0.5 + 0.068 * max(map(len, handles))) * scale
     if beside := LINE * len(handles) < fig.get_figheight() - 0.4 and width_limit() is None:
         fig.set_figwidth(fig.get_figwidth() + width)
     columns = 1 if beside else max(1, min(len(handles), int(fig.get_figwidth() / width)))
