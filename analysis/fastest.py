@@ -125,8 +125,8 @@ def render(runs: Runs, frame: pd.DataFrame) -> str:
     reached = bars(frame, runs.tables["timings"])
     if reached.empty:
         raise HarnessError(
-            f"these runs hold no `{AUTO}` beside sejd at tau {PAPER_TAU:g} whose deviations were both measured, so there "
-            "is nothing to tell; `harness run fastest` measures them"
+            f"these runs hold no `{AUTO}` beside sejd at tau {PAPER_TAU:g} whose deviations were both measured, so "
+            "there is nothing to tell; `harness run fastest` measures them"
         )
     met = {
         name: f"{int(reached[name].eq(True).sum())} of {len(reached)}"

@@ -56,7 +56,7 @@ class Runs:
 
     @cached_property
     def foreign(self) -> list[str]:
-        """Decoders that are not this package's: of another version than those of `DECODERS` in the same run."""
+        """Decoders that are not this package's: of no version that one of `DECODERS` has."""
         return sorted(self.tables["cells"].loc[_foreign(self.tables["cells"]), "decoder"].unique())
 
     @cached_property
@@ -157,9 +157,8 @@ def _one_version(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFram
 
 
 def _foreign(cells: pd.DataFrame) -> pd.Series:
-    shipped = cells[cells["decoder"].isin(DECODERS)].groupby("run")["code_version"].agg(set).to_dict()
-    pairs = zip(cells["run"], cells["code_version"], strict=True)
-    return pd.Series([run in shipped and version not in shipped[run] for run, version in pairs], cells.index, dtype=bool)
+    shipped = cells.loc[cells["decoder"].isin(DECODERS), "code_version"]
+    return ~cells["code_version"].isin(shipped) & bool(len(shipped))
 
 
 def _superseded_probes(probes: pd.DataFrame) -> set[str]:

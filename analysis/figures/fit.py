@@ -52,7 +52,7 @@ def drawable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(names: Collection[str]) -> dict[str, str]:
-    """Each name as it is drawn, no two alike: no formula, no glyph that the font lacks, and no longer than there is room.
+    """Each name as it is drawn, no two alike: no formula, no glyph that the font lacks, and as long as is room for.
 
     >>> shown(["a$b$"])
     {'a$b$': 'a\\\\$b\\\\$'}
@@ -90,8 +90,8 @@ def keep_apart(drawn: Figure, renderer: RendererBase) -> None:
         taken: list[Bbox] = []
         for text in ax.texts:
             if isinstance(text, Annotation) and not _free(text, taken, renderer):
-                x, y = text.get_position()
-                steps = (step * sign * text.get_fontsize() for step in (1, 2, 3) for sign in (1, -1))
+                x, y = map(float, text.get_position())
+                steps = (step * sign * float(text.get_fontsize()) for step in (1, 2, 3) for sign in (1, -1))
                 text.set_visible(any(_moved(text, (x, y + step), taken, renderer) for step in steps))
             if text.get_visible():
                 taken.append(text.get_window_extent(renderer))

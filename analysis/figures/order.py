@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.convergence import KEYS, curves, fullest
 from analysis.figures.plot import Omitted, Plot, require
@@ -46,7 +47,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         for layer, rows in chosen.groupby("layer"):
             (handles[f"layer {layer}"],) = left.plot(rows["iteration"], rows["ratio"], **lines[layer], ms=4)
         left.axhline(1, color=INK, lw=0.8, alpha=0.5)
-        left.xaxis.get_major_locator().set_params(integer=True)
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set(yscale="log", xlabel="iteration t", ylabel="error(t) / error(t − 1)", title=f"error ratios, {title}")
         fitted = orders(frame)
         names = list(dict.fromkeys(fitted["title"]))

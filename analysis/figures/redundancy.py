@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.style import figure, finish, layer_lines, add_legend, theme
+from analysis.figures.style import add_legend, figure, finish, layer_lines, theme
 from analysis.load import Runs, highest, lowest
 from analysis.text import quantity
 

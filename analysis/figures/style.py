@@ -96,12 +96,16 @@ def styles(frame: pd.DataFrame, names: str = "series") -> dict[str, DecoderStyle
     """
     found = {}
     for decoder, rows in frame.groupby("decoder", sort=False):
-        style, series = decoder_style(str(decoder)), sorted(rows["series"].unique(), key=lambda name: (name != decoder, name))
+        style, series = (
+            decoder_style(str(decoder)),
+            sorted(rows["series"].unique(), key=lambda name: (name != decoder, name)),
+        )
         marks = style.marker + _VARIANT_MARKERS.replace(style.marker, "")
         for name, own in zip(rows[names], rows["series"], strict=True):
             place = series.index(own)
             shade = _SHADES[place % len(_SHADES)]
-            color = to_hex(np.array(to_rgb(style.color)) * (1 - abs(shade)) + max(shade, 0))
+            red, green, blue = (part * (1 - abs(shade)) + max(shade, 0) for part in to_rgb(style.color))
+            color = to_hex((red, green, blue))
             dashes = (style.dashes, *_FALLBACK_DASHES)[place % (1 + len(_FALLBACK_DASHES))]
             found[str(name)] = DecoderStyle(color, marks[place % len(marks)], dashes)
     return found
@@ -139,7 +143,7 @@ def theme() -> Iterator[None]:
     """
     scale = 1.0 if width_limit() is None else SMALLER
     kept = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "docstring.hardcopy")
-    settings = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in kept}
+    settings: dict[Any, Any] = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in kept}
     settings |= seaborn.axes_style("whitegrid") | seaborn.plotting_context("paper", font_scale=1.05 * scale)
     inked = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color", "hatch.color")
     with matplotlib.rc_context(
@@ -282,7 +286,11 @@ def add_legend(fig: Figure, handles: Mapping[str, Any]) -> None:
     columns = 1 if beside else max(1, min(len(handles), int(fig.get_figwidth() / width)))
     if not beside:
         fig.set_figheight(fig.get_figheight() + LINE * (-(-len(handles) // columns) - 1))
-    where = "outside right center" if beside else "outside lower center"
-    legend = fig.legend(handles.values(), map(str, range(len(handles))), loc=where, ncols=columns)
+    legend = fig.legend(
+        list(handles.values()),
+        [str(number) for number in range(len(handles))],
+        loc="outside right center" if beside else "outside lower center",
+        ncols=columns,
+    )
     for text, name in zip(legend.get_texts(), handles, strict=True):
         text.set_text(name)  # one given above is left out where it begins with "_"

@@ -63,8 +63,13 @@ def build(
     """
     if not paths:
         raise HarnessError("a report needs at least one run folder")
-    entries = {entry.name: entry for entry in (HEADLINE, *PLOTS, *TABLES)}
-    given = {"figure format": (formats, FORMATS), "figure": (only, entries), "width": ([width] if width else [], WIDTHS)}
+    everything: tuple[Plot | Table, ...] = (HEADLINE, *PLOTS, *TABLES)
+    entries = {entry.name: entry for entry in everything}
+    given = {
+        "figure format": (formats, FORMATS),
+        "figure": (only, entries),
+        "width": ([width] if width else [], WIDTHS),
+    }
     for kind, (names, known) in given.items():
         for name in names:
             if name not in known:

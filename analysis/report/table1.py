@@ -156,7 +156,7 @@ def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
     """
     good = runs.tables["timings"].query("status == 'ok'")
     sentences = []
-    for (flow, batch, decoder), own in frame[frame["decoder"].isin(runs.foreign)].groupby(
+    for (flow, batch, _), own in frame[frame["decoder"].isin(runs.foreign)].groupby(
         ["flow", "batch_size", "decoder"], sort=False
     ):
         own = own.dropna(subset=["wall_s"])

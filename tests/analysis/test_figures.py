@@ -260,14 +260,14 @@ def test_sequential_alone_is_no_frontier(tmp_path):
         pareto.data(runs, "fid")
 
 
-def variants(count, **changed):
+def variants(count):
     """Sequential, and variants of sejd: one description per cell."""
     found = list(cells(batches=(1, 4), taus=(0.1, 0.5), decoders=("sequential", "sejd")))
     names = [f"sejd variant {number}" for number in range(count)]
     return [
         *found,
         *(
-            cell | {"label": name, "cell_id": f"{cell['cell_id']}{name}", "cell_key": f"{cell['cell_key']}{name}"} | changed
+            cell | {"label": name, "cell_id": f"{cell['cell_id']}{name}", "cell_key": f"{cell['cell_key']}{name}"}
             for name in names
             for cell in found
             if cell["decoder"] == "sejd"

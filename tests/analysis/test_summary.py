@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.summary import print_summary, summarise
+from analysis.summary import _headline, print_summary, summarise
 from harness.runs.store import RunStore, read_run
 
 SECONDS = {"sequential": 2.0, "fast": 0.5, "sloppy": 0.25, "broken": None}
@@ -86,3 +86,14 @@ def test_the_table_headlines_valid_cells_only(run):
     assert "(8.00x [8.00, 8.00])" in text and "(4.00x" not in text
     assert "it [broke]" in text and "timings: failed" in text
     assert "features of net, 100 samples" in text
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [(["fast", "sloppy"], "sequential was not timed in the same rounds"), (["sequential"], "nothing else was timed")],
+)
+def test_what_was_not_timed_is_no_verdict(run, kept, told):
+    frame = summarise(read_run(run) if not hasattr(run, "table") else run)
+    group = frame[frame["label"].isin(kept)]
+    group = group.assign(speedup=group["speedup"].where(group["label"].eq("sequential")))
+    assert _headline(group) == f"There is no speed-up to tell: {told}."
