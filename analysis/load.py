@@ -17,6 +17,7 @@ from analysis.statistics import BASELINE, DESCRIPTION, paired_speedups
 from harness.errors import StoreError
 from harness.runs.store import MANIFEST, Run, read_run
 from harness.runs.tables import TABLES, Table
+from harness.runs.titles import title
 
 PAPER_TAU = 0.5
 """What the papers use (arXiv 2505.24791, Algorithm 1)."""
@@ -54,6 +55,11 @@ class Runs:
         return ranked(cells.assign(flow=_flows(cells), series=_series(cells)))
 
     @cached_property
+    def foreign(self) -> list[str]:
+        """Decoders that are not this package's: of no version that one of `DECODERS` has."""
+        return sorted(self.tables["cells"].loc[_foreign(self.tables["cells"]), "decoder"].unique())
+
+    @cached_property
     def speedups(self) -> pd.DataFrame:
         """One row per timed cell, as `paired_speedups`, with the names of `cells`."""
         found = paired_speedups(self.tables["timings"], baseline=BASELINE)
@@ -62,7 +68,7 @@ class Runs:
 
     def table(self, name: str) -> pd.DataFrame:
         """One of `tables`; of a probe that no run holds, without rows and columns."""
-        return self.tables.get(name, pd.DataFrame())
+        return self.tables[name] if name in self.tables else pd.DataFrame()
 
     def joined(self, table: str) -> pd.DataFrame:
         """The rows of a table with the columns of `CONTEXT`; rows whose cell is not described are left out."""
@@ -136,17 +142,23 @@ def _one_version(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFram
     """Of cells that differ in nothing but the code's version, only the one measured last."""
     cells = tables["cells"]
     superseded = cells[cells.duplicated("cell_key", keep="first")]
-    versions = cells["code_version"].nunique()
+    versions = cells.loc[~_foreign(cells), "code_version"].nunique()
+    made = f"These runs were made by {versions} versions of the code. " if versions > 1 else ""
     note = (
-        f"These runs were made by {versions} versions of the code. {len(superseded)} cells were measured by "
-        "several of them; the page shows those of the run named last."
+        f"{made}{len(superseded)} cells were measured by several versions of what decodes; the page shows those of the "
+        "run named last."
     )
     stale = set(superseded["cell_id"]) | _superseded_probes(tables["probes"])
     kept = {  # tables that tell of groups rather than cells stay whole
         name: frame[~frame["cell_id"].isin(stale)].reset_index(drop=True) if "cell_id" in frame else frame
         for name, frame in tables.items()
     }
-    return kept, (note,) if versions > 1 else ()
+    return kept, (note,) if versions > 1 or len(superseded) else ()
+
+
+def _foreign(cells: pd.DataFrame) -> pd.Series:
+    shipped = cells.loc[cells["decoder"].isin(DECODERS), "code_version"]
+    return ~cells["code_version"].isin(shipped) & bool(len(shipped))
 
 
 def _superseded_probes(probes: pd.DataFrame) -> set[str]:
@@ -226,7 +238,7 @@ def ranked(frame: pd.DataFrame, *within: str) -> pd.DataFrame:
 
 def title_of(row: Any) -> str:
     """A cell in few words: series, and tau where it has one."""
-    return row["series"] if pd.isna(row["tau"]) else f"{row['series']} τ={row['tau']:g}"
+    return title(str(row["series"]), row["tau"])
 
 
 def highest(frame: pd.DataFrame, column: str) -> dict[str, Any]:

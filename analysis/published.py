@@ -11,7 +11,7 @@ from importlib.resources import files
 
 import pandas as pd
 
-CITATION = "arXiv 2505.24791 (TMLR 2026): τ = 0.5, batch 256 over two L40S GPUs, its own flows"
+CITATION = "arXiv 2505.24791 (TMLR 2026): tau = 0.5, batch 256 over two L40S GPUs, its own flows"
 
 
 @cache

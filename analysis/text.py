@@ -1,8 +1,9 @@
-"""Numbers, lists and tables as text."""
+"""Numbers, lists and tables as text; names of any characters are escaped here, once for each format."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
@@ -68,7 +69,38 @@ def markdown(frame: pd.DataFrame, headings: Mapping[str, str] | None = None, sha
     | 0.5 | 4.1 % |
     """
     frame = frame.assign(**{name: [percent(share, 1) for share in frame[name]] for name in shares})
-    return markdown_table(rows_of(as_text(frame, headings)))
+    return markdown_table([[markdown_text(cell) for cell in row] for row in rows_of(as_text(frame, headings))])
+
+
+_MARKDOWN = re.compile(r"[\\`*~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[])|(?<=!)\[")
+
+
+def markdown_text(text: str) -> str:
+    """Text as Markdown shows it: nothing in it is markup, a formula, HTML or an entity.
+
+    >>> print(markdown_text("a*b <i> $x$ [1, 2] one_word"))
+    a\\*b &lt;i> \\$x\\$ [1, 2] one_word
+    """
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", _MARKDOWN.sub(r"\\\g<0>", text))
+    return text.replace("<", "&lt;")
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "%_&#${}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "-": "-{}"},
+    **{"×": r"$\times$", "±": r"$\pm$", "–": "--", "−": "$-$", "[": "{[}", "*": "{*}"},
+}
+
+
+def latex_text(text: str) -> str:
+    """Text as LaTeX sets it, letter by letter: no command, formula, dash of hyphens or argument of the line before.
+
+    >>> print(latex_text("50% of a_b^2"))
+    50\\% of a\\_b\\textasciicircum{}2
+    """
+    line = " ".join(text.split())
+    return re.sub(r"^[\[*]|-(?=-)|[^\w\s.,;:!?()\[\]*+=/@'-]|_", lambda found: _LATEX.get(found[0], found[0]), line)
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:

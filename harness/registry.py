@@ -83,6 +83,13 @@ class Registry(Generic[T]):
             raise unknown(self.kind, name, self._objects)
         return self._objects[name]
 
+    def name_of(self, given: str) -> str:
+        """What ``package.module:Attribute`` is registered as, or the attribute where it is not; any other as given."""
+        if ":" not in given:
+            return given
+        found = self._import(given)
+        return next((name for name, known in self._objects.items() if known is found), given.rpartition(":")[2])
+
     def _import(self, path: str) -> T:
         module_name, _, attribute = path.partition(":")
         if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):

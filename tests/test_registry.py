@@ -53,6 +53,12 @@ def test_a_path_that_leads_nowhere_is_a_sentence(path, words):
         registry().get(path)
 
 
+def test_what_a_path_leads_to_is_called_as_it_is_registered():
+    known = decoders.get("sejd")
+    assert decoders.name_of(f"{known.__module__}:{known.__name__}") == decoders.name_of("sejd") == "sejd"
+    assert registry().name_of("harness.errors:HarnessError") == "HarnessError"
+
+
 def test_two_things_of_one_name_are_refused():
     gadgets = registry()
     gadgets.register("a")(Registry)

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.style import INK, columns_for, decoder_style, panels_by_layer
+from analysis.figures.style import INK, columns_for, panels_by_layer, styles
 from analysis.load import BASELINE, Runs, one_batch, ranked, title_of
 from analysis.text import listing, quantity
 
@@ -65,13 +65,13 @@ def _log_spaced(last: int) -> frozenset[int]:
 def draw(frame: pd.DataFrame) -> Figure:
     """A panel per layer: error with its band as solid lines, residual dotted, tau lines, and where L makes it exact."""
     layers = sorted(frame["layer"].unique())
-    columns = columns_for(len(layers))
+    columns, looks = columns_for(len(layers)), styles(frame, "title")
     with panels_by_layer(layers, 2.6, "iteration or step", "error (RMS), residual (max)") as (fig, axes, handles):
         for place, (ax, layer) in enumerate(zip(axes, layers, strict=True)):
             ax.set(xscale="log", yscale="log")
             panel = frame[frame["layer"] == layer]
             for title, rows in panel.groupby("title", sort=False):
-                style = decoder_style(rows["decoder"].iloc[0])
+                style = looks[str(title)]
                 shown = rows.mask(rows[["residual", "error", "error_p10", "error_p90"]] <= 0)
                 (line,) = ax.plot(rows["iteration"], shown["error"], **style.line, ms=4, markevery=_marks(len(rows)))
                 low, high = shown["error_p10"], shown["error_p90"]
@@ -83,12 +83,12 @@ def draw(frame: pd.DataFrame) -> Figure:
                     ax.axhline(tau, color=INK, lw=0.6, alpha=0.35, zorder=0)
                     if place % columns == columns - 1 or place == len(layers) - 1:
                         ax.annotate(
-                            f"τ {tau:g}", (1, tau), xycoords=("axes fraction", "data"), xytext=(2, 0),
+                            f"tau {tau:g}", (1, tau), xycoords=("axes fraction", "data"), xytext=(2, 0),
                             textcoords="offset points", fontsize=6, va="center", alpha=0.75, annotation_clip=True,
                         ).set_in_layout(False)  # fmt: skip
             steps = int(panel["num_tokens"].iloc[0]) - 1
             ax.axvline(steps, color=INK, lw=1.0, ls=(0, (4, 2)), alpha=0.6, zorder=0)
-        fig.set_layout_engine("constrained", rect=(0, 0, 0.97, 1))  # room for the tau labels
+        fig.set_layout_engine("constrained", rect=(0, 0, 1 - 0.32 / fig.get_figwidth(), 1))  # room for the tau labels
         grey = axes[0].plot([], [], color=INK, ls=(0, (1, 1.4)), lw=1.3)[0]
         wall = axes[0].plot([], [], color=INK, ls=(0, (4, 2)), lw=1.0, alpha=0.6)[0]
         handles |= {"residual": grey, "exact after L − 1": wall}
@@ -146,8 +146,8 @@ def _reaches(rows: pd.DataFrame, share: float) -> int | None:
 READING = (
     "Error is the RMS difference to the layer's exact output for the same inputs: the median over samples, the "
     "band 10 to 90 %. Dotted: the residual of the stopping rule. Sequential decoding is drawn with the tokens "
-    "not yet decoded taken as the layer's inputs; its iterations are steps. Horizontal lines are the τ of "
-    f"the run; after L − 1 iterations every token is exact. Each decoder is shown at its smallest τ. Curves of "
+    "not yet decoded taken as the layer's inputs; its iterations are steps. Horizontal lines are the tau of "
+    f"the run; after L − 1 iterations every token is exact. Each decoder is shown at its smallest tau. Curves of "
     f"more than {MAX_POINTS} iterations are drawn at {MAX_POINTS} of them."
 )
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from analysis.figures.fit import keep_apart, wrap
 from analysis.figures.style import INK, PAPER, theme
 
 
@@ -26,10 +28,14 @@ def write_csv(frame: pd.DataFrame, path: Path) -> str:
 
 
 def settle(drawn: Figure) -> None:
-    """Lay a figure out once, instead of once for every file written from it."""
+    """Lay a figure out once, instead of once for every file written from it, and keep its labels apart."""
     with theme():
+        renderer = FigureCanvasAgg(drawn).get_renderer()
+        drawn.draw_without_rendering()
+        wrap(drawn, renderer)
         drawn.draw_without_rendering()
         drawn.set_layout_engine("none")
+        keep_apart(drawn, renderer)
 
 
 def save(drawn: Figure, path: Path, salt: str) -> None:
@@ -42,7 +48,7 @@ def save(drawn: Figure, path: Path, salt: str) -> None:
 def inline_svg(drawn: Figure, name: str, title: str) -> str:
     """A figure as an SVG element for a page: ids of its own, text and background in the page's colours."""
     buffer = io.StringIO()
-    with theme(), matplotlib.rc_context({"svg.hashsalt": name}):
+    with theme(), matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="none", transparent=False)
     text = "<svg" + buffer.getvalue().partition("<svg")[2]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -57,7 +63,7 @@ def inline_svg(drawn: Figure, name: str, title: str) -> str:
 
 
 def slug(text: str) -> str:
-    """A value as part of a file name.
+    """A value as part of a file name; what it is made of may be shared by others.
 
     >>> slug("digits, batch 16")
     'digits-batch-16'

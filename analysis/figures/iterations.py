@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.style import INK, PAPER, decoder_style, figure, finish, sequential_map, theme
+from analysis.figures.style import INK, PAPER, figure, finish, sequential_map, styles, theme
 from analysis.load import Runs, highest, one_batch, ranked, title_of
 from analysis.text import listing, quantity
 
@@ -37,9 +37,10 @@ def draw(frame: pd.DataFrame) -> Figure:
     """Heat map of iterations; beside it forward-pass equivalents and depth, summed over layers."""
     titles = list(dict.fromkeys(frame["title"]))
     grid = frame.pivot(index="title", columns="layer", values="iterations").loc[titles]
-    totals = frame.groupby("title").agg(fpe=("fpe", "sum"), depth=("depth", "sum"), decoder=("decoder", "first"))
+    totals = frame.groupby("title").agg(fpe=("fpe", "sum"), depth=("depth", "sum"))
     totals = totals.loc[titles]
-    colors = [decoder_style(decoder).color for decoder in totals["decoder"]]
+    looks = styles(frame, "title")
+    colors = [looks[title].color for title in titles]
     with theme():
         fig = figure(4.2 + 0.62 * grid.shape[1] + 2.6, 1.1 + 0.27 * len(titles))
         heat, cost, depth = fig.subplots(1, 3, width_ratios=[0.62 * grid.shape[1] + 1.0, 1.3, 1.3])

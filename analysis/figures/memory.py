@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Omitted, Plot, require
-from analysis.figures.style import decoder_style, log_axis, panels
+from analysis.figures.style import log_axis, panels, styles
 from analysis.load import Runs, highest, lowest, nearest_tau, ranked, title_of
 from analysis.regression import power
 from analysis.text import quantity
@@ -80,18 +80,19 @@ def draw(frame: pd.DataFrame, axis: str) -> Figure:
     shown = sorted(present, key=lambda panel: (panel[0], list(MEASURES).index(panel[1])))
     if not shown:
         raise Omitted("every measured figure is zero")
+    looks = styles(frame, "title")
     with panels(4.4 * len(shown), 3.6, len(shown)) as (fig, axes, handles):
         for ax, (method, measure) in zip(axes, shown, strict=True):
             rows = positive[(positive["method"] == method) & (positive["measure"] == measure)]
             for title, line in rows.groupby("title", sort=False):
-                style = decoder_style(line["decoder"].iloc[0])
+                style = looks[str(title)]
                 (handles[str(title)],) = ax.plot(line[axis], line["bytes"] / MIB, **style.line)
                 ax.annotate(
                     f"{line['exponent'].iloc[0]:.2f}", (line[axis].iloc[-1], line["bytes"].iloc[-1] / MIB),
                     xytext=(5, 0), textcoords="offset points", fontsize=7, va="center", color=style.color,
                 )  # fmt: skip
             for cross in crossings(rows, axis).to_dict("records"):
-                color = decoder_style(str(cross["above"]).split(" ")[0]).color
+                color = looks[cross["above"]].color
                 ax.axvline(cross["at"], color=color, lw=0.8, ls=":", zorder=0)
             log_axis(ax.xaxis, sorted(frame[axis].unique()), base=2)
             log_axis(ax.yaxis, base=2)
@@ -148,7 +149,7 @@ PLOTS = [
         finding=partial(finding, axis=axis),
     )
     for axis, slug, label, note in (
-        ("batch_size", "batch", "batch size", "Of each decoder the cell with τ nearest to 0.5."),
+        ("batch_size", "batch", "batch size", "Of each decoder the cell with tau nearest to 0.5."),
         (
             "num_tokens",
             "length",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.convergence import KEYS, curves, fullest
 from analysis.figures.plot import Omitted, Plot, require
-from analysis.figures.style import INK, decoder_style, layer_lines, panels
+from analysis.figures.style import INK, layer_lines, panels, styles
 from analysis.load import BASELINE, Runs, highest, lowest
 from analysis.regression import order_of_convergence
 from analysis.text import quantity
@@ -40,28 +41,28 @@ def draw(frame: pd.DataFrame) -> Figure:
     title = fullest(frame)
     chosen = frame[frame["title"] == title].dropna(subset=["ratio"])
     layers = sorted(frame["layer"].unique())
-    styles = layer_lines(layers)
-    with panels(9.0, 3.4, 2) as (fig, (left, right), _):
+    lines = layer_lines(layers)
+    looks = styles(frame, "title")
+    with panels(9.0, 3.4, 2) as (fig, (left, right), handles):
         for layer, rows in chosen.groupby("layer"):
-            left.plot(rows["iteration"], rows["ratio"], **styles[layer], ms=4, label=f"layer {layer}")
+            (handles[f"layer {layer}"],) = left.plot(rows["iteration"], rows["ratio"], **lines[layer], ms=4)
         left.axhline(1, color=INK, lw=0.8, alpha=0.5)
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set(yscale="log", xlabel="iteration t", ylabel="error(t) / error(t − 1)", title=f"error ratios, {title}")
-        left.legend(ncols=2 if len(layers) > 4 else 1)
         fitted = orders(frame)
         names = list(dict.fromkeys(fitted["title"]))
         for place, name in enumerate(names):
             rows = fitted[fitted["title"] == name]
-            style = decoder_style(rows["decoder"].iloc[0])
+            style = looks[str(name)]
             shift = 0.12 * (place - (len(names) - 1) / 2)
             bars = np.vstack([rows["order"] - rows["order_low"], rows["order_high"] - rows["order"]])
-            right.errorbar(
+            handles[name] = right.errorbar(
                 rows["layer"] + shift, rows["order"], yerr=np.nan_to_num(bars), fmt=style.marker, color=style.color,
-                ms=5, elinewidth=1, label=name,
+                ms=5, elinewidth=1,
             )  # fmt: skip
         right.axhline(1, color=INK, lw=0.8, alpha=0.5)
         right.set(xlabel="layer, in decoding order", ylabel="order of convergence", xticks=layers)
         right.set_title("fitted order, 95 % interval")
-        right.legend()
     return fig
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Omitted, Plot, require
-from analysis.figures.style import INK, PAPER, decoder_style, log_axis, panels
+from analysis.figures.style import INK, PAPER, log_axis, panels, styles
 from analysis.load import BASELINE, Runs, highest, lowest, ranked, title_of
 from analysis.quality import valid_cells
 from analysis.text import listing, quantity, times
@@ -70,6 +70,7 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
     width, height = max(4.6, 3.5 * columns), 3.0 * -(-len(batches) // columns) + 0.5
     with panels(width, height, len(batches), columns, share_x=True) as (fig, axes, handles):
         found: dict[str, Any] = {}
+        looks = styles(frame)
         for ax, batch in zip(axes, batches, strict=True):
             panel = frame[frame["batch_size"] == batch]
             _scales(ax, frame[measure], measure)
@@ -77,7 +78,7 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
             ax.step(front[measure], front["speedup"], where="post", color=INK, alpha=0.45, lw=1.0, zorder=1)
             ax.axhline(1, color=INK, lw=0.8, alpha=0.5, zorder=1)
             for series, rows in panel.groupby("series", sort=False):
-                style = decoder_style(rows["decoder"].iloc[0])
+                style = looks[str(series)]
                 rows = rows.sort_values("tau")
                 ax.plot(rows[measure], rows["speedup"], color=style.color, ls=style.dashes, lw=0.9, alpha=0.7)
                 for row in rows.to_dict("records"):
@@ -152,7 +153,7 @@ PLOTS = [
         title=f"Speed against {short}",
         reading=(
             "Each point is a cell: the median of the per-round ratios of sequential's wall time to its own, with the "
-            f"95 % bootstrap interval, against its {label}. Numbers beside points are τ. The stepped line is the "
+            f"95 % bootstrap interval, against its {label}. Numbers beside points are tau. The stepped line is the "
             "Pareto front of the cells within the run's tolerance; hollow points are beyond it."
         ),
         data=partial(data, measure=measure),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.figures.fit import drawable
 from analysis.load import Runs
 
 
@@ -25,6 +26,10 @@ class Plot:
     data: Callable[[Runs], pd.DataFrame]  # exactly what is drawn, written beside the figure as CSV; raises `Omitted`
     draw: Callable[[pd.DataFrame], Figure]  # one flow's rows
     finding: Callable[[pd.DataFrame], str]  # a sentence that says what these rows show
+
+    def figure(self, frame: pd.DataFrame) -> Figure:
+        """One flow's rows drawn, whatever its names are made of."""
+        return self.draw(drawable(frame))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from PIL import Image
 
 from analysis.figures.plot import Plot, require
-from analysis.figures.style import figure, finish, layer_lines, legend_below, theme
+from analysis.figures.style import add_legend, figure, finish, layer_lines, theme
 from analysis.load import Runs, highest, lowest
 from analysis.text import quantity
 
@@ -80,7 +80,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes[place][0].set_ylabel(MEASURES[measure])
         for ax in axes[-1]:
             ax.set_xlabel("predecessors left out, o")
-        legend_below(fig, handles)
+        add_legend(fig, handles)
     return fig
 
 
@@ -148,7 +148,7 @@ def draw_strips(frame: pd.DataFrame) -> Figure:
     paths = frame.set_index(["reading", "o"])["_path"].to_dict()
     width = 3.4
     with theme():
-        fig = figure(width * len(readings) + 0.5, (width / SHOWN + 0.08) * len(counts) + 0.3)
+        fig = figure(width * len(readings) + 0.5, (width / SHOWN + 0.08) * len(counts) + 0.3, scaled=True)
         axes = fig.subplots(len(counts), len(readings), squeeze=False)
         for row, o in zip(axes, counts, strict=True):
             for ax, reading in zip(row, readings, strict=True):

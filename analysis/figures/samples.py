@@ -69,7 +69,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     rows = -(-len(frame) // columns)
     shape = float(np.median(frame["height"] / frame["width"]))
     with theme():
-        fig = figure(2.5 * columns + 0.9, rows * (2 * 2.5 * shape + 0.8))
+        fig = figure(2.5 * columns + 0.9, rows * (2 * 2.5 * shape + 0.8), scaled=True)
         axes = fig.subplots(2 * rows, columns, squeeze=False)
         mappable = None
         for place in range(rows * columns):
@@ -128,7 +128,7 @@ def finding(frame: pd.DataFrame) -> str:
 
 
 READING = (
-    f"Of each decoder the cell with τ nearest to {PAPER_TAU:g}. Below each grid the largest difference over "
+    f"Of each decoder the cell with tau nearest to {PAPER_TAU:g}. Below each grid the largest difference over "
     "channels to the sequential samples, amplified by the factor above it; brightest is beyond the scale. "
     "Differences are read from the stored 8-bit images, so they are whole multiples of 1/127.5; the RMSE is "
     "over the whole grid, the gaps between images included."

@@ -48,7 +48,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             exact = frame.loc[frame["tau"].isna(), column].dropna()
             if len(exact) and column != "deviation_rmse":
                 handles["sequential"] = ax.axhline(exact.iloc[0], color=INK, lw=1, alpha=0.5)
-            ax.set(xlabel="τ", title=label)
+            ax.set(xlabel="tau", title=label)
             if column != "deviation_rmse" and column != "fid":
                 ax.set_ylim(bottom=0)
     return fig
@@ -68,23 +68,23 @@ def finding(frame: pd.DataFrame) -> str:
         if both["deviation_rmse"]:
             fit = power(rows["tau"].to_numpy(), rows["deviation_rmse"].to_numpy())
             interval = "" if pd.isna(fit.low) else f", 95 % interval {quantity(fit.low)} to {quantity(fit.high)}"
-            law = "" if pd.isna(fit.value) else f" (∝ τ^{quantity(fit.value)}{interval})"
+            law = "" if pd.isna(fit.value) else f" (∝ tau^{quantity(fit.value)}{interval})"
             words.append(
                 f"deviates by {quantity(last['deviation_rmse'])} instead of {quantity(first['deviation_rmse'])}{law}"
             )
         if both["fid"]:
             words.append(f"has FID {quantity(last['fid'])} instead of {quantity(first['fid'])}")
         if words:
-            parts.append(f"{series} at τ = {last['tau']:g} {listing(words)}, compared with τ = {first['tau']:g}")
+            parts.append(f"{series} at tau = {last['tau']:g} {listing(words)}, compared with tau = {first['tau']:g}")
     falls = _not_monotone(frame)
     sentence = f"At batch {batch}: {'; '.join(parts)}." if parts else f"At batch {batch} only iterations were measured."
-    return sentence + (f" The deviation does not always fall with τ: {listing(falls)}." if falls else "")
+    return sentence + (f" The deviation does not always fall with tau: {listing(falls)}." if falls else "")
 
 
 def _not_monotone(frame: pd.DataFrame) -> list[str]:
     swept = frame[frame["tau"] > 0].dropna(subset=["deviation_rmse"]).sort_values("tau")
     return [
-        f"{series} peaks at τ = {highest(rows, 'deviation_rmse')['tau']:g}"
+        f"{series} peaks at tau = {highest(rows, 'deviation_rmse')['tau']:g}"
         for series, rows in swept.groupby("series", sort=False)
         if not rows["deviation_rmse"].is_monotonic_increasing
     ]
@@ -92,9 +92,9 @@ def _not_monotone(frame: pd.DataFrame) -> list[str]:
 
 READING = (
     "Median wall time over rounds, depth summed over layers, FID and deviation of each decoder that was "
-    "measured at several τ; the horizontal line is sequential decoding. One batch size per flow, the one with "
+    "measured at several tau; the horizontal line is sequential decoding. One batch size per flow, the one with "
     "most cells. Times are this machine's own; the exponent of the deviation is a least-squares slope of "
     "logarithms with Student's interval."
 )
 
-PLOTS = [Plot("tau-sensitivity", "Sensitivity to τ", READING, data, draw, finding)]
+PLOTS = [Plot("tau-sensitivity", "Sensitivity to tau", READING, data, draw, finding)]

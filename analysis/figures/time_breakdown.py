@@ -11,6 +11,7 @@ from analysis.figures.style import INK, PAPER, panels, shades
 from analysis.load import PAPER_TAU, Runs, highest, nearest_tau, one_batch, ranked, title_of
 from analysis.published import CITATION, reference
 from analysis.text import quantity
+from harness.runs.titles import title
 
 
 def data(runs: Runs) -> pd.DataFrame:
@@ -94,7 +95,7 @@ def iterations_table(runs: Runs) -> pd.DataFrame:
     wide = wide.rename(columns="layer {}".format).reset_index()
     wide.insert(0, "source", "measured")
     paper = [
-        {"source": "published", "flow": name, "batch_size": 256, "decoding": "sejd τ=0.5"}
+        {"source": "published", "flow": name, "batch_size": 256, "decoding": title("sejd", PAPER_TAU)}
         | {f"layer {layer}": value for layer, value in zip(part["layer"], part["value"], strict=True)}
         for dataset in dict.fromkeys(rows["dataset"])
         for name, part in reference("iterations", str(dataset)).groupby("name")
@@ -122,7 +123,7 @@ def _span(columns: pd.DataFrame) -> str:
 
 READING = (
     "Seconds per layer of one decode, measured apart from the timed rounds; hatched layers were decoded "
-    f"sequentially. Of each decoder the cell with τ nearest to {PAPER_TAU:g}; one batch size per flow."
+    f"sequentially. Of each decoder the cell with tau nearest to {PAPER_TAU:g}; one batch size per flow."
 )
 
 PLOTS = [Plot("time-breakdown", "Where the time goes", READING, data, draw, finding)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup, escape
 
 from analysis.figures import (
     convergence,
@@ -20,10 +22,11 @@ from analysis.figures import (
     tau,
     time_breakdown,
 )
+from analysis.figures.fit import WIDTHS, limited
 from analysis.figures.plot import Omitted, Plot, Table
 from analysis.load import Runs, load
 from analysis.report import provenance, table1
-from analysis.report.render import FORMATS, Section, render, render_table
+from analysis.report.render import FORMATS, Section, render
 from harness import __version__
 from harness.errors import HarnessError, StoreError, unknown
 
@@ -45,35 +48,57 @@ TABLES: tuple[Table, ...] = tuple(time_breakdown.TABLES)
 """The tables after the figures; `HEADLINE` comes before them."""
 
 
-def build(paths: Sequence[Path | str], out: Path | str | None = None, formats: Sequence[str] = ()) -> Path:
+def build(
+    paths: Sequence[Path | str],
+    out: Path | str | None = None,
+    formats: Sequence[str] = (),
+    width: str | None = None,
+    only: Sequence[str] = (),
+) -> Path:
     """Render the figures and the page of some runs, merged by cell, into `out`, by default the first path.
 
-    `formats` of `FORMATS` are written besides PNG. Returns the page.
+    `formats` of `FORMATS` are written besides PNG, and figures as wide as one of `WIDTHS`, by default as each needs.
+    Returns the page; where `only` names figures and tables, these alone are written, and their folder is returned. A
+    `HarnessError` for a name of none, and where the runs cannot show one that was asked for.
     """
     if not paths:
         raise HarnessError("a report needs at least one run folder")
-    for kind in formats:
-        if kind not in FORMATS:
-            raise unknown("figure format", kind, FORMATS)
+    everything: tuple[Plot | Table, ...] = (HEADLINE, *PLOTS, *TABLES)
+    entries = {entry.name: entry for entry in everything}
+    given = {
+        "figure format": (formats, FORMATS),
+        "figure": (only, entries),
+        "width": ([width] if width else [], WIDTHS),
+    }
+    for kind, (names, known) in given.items():
+        for name in names:
+            if name not in known:
+                raise unknown(kind, name, known)
     runs = load(paths)
     folder = Path(out if out is not None else paths[0])
     try:
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         wanted = tuple(dict.fromkeys(("png", *formats)))
-        sections = [render(plot, runs, folder / FIGURES, wanted) for plot in PLOTS]
-        headline, *tables = (render_table(table, runs, folder / FIGURES) for table in (HEADLINE, *TABLES))
+        with limited(WIDTHS[width] if width else None):
+            found = {name: render(entries[name], runs, folder / FIGURES, wanted) for name in only or entries}
+        if only:
+            if absent := next((section for section in found.values() if section.omitted), None):
+                raise HarnessError(f"these runs cannot show '{absent.name}': {absent.omitted}")
+            return folder / FIGURES
         page = folder / PAGE
-        page.write_text(_page(runs, headline, sections, tables), encoding="utf-8")
+        page.write_text(_page(runs, list(found.values())), encoding="utf-8")
     except OSError as error:
         raise StoreError(f"cannot write the report to '{folder}': {error.strerror or error}") from error
     return page
 
 
-def _page(runs: Runs, headline: Section, sections: list[Section], tables: list[Section]) -> str:
+def _page(runs: Runs, sections: list[Section]) -> str:
     try:
-        headlines = table1.headlines(table1.data(runs))
+        frame = table1.data(runs)
+        headlines, against = table1.headlines(frame), table1.against_baselines(frame, runs)
     except Omitted:
-        headlines = []
+        headlines, against = [], []
+    headline, *shown = (section for section in sections if not section.omitted or section is sections[0])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("analysis.report"),
         autoescape=True,
@@ -81,14 +106,20 @@ def _page(runs: Runs, headline: Section, sections: list[Section], tables: list[S
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = _code
     return environment.get_template("report.html").render(
         summary=provenance.summary(runs),
         headlines=headlines,
+        against=against,
         headline=headline,
-        sections=sections,
-        tables=tables,
+        sections=shown,
+        absent=[section for section in sections[1:] if section.omitted],
         method=provenance.method(runs),
         environment=provenance.environment(runs),
         figures=FIGURES,
         version=__version__,
     )
+
+
+def _code(text: str) -> Markup:
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

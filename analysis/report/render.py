@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,29 +55,29 @@ class Section:
     reading: str
     panels: list[Panel] = field(default_factory=list)
     omitted: str | None = None
+    defect: bool = False  # whether it was left out for a fault of ours
 
 
-def render(plot: Plot, runs: Runs, folder: Path, formats: tuple[str, ...]) -> Section:
-    """Draw a family into `folder`."""
-    return _section(plot, lambda: [_panel(plot, *part, folder, formats) for part in _split(plot, plot.data(runs))])
+def render(entry: Plot | Table, runs: Runs, folder: Path, formats: tuple[str, ...]) -> Section:
+    """Draw a family, or write a table's files, into `folder`, and prepare it for the page.
 
-
-def render_table(table: Table, runs: Runs, folder: Path) -> Section:
-    """Write a table's files into `folder`, and prepare it for the page."""
-    return _section(table, lambda: [_written(table, table.data(runs), folder)])
-
-
-def _section(entry: Plot | Table, panels: Callable[[], list[Panel]]) -> Section:
-    """What these runs cannot show becomes the section's reason; a defect in one figure must not cost the others."""
+    What these runs cannot show becomes the section's reason; a defect in one figure must not cost the others.
+    """
+    defect = False
     try:
-        return Section(entry.name, entry.title, entry.reading, panels())
+        frame = entry.data(runs)
+        if isinstance(entry, Table):
+            panels = [_written(entry, frame, folder)]
+        else:
+            panels = [_panel(entry, *part, folder, formats) for part in _split(entry, frame)]
+        return Section(entry.name, entry.title, entry.reading, panels)
     except Omitted as reason:
         omitted = f"{reason}."
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        cause = f"{type(error).__name__}: {error}"
+        defect, cause = True, f"{type(error).__name__}: {error}"
         omitted = f"This figure could not be drawn ({cause}). That is a defect; please report it."
-    return Section(entry.name, entry.title, entry.reading, omitted=omitted)
+    return Section(entry.name, entry.title, entry.reading, omitted=omitted, defect=defect)
 
 
 def _written(table: Table, frame: pd.DataFrame, folder: Path) -> Panel:
@@ -91,13 +91,15 @@ def _written(table: Table, frame: pd.DataFrame, folder: Path) -> Panel:
 
 def _split(plot: Plot, frame: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     flows = list(dict.fromkeys(frame["flow"]))
-    for flow in flows:
-        heading, stem = (str(flow), f"{plot.name}-{slug(str(flow))}") if len(flows) > 1 else ("", plot.name)
+    slugs = [slug(str(flow)) for flow in flows]
+    for place, flow in enumerate(flows):
+        name = slugs[place] if slugs.count(slugs[place]) == 1 and slugs[place] else f"{slugs[place]}-{place + 1}"
+        heading, stem = (str(flow), f"{plot.name}-{name.lstrip('-')}") if len(flows) > 1 else ("", plot.name)
         yield heading, stem, frame[frame["flow"] == flow].reset_index(drop=True)
 
 
 def _panel(plot: Plot, heading: str, stem: str, frame: pd.DataFrame, folder: Path, formats: tuple[str, ...]) -> Panel:
-    drawn = plot.draw(frame)
+    drawn = plot.figure(frame)
     settle(drawn)
     files = {"CSV": write_csv(frame, folder / f"{stem}.csv")}
     for kind in formats:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.figures.plot import Table, require
-from analysis.load import BASELINE, PAPER_TAU, Runs, highest, ranked, title_of
+from analysis.load import BASELINE, PAPER_TAU, Runs, highest, lowest, nearest_tau, ranked, title_of
 from analysis.published import CITATION, reference
 from analysis.quality import valid_cells
-from analysis.statistics import layer_costs
-from analysis.text import DASH, as_text, listing, markdown_table, quantity, rows_of, times
+from analysis.statistics import layer_costs, median_interval, ratios_to
+from analysis.text import DASH, as_text, latex_text, listing, quantity, rows_of, times
+from analysis.text import markdown as as_markdown
 
 HEADINGS = {
     "flow": "flow",
@@ -55,6 +56,7 @@ def data(runs: Runs) -> pd.DataFrame:
         kid_told=frame.apply(lambda row: _plus_minus(row["kid"], row["kid_std"]), axis=1),
         verdict=frame["valid"].map({True: "yes", False: "no"}).fillna(DASH),
         published=frame.apply(_published, axis=1),
+        _cell_id=frame["cell_id"],
     ).drop(columns=["cell_id", "group_id"])
 
 
@@ -100,18 +102,13 @@ def _published(row: pd.Series) -> str:
 
 def markdown(frame: pd.DataFrame) -> str:
     """Table 1 as Markdown, the reference column marked."""
-    return f"{markdown_table(rows_of(as_text(frame, HEADINGS)))}\n\nPublished: {CITATION}.\n"
-
-
-_LATEX = str.maketrans(
-    {"×": r"$\times$", "±": r"$\pm$", "τ": r"$\tau$", "–": "--", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}
-)
+    return f"{as_markdown(frame, HEADINGS)}\n\nPublished: {CITATION}.\n"
 
 
 def latex(frame: pd.DataFrame) -> str:
     """Table 1 as LaTeX with booktabs, the reference column marked."""
     table = rows_of(as_text(frame, HEADINGS))
-    head, *body = (" & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in table)
+    head, *body = (" & ".join(latex_text(cell) for cell in row) + r" \\" for row in table)
     opening = r"\begin{tabular}{" + "l" * len(HEADINGS) + "}"
     lines = [opening, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*lines, f"% Published: {CITATION}.", ""])
@@ -130,6 +127,9 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
     """Of each flow the fastest cell that keeps its quality."""
     found = []
     for flow, rows in frame.groupby("flow", sort=False):
+        if rows.loc[rows["decoder"] == BASELINE, "wall_s"].isna().all():
+            found.append(Headline(str(flow), DASH, f"{BASELINE} was not timed, so there is no speed-up"))
+            continue
         judged = rows.loc[rows["decoder"] != BASELINE, "valid"].notna().any()
         kind = "valid " if judged else ""
         good = rows[rows["valid"].eq(True) if judged else rows["failure"].isna()]
@@ -148,17 +148,57 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
     return found
 
 
+def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
+    """What each decoder that is not the package's reached at its fastest, valid where any is, against those that are.
+
+    Speeds are medians of paired rounds; of each other decoder the cell called like it, with tau nearest to
+    `PAPER_TAU`, counts.
+    """
+    good = runs.tables["timings"].query("status == 'ok'")
+    sentences = []
+    for (flow, batch, _), own in frame[frame["decoder"].isin(runs.foreign)].groupby(
+        ["flow", "batch_size", "decoder"], sort=False
+    ):
+        own = own.dropna(subset=["wall_s"])
+        valid = own[own["valid"].eq(True)]
+        if own.empty:
+            continue
+        best = lowest(valid if len(valid) else own, "wall_s")
+        others = frame[(frame["flow"] == flow) & (frame["batch_size"] == batch) & (frame["seed"] == best["seed"])]
+        others = nearest_tau(others[~others["decoder"].isin(runs.foreign) & others["wall_s"].notna()])
+        words = []
+        others = others.assign(_own=others["series"] != others["decoder"]).sort_values("_own", kind="stable")
+        for other in others.drop_duplicates("decoder").to_dict("records"):
+            rounds = (good[good["cell_id"] == cell["_cell_id"]] for cell in (best, other))
+            ratio = median_interval(ratios_to(*rounds)["ratio"])
+            if pd.notna(ratio.value):
+                interval = "too few rounds for an interval" if pd.isna(ratio.low) else _interval(ratio.low, ratio.high)
+                apart = "" if pd.isna(other["deviation_rmse"]) else f", deviation {quantity(other['deviation_rmse'])}"
+                words.append(f"{times(ratio.value)} as fast as {other['title']} ({interval}{apart})")
+        if words:
+            kept = {True: "is valid", False: "is beyond the tolerance"}.get(best["valid"], "was not judged")
+            sentences.append(
+                f"{best['series']} against the baselines on {flow}, batch {batch}: {best['title']}, its fastest"
+                f"{' valid' if len(valid) else ''} cell, is {listing(words)}. Its deviation is "
+                f"{quantity(best['deviation_rmse'])}; it {kept}."
+            )
+    return sentences
+
+
 def finding(frame: pd.DataFrame) -> str:
     """How many cells are valid and faster than sequential, and how many failed."""
     others = frame[frame["decoder"] != BASELINE]
     timed = others.dropna(subset=["speedup"])
-    faster = timed[timed["low"].fillna(timed["speedup"]) > 1]
+    known = timed.dropna(subset=["low"])
+    faster = known[known["low"] > 1]
     valid = faster[faster["valid"] == True]  # noqa: E712
     failed = int(frame["failure"].notna().sum())
     if timed.empty:
         sentence = "No cell was timed together with sequential decoding."
+    elif known.empty:
+        sentence = f"{len(timed)} cells were timed, all in too few rounds for an interval: none is called faster."
     else:
-        sentence = f"{len(faster)} of {len(timed)} timed cells are faster than sequential, their whole interval above 1"
+        sentence = f"{len(faster)} of {len(known)} timed cells are faster than sequential, their whole interval above 1"
         sentence += f"; {len(valid)} of these keep their quality." if others["valid"].notna().any() else "."
     kinds = listing(sorted(frame["failure"].dropna().unique()))
     return sentence + (f" {failed} of {len(frame)} cells did not end well in some pass ({kinds})." if failed else "")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.studies.base import Finding
-from analysis.text import DASH, markdown_table
+from analysis.text import DASH, markdown_table, markdown_text
 from harness.errors import HarnessError, unknown
 
 STORED = ("claims.csv", "claims-timed.csv")
@@ -118,4 +118,4 @@ def _cells(row: Row) -> list[str]:
 def _measured(study: str, finding: Finding, verdict: str) -> str:
     own = {True: " (agree)", False: " (disagree)", None: " (not measurable)"}[finding.agrees]
     clock = " ⏱" if finding.timed else ""
-    return f"[{finding.flow}]({study}.md){clock}: {finding.measured}{own if verdict == 'mixed' else ''}"
+    return f"[{markdown_text(finding.flow)}]({study}.md){clock}: {finding.measured}{own if verdict == 'mixed' else ''}"

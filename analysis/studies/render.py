@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import jinja2
 import pandas as pd
 
 from analysis.figures.files import save, settle, write_csv
+from analysis.figures.plot import Omitted
 from analysis.load import Runs, load
 from analysis.studies.base import Findings
 from analysis.studies.claims import checked, read_findings, table, write_findings
@@ -35,13 +39,14 @@ def render_study(
     require_text(study)
     name = study.resolve().name.replace("_", "-")
     runs = load(folders)
-    found = _findings(study, runs)
-    checked(found.claims, of_the_paper=study.resolve().parent == SHIPPED)
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        (staging / name).mkdir(parents=True)
-        _write_files(found, staging / name)
-        text = _text(study, name, title, profile, found, machine(runs))
+        with _told(study, name, runs) as runs:
+            found = _findings(study, runs)
+            text = _text(study, name, title, profile, found, machine(runs))
+            checked(found.claims, of_the_paper=study.resolve().parent == SHIPPED)
+            shutil.rmtree(staging, ignore_errors=True)
+            (staging / name).mkdir(parents=True)
+            _write_files(found, staging / name)
         (staging / f"{name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
         compared = compare(staging / name, results / name) if check else Comparison()
         if not compared.differing:
@@ -53,6 +58,39 @@ def render_study(
     except OSError as error:
         raise StoreError(f"cannot write study '{name}' to '{results}': {error.strerror or error}") from error
     return compared
+
+
+class _Asked(dict[str, pd.DataFrame]):
+    """The tables of some runs; `empty` are those without rows that were asked for."""
+
+    def __init__(self, tables: Mapping[str, pd.DataFrame]) -> None:
+        super().__init__(tables)
+        self.empty: dict[str, None] = {}
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if (found := super().get(name, pd.DataFrame())).empty:
+            self.empty[name] = None
+        return found
+
+
+@contextmanager
+def _told(study: Path, name: str, runs: Runs) -> Iterator[Runs]:
+    """The runs for a study's files to read; what these raise over too little becomes a sentence that says where."""
+    asked = _Asked(runs.tables)
+    try:
+        yield replace(runs, tables=asked)
+    except (HarnessError, OSError):
+        raise
+    except Omitted as reason:
+        raise HarnessError(f"study '{name}' cannot be told from these runs: {reason}") from reason
+    except Exception as error:
+        empty = list(asked.empty) or (["residuals"] if runs.cells_with_residuals.empty else [])
+        frames = traceback.extract_tb(error.__traceback__)
+        place = next((one for one in frames[::-1] if Path(one.filename).is_relative_to(study.resolve())), frames[-1])
+        cause = f"{error} is not there" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+        lack = f"no rows in {listing(empty)}, which it reads" if empty else f"too little for it ({cause})"
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        raise HarnessError(f"study '{name}' cannot be told from these runs: they hold {lack}; see {where}") from error
 
 
 def require_text(study: Path) -> None:

@@ -88,8 +88,13 @@ def bench_baseline(commit: str) -> None:
 @click.option("--out", type=FOLDER, help="Folder; by default the first RUN.")
 @click.option("--format", "formats", type=click.Choice(["png", "svg", "pdf"]), multiple=True,
               help="Of the figures besides PNG; may be given several times.")  # fmt: skip
-def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...]) -> None:
+@click.option("--width", type=click.Choice(["column", "page"]), help="Figures as wide as a journal's column or page.")
+@click.option("--only", multiple=True, metavar="FIGURE",
+              help="This figure or table alone, and no report.html; may be given several times.")  # fmt: skip
+def report(runs: tuple[Path, ...], out: Path | None, formats: tuple[str, ...], width: str | None,
+           only: tuple[str, ...]) -> None:  # fmt: skip
     """Render figures, tables and report.html from run folders, or from folders that hold some."""
     from analysis.report import build
 
-    print(f"the report is {build(runs, out, formats)}")
+    made = build(runs, out, formats, width, only)
+    print(f"the {'figures are in' if only else 'report is'} {made}")

@@ -76,7 +76,12 @@ def _variants(table: DecoderTable, matrix: Matrix) -> Iterator[_Variant]:
         named = chosen if table.label else {name: value for name, value in (fixed | chosen).items() if name in given}
         yield _Variant(
             name=table.name,
-            label=" ".join([table.label or table.name, *(f"{name}={_shown(named[name])}" for name in sorted(named))]),
+            label=" ".join(
+                [
+                    table.label or decoders.name_of(table.name),
+                    *(f"{name}={_shown(named[name])}" for name in sorted(named)),
+                ]
+            ),
             taus=taus,
             given=_json(given, table.name),
             options=_json(options, table.name),

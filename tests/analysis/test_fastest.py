@@ -2,8 +2,10 @@
 
 import pandas as pd
 import pytest
+import synthetic
 
-from analysis.fastest import AUTO, STRICT, bars, shares
+from analysis.fastest import AUTO, STRICT, bars, shares, write
+from harness.errors import HarnessError
 
 
 def cell(series, tau, wall_s, deviation, decoder=None, **more):
@@ -88,3 +90,16 @@ def test_a_faster_decoder_of_larger_deviation_is_no_rival(cells):
 def test_shares_of_layer_1(cells):
     cells[1] |= {"first_layer_share": 0.9}
     assert shares(pd.DataFrame(cells)).iloc[0][["sequential", "sejd", "auto"]].tolist() == [0.5, 0.9, 0.5]
+
+
+def test_runs_without_auto_are_told_in_a_sentence(tmp_path):
+    run = synthetic.write_run(tmp_path / "run", list(synthetic.cells(batches=(16,))), images=False)
+    with pytest.raises(HarnessError, match="these runs hold no `auto` beside sejd at tau 0.5"):
+        write([run], tmp_path / "fastest.md")
+    assert not (tmp_path / "fastest.md").exists()
+
+
+def test_a_strict_budget_that_none_of_the_three_keeps_has_no_verdict_of_it():
+    own = [cell("sejd", 0.5, 1.0, 0.1), cell(AUTO, None, 0.2, 0.05), cell(STRICT, None, 0.5, 0.009)]
+    found = held(own)
+    assert found["strict_deviation"].tolist() == [0.009] and "strict_reached" not in found

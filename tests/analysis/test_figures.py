@@ -7,7 +7,10 @@ from synthetic import EXPONENT, ORDER, cells, deviation, iterations, options, re
 
 from analysis.figures import convergence, memory, order, pareto, redundancy, samples, tau, time_breakdown
 from analysis.figures import iterations as iterations_figure
+from analysis.figures.files import settle
+from analysis.figures.fit import shown
 from analysis.figures.plot import Omitted
+from analysis.figures.style import decoder_style, log_axis, panels, styles
 from analysis.load import load
 from analysis.report.page import PLOTS, table1
 
@@ -172,7 +175,7 @@ def test_tau_sensitivity_is_the_median_of_the_cells(runs):
     assert set(frame["batch_size"]) == {16}
     sejd = frame[(frame["decoder"] == "sejd")].set_index("tau")
     assert sejd["deviation_rmse"].to_dict() == {t: 0.08 * t for t in (0.1, 0.3, 0.5, 1.0, 2.0)}
-    assert "∝ τ^1" in tau.finding(frame)
+    assert "∝ tau^1" in tau.finding(frame)
     fig = tau.draw(frame)
     assert list(sejd["depth"]) in [list(line.values()) for line in lines(fig.axes[1])]
 
@@ -190,7 +193,7 @@ def test_shares_of_time_add_up_and_bars_end_at_the_total(runs):
 
 def test_differences_are_measured_in_image_units(runs, folder):
     frame = samples.data(runs)
-    assert set(frame["title"]) == {"sequential", "ujd τ=0.5", "sejd τ=0.5", "gs-jacobi τ=0.5"}
+    assert set(frame["title"]) == {"sequential", "ujd tau 0.5", "sejd tau 0.5", "gs-jacobi tau 0.5"}
     found = frame.set_index("decoder")["rmse"]
     for decoder, scale in (("ujd", 0.08), ("sejd", 0.04), ("gs-jacobi", 0.025)):
         assert found[decoder] == pytest.approx(scale, rel=0.1)
@@ -248,10 +251,92 @@ def test_options_make_series_of_their_own(tmp_path):
         if cell["decoder"] == "sejd"
     ]
     frame = iterations_figure.data(load([write_run(tmp_path / "run", found, images=False)]))
-    assert {"sejd τ=0.5", "sejd initial=input τ=0.5"} <= set(frame["title"])
+    assert {"sejd tau 0.5", "sejd initial=input tau 0.5"} <= set(frame["title"])
 
 
 def test_sequential_alone_is_no_frontier(tmp_path):
     runs = load([write_run(tmp_path / "run", list(cells(decoders=("sequential",))), images=False)])
     with pytest.raises(Omitted, match="alone"):
         pareto.data(runs, "fid")
+
+
+def variants(count):
+    """Sequential, and variants of sejd: one description per cell."""
+    found = list(cells(batches=(1, 4), taus=(0.1, 0.5), decoders=("sequential", "sejd")))
+    names = [f"sejd variant {number}" for number in range(count)]
+    return [
+        *found,
+        *(
+            cell | {"label": name, "cell_id": f"{cell['cell_id']}{name}", "cell_key": f"{cell['cell_key']}{name}"}
+            for name in names
+            for cell in found
+            if cell["decoder"] == "sejd"
+        ),
+    ]  # fmt: skip
+
+
+def test_thirty_variants_of_a_decoder_are_told_apart_and_the_plain_one_keeps_its_look(tmp_path):
+    runs = load([write_run(tmp_path / "run", variants(30), images=False)])
+    looks = styles(runs.cells)
+    assert len(set(looks.values())) == len(looks) == 32
+    assert len({(look.color, look.marker) for look in looks.values()}) == 32, "without their dashes too"
+    assert (looks["sejd"], looks["sequential"]) == (decoder_style("sejd"), decoder_style("sequential"))
+    drawn = memory.draw(memory.data(runs, "batch_size"), "batch_size")
+    seen = {(line.get_color(), line.get_marker()) for line in drawn.axes[0].lines if len(line.get_xdata()) > 1}
+    assert len(seen - {(line.get_color(), "None") for line in drawn.axes[0].lines}) == 32
+
+
+def test_a_crossing_has_the_colour_of_the_line_that_goes_above(tmp_path):
+    found = [cell | {"label": "plain " + cell["label"]} for cell in cells(taus=(0.5,), decoders=("ujd", "sejd"))]
+    rows = [
+        {"cell_id": cell["cell_id"], "cell_key": cell["cell_key"], "method": "rss", "status": "ok", "cache_bytes": 1,
+         "peak_bytes": 2**20 * (10 * cell["batch_size"] if cell["decoder"] == "ujd" else 4 * cell["batch_size"] ** 2)}
+        for cell in found
+    ]  # fmt: skip
+    frame = memory.data(load([write_run(tmp_path / "run", found, images=False, memory=rows)]), "batch_size")
+    (dotted,) = [line for line in memory.draw(frame, "batch_size").axes[0].lines if line.get_linestyle() == ":"]
+    assert dotted.get_color() == decoder_style("sejd").color
+
+
+def test_names_are_drawn_as_they_are_each_its_own_and_none_too_long():
+    names = ["$x^2$", "a\nb", "数", "x" * 112, "x" * 113, "_hidden", "plain"]
+    drawn = shown(names)
+    assert len(set(drawn.values())) == len(names) and max(map(len, drawn.values())) <= 50
+    assert (drawn["$x^2$"], drawn["a\nb"], drawn["数"], drawn["plain"]) == (r"\$x^2\$", "a b", "U+6570", "plain")
+
+
+def test_a_logarithmic_axis_within_a_decade_has_more_than_one_tick():
+    with panels(4, 3) as (_, (ax,), _):
+        ax.plot([1, 2], [0.9, 1.3])
+        log_axis(ax.yaxis, base=2, unit="×")
+    low, high = ax.get_ylim()
+    ticks = [tick for tick in ax.get_yticks() if low <= tick <= high]
+    assert len(ticks) > 1 and all(text.endswith("×") for text in ax.yaxis.get_major_formatter().format_ticks(ticks))
+
+
+def test_labels_are_kept_apart_and_long_titles_broken():
+    with panels(3, 3) as (fig, (ax,), _):
+        ax.plot([1, 2], [1, 2])
+        for text in ("1.00", "1.01", "1.02"):
+            ax.annotate(text, (2, 2), xytext=(5, 0), textcoords="offset points")
+        ax.set(title="a title that is much longer than its axes are wide", xticks=np.linspace(1, 2, 60))
+    settle(fig)
+    renderer = fig.canvas.get_renderer()
+    ticks = [tick.label1 for tick in ax.xaxis.get_major_ticks() if tick.label1.get_visible()]
+    for texts in (ax.texts, ticks):
+        boxes = [text.get_window_extent(renderer) for text in texts if text.get_visible()]
+        assert len(boxes) > 1 and not any(one.overlaps(two) for one, two in zip(boxes, boxes[1:], strict=False))
+    assert "\n" in ax.get_title(loc="left")
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_a_legend_lies_within_its_picture(count):
+    with panels(6, 3) as (fig, (ax,), handles):
+        for number in range(count):
+            (handles[f"_a name that is as long as names are drawn {number}"],) = ax.plot([1, 2], [1, number])
+    settle(fig)
+    renderer = fig.canvas.get_renderer()
+    box = fig.legends[0].get_window_extent(renderer)
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= fig.bbox.x1 and box.y1 <= fig.bbox.y1
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == list(handles)
+    assert ax.get_window_extent(renderer).height > 100

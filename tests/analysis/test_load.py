@@ -73,3 +73,19 @@ def test_one_batch_takes_the_one_with_most_cells_and_nearest_tau_the_papers(tmp_
     runs = load([write_run(tmp_path / "run", found, only=(), images=False)])
     assert set(one_batch(runs.cells)["batch_size"]) == {4}
     assert set(nearest_tau(runs.cells).dropna(subset=["tau"])["tau"]) == {0.5}
+
+
+def test_a_plugin_is_no_version_of_the_code_but_two_of_its_own_are_told(tmp_path):
+    def found(version):
+        for cell in cells(batches=(1,)):
+            own = cell["decoder"] == "gs-jacobi"
+            yield cell | (
+                {"decoder": "mine", "code_version": version, "cell_id": cell["cell_id"] + version} if own else {}
+            )
+
+    write_run(tmp_path / "a", list(found("mine 1")), images=False)
+    runs = load([tmp_path / "a"])
+    assert (runs.notes, runs.foreign) == ((), ["mine"])
+    write_run(tmp_path / "b", list(found("mine 2")), images=False)
+    (note,) = load([tmp_path / "a", tmp_path / "b"]).notes
+    assert note.startswith("5 cells were measured by several versions")

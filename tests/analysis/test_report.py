@@ -1,9 +1,12 @@
 """The page: complete where there is something to show, and with a reason where there is not."""
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
+import warnings
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +14,7 @@ import pytest
 from synthetic import cells, deviation, layer_rows, residual_rows, timing_rows, write_run
 
 from analysis.figures.files import write_csv
+from analysis.figures.fit import WIDTHS
 from analysis.load import load
 from analysis.report.page import HEADLINE, PLOTS, TABLES, build
 from harness.errors import HarnessError, StoreError
@@ -24,8 +28,7 @@ def page_of(path, **options):
 
 def left_out(page):
     """Section to its reason."""
-    found = re.findall(r'<section id="([^"]+)"[^>]*>\s*<h2>[^<]*</h2>\s*<p class="omitted">Left out: ([^<]*)</p>', page)
-    return dict(found)
+    return dict(re.findall(r'<dt id="([^"]+)">[^<]*</dt><dd class="omitted">(.*?)</dd>', page))
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +149,8 @@ def test_what_cannot_be_shown_is_left_out_with_its_reason(tmp_path, kind, capsys
     assert "That is a defect" not in page, capsys.readouterr().err
     sections = dict(re.findall(r'<section id="([^"]+)"[^>]*>(.*?)</section>', page, flags=re.DOTALL))
     for entry in (*PLOTS, *TABLES):
-        content = sections[entry.name]
-        assert ("<svg" in content or "<tbody>" in content) != ("Left out: " in content), entry.name
+        content = sections.get(entry.name, "")
+        assert ("<svg" in content or "<tbody>" in content) != (entry.name in left_out(page)), entry.name
     told = re.sub(r"<(svg|script).*?</\1>", "", page, flags=re.DOTALL)
     assert not re.search(r"\b(nan|None|NaT)\b", told), kind
 
@@ -155,7 +158,7 @@ def test_what_cannot_be_shown_is_left_out_with_its_reason(tmp_path, kind, capsys
 def test_reasons_say_what_is_missing(tmp_path):
     reasons = left_out(page_of(ODD_RUNS["timings alone"](tmp_path / "run")))
     assert "quality" in reasons["speed-against-deviation"]
-    assert "`residuals`" in reasons["convergence"]
+    assert "<code>residuals</code>" in reasons["convergence"]
 
 
 def test_one_round_has_no_interval_and_the_page_says_so(tmp_path):
@@ -222,3 +225,120 @@ def test_analysis_never_imports_torch():
 def test_templates_and_published_figures_are_package_data():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["analysis"]
     assert {"report/templates/*", "published.csv"} <= set(patterns)
+
+
+HOSTILE = [
+    "$x^2$ ~a_b^{c}\\ &#%",
+    "a|b\nc <script>alert(1)</script>",
+    "x" * 112,
+    "数字 🙂",
+    "_hidden",
+    "`a` *b* [l](x)",
+]
+
+
+def labelled(labels, kind="sejd", **changed):
+    """Cells of sequential and ujd, and for each label those of a decoder."""
+    found = list(cells(decoders=("sequential", "ujd"), **BATCH))
+    for number, label in enumerate(labels):
+        found += [
+            cell | {"label": label, "cell_id": f"{cell['cell_id']}{number}", "cell_key": f"{cell['cell_key']}{number}"}
+            | changed
+            for cell in cells(decoders=(kind,), **BATCH)
+        ]  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    folder = write_run(tmp_path_factory.mktemp("hostile") / "run", labelled(HOSTILE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of missing glyphs, and of labels that a legend leaves out
+        return folder, page_of(folder, formats=("pdf", "svg"))
+
+
+def test_labels_of_any_characters_are_drawn_and_written(hostile):
+    folder, page = hostile
+    assert "That is a defect" not in page and "<script>alert" not in page
+    for label in HOSTILE:
+        assert escape(label).split("\n")[0] in page
+    latex = (folder / "figures" / "table1.tex").read_text(encoding="utf-8")
+    body = latex.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
+    assert all(line.count("&") - line.count(r"\&") == 13 and line.endswith(r"\\") for line in body)
+    assert r"\$x\textasciicircum{}2\$ \textasciitilde{}a\_b\textasciicircum{}\{c\}\textbackslash{} \&\#\%" in latex
+    markdown = (folder / "figures" / "table1.md").read_text(encoding="utf-8")
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + len(labelled(HOSTILE))
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {15}
+    assert r"a\|b c &lt;script>" in markdown and r"\`a\` \*b\* [l\](x)" in markdown and r"\$x^2\$" in markdown
+
+
+def test_fonts_are_true_type_in_pdf_and_text_in_svg(hostile):
+    figures = hostile[0] / "figures"
+    pdf = (figures / "iterations-per-layer.pdf").read_bytes()
+    assert b"/CIDFontType2" in pdf and b"/Type3" not in pdf
+    svg = (figures / "iterations-per-layer.svg").read_text(encoding="utf-8")
+    assert "<text" in svg and "FPE" in svg
+
+
+def test_flows_whose_names_make_the_same_file_name_have_files_of_their_own(tmp_path):
+    found = [cell for name in ("a b", "a-b", "数", "字") for cell in cells(dataset=name, **BATCH)]
+    page_of(few(tmp_path / "run", found, only=("layers",)))
+    assert len(list((tmp_path / "run" / "figures").glob("iterations-per-layer-*.png"))) == 4
+
+
+@pytest.mark.parametrize("setting", ["backend of a notebook", "unknown backend", "matplotlibrc"])
+def test_the_users_matplotlib_settings_change_nothing(full, tmp_path, setting):
+    folder, _ = full
+    rc = tmp_path / "matplotlibrc"
+    rc.write_text("text.usetex: True\nfont.size: 30\nfigure.dpi: 40\naxes.prop_cycle: cycler('color', ['r'])\n")
+    environment = {
+        "backend of a notebook": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
+        "unknown backend": {"MPLBACKEND": "nothing-like-it"},
+        "matplotlibrc": {"MATPLOTLIBRC": str(rc)},
+    }[setting]
+    command = [sys.executable, "-m", "analysis", str(folder), "--out", str(tmp_path), "--only", "convergence-order"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    name = "figures/convergence-order.png"
+    assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_one_figure_of_a_journals_width(full, tmp_path, width):
+    made = build([full[0]], tmp_path, ["svg"], width, ["samples", "iterations-per-layer"])
+    assert made == tmp_path / "figures" and not (tmp_path / "report.html").exists()
+    assert {file.stem for file in made.iterdir()} == {"samples", "iterations-per-layer"}
+    for file in made.glob("*.svg"):
+        assert f'width="{72 * WIDTHS[width]:g}pt"' in file.read_text(encoding="utf-8")
+
+
+def test_a_figure_that_is_not_there_is_told_in_a_sentence(full, tmp_path):
+    with pytest.raises(HarnessError, match="did you mean 'samples'"):
+        build([full[0]], tmp_path, only=["sample"])
+    with pytest.raises(HarnessError, match="cannot show 'jacobian-powers': the runs hold no table"):
+        build([full[0]], tmp_path, only=["jacobian-powers"])
+
+
+def test_a_decoder_of_ones_own_is_set_against_the_baselines(tmp_path):
+    found = labelled(["mine"], "gs-jacobi", decoder="my.module:Mine", code_version="mine")
+    page = page_of(few(tmp_path / "run", found, only=("timings", "quality")))
+    (sentence,) = re.findall(r'<p class="finding">(mine against the baselines[^<]*)</p>', page)
+    assert "on digits, batch 4: mine tau 0.5" in sentence and "as fast as sequential (" in sentence
+    assert "as fast as ujd tau 0.5 (" in sentence and "Its deviation is 0.01" in sentence
+    assert "versions of the code" not in page, "a decoder of one's own is no other version of ours"
+
+
+def test_what_was_not_measured_is_no_verdict(tmp_path):
+    alone = page_of(few(tmp_path / "alone", list(cells(decoders=("sejd",), **BATCH)), only=("timings", "quality")))
+    assert "sequential was not timed, so there is no speed-up" in alone
+    rounds = list(timing_rows(list(cells(**BATCH)), rounds=3))
+    short = page_of(few(tmp_path / "short", only=("quality",), timings=rounds))
+    assert "3 cells were timed, all in too few rounds for an interval: none is called faster." in short
+
+
+def test_all_rows_are_shown_and_what_is_absent_is_one_collapsed_note(full):
+    _, page = full
+    assert "max-height" not in page and page.count('id="absent"') == 1 and "<details><summary>Left out: " in page
+    told = re.sub(r"<(svg|script|style).*?</\1>", "", page, flags=re.DOTALL)
+    assert "`" not in told

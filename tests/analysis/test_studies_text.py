@@ -10,7 +10,7 @@ from synthetic import cells, deviation, write_run
 from analysis.load import load
 from analysis.studies.base import Finding
 from analysis.studies.breaks import findings as breaks
-from analysis.studies.claims import checked, claims, read_findings, rows, write_findings
+from analysis.studies.claims import checked, claims, read_findings, rows, table, write_findings
 from analysis.studies.partial import findings as partial
 from analysis.studies.reconstruction import findings as reconstruction
 from analysis.studies.render import claim_table, render_study
@@ -184,3 +184,37 @@ def test_a_claim_without_a_verdict_waits_for_a_study_that_is_not_stored():
     waiting = [name for name in studies() if not (RESULTS / f"{name}.md").is_file()]
     left = {row.claim.id for row in rows(read_findings(RESULTS)) if row.verdict == "not run"}
     assert not left or waiting, "`make studies` measures them"
+
+
+LITTLE = {
+    "memory": "no rows in memory_scaling, which it reads",
+    "which_layers": "no rows in layer_sets, which it reads",
+    "ujd_loss": "no rows in couplings",
+    "convergence": "`harness probe convergence` writes it",
+    "tau": "no rows in quality, which it reads",
+    "redundancy": "`harness probe redundancy` writes it",
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in TEXTS.glob("*/text.md.j2")))
+@pytest.mark.parametrize("tables", [("timings", "layers", "residuals"), ()], ids=["no quality and no probe", "no rows"])
+def test_a_study_over_too_little_ends_in_its_text_or_in_a_sentence(tmp_path, name, tables):
+    found = list(cells(decoders=("sequential", "ujd", "sejd"), batches=(16,))) if tables else []
+    run = write_run(tmp_path / "run", found, only=tables, images=False)
+    try:
+        render_study(TEXTS / name, "A title", "fast", [run], tmp_path / "new", tmp_path / "results")
+    except HarnessError as error:
+        assert str(error).startswith(f"study '{name.replace('_', '-')}' cannot be told from these runs: ")
+        assert not tables or LITTLE[name] in str(error)
+        assert not (tmp_path / "results").exists()
+    else:
+        assert name not in LITTLE and (tmp_path / "results" / f"{name.replace('_', '-')}.md").is_file()
+
+
+def test_redundancy_is_told_without_fid_and_masked_flows_of_other_flows(sweep, tmp_path):
+    for name in ("redundancy", "masked_flows"):
+        assert render_study(TEXTS / name, "A title", "fast", [sweep], tmp_path / "new", tmp_path) == Comparison()
+
+
+def test_names_of_flows_are_no_markup_in_the_claim_table():
+    assert r"\`x\` \*y\*" in table([("s", Finding("finite", "`x` *y*", "m", True, "c"))])

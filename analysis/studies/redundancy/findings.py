@@ -88,11 +88,12 @@ def _fits(turns: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
             row |= {"fid_exact": drawn["fid_exact"].iloc[0], "fid_most": paper["fid"].max()}
             row["images"] = "yes" if (paper["fid"] < _middle(drawn)).all() else "no"
         rows.append(row)
-    return pd.DataFrame(rows)
+    columns = ["flow", "reading", "times_least", "times_largest", "first_layer", "fid_exact", "fid_most", "images"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _where(fits: pd.DataFrame, figure: str) -> dict[str, dict[str, list[str]]]:
-    if figure not in fits:
+    if fits[figure].isna().all():
         return {}
     return {
         str(reading): {answer: list(rows.loc[rows[figure] == answer, "flow"]) for answer in ("yes", "no")}
@@ -101,7 +102,7 @@ def _where(fits: pd.DataFrame, figure: str) -> dict[str, dict[str, list[str]]]:
 
 
 def _both(fits: pd.DataFrame) -> dict[str, list[str]]:
-    if "images" not in fits:
+    if fits["images"].isna().all():
         return {}
     seen = fits[(fits["first_layer"] == "yes") & (fits["images"] == "yes")]
     found = {str(reading): list(seen.loc[seen["reading"] == reading, "flow"]) for reading in fits["reading"].unique()}
