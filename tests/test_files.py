@@ -35,7 +35,7 @@ def test_what_is_shared_can_be_read_by_others(umask, tmp_path):
     reference_features(load_dataset("digits", "test"), shipped_network("digits"))
     train_features("digits", tmp_path / "networks", epochs=1)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 8 and {path.stat().st_mode & 0o777 for path in files} == {0o644}, files
+    assert len(files) == 9 and {path.stat().st_mode & 0o777 for path in files} == {0o644}, files
 
 
 def test_a_library_that_cannot_write_is_a_sentence_and_nothing_is_changed(tmp_path):

@@ -128,7 +128,7 @@ def test_what_was_never_tuned_is_asked_for_and_made_by_prepare(monkeypatch):
     flow, told, auto = coupled_tarflow(seed=5), [], build_decoder("auto", budget=0.2)
     with pytest.raises(HarnessError, match="`harness tune FLOW --batch 2`"):
         auto.decode(flow, latents(flow, 2))
-    assert auto.missing(flow, 2) == ["calibration", ScheduleRequest(2, 0.2)]
+    assert auto.missing(flow, 2) == ["calibration with learned corrections", ScheduleRequest(2, 0.2)]
     for batch in (2, 2, 3, 4, 1):
         prepare(auto, flow, batch, report=told.append)
     assert ["fitting now" in told[0], "tuning now" in told[1], len(told)] == [True, True, 2]
