@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from analysis.drift import doubts
 from analysis.quality import break_conditions, valid_cells, warnings
+from analysis.recommendation import SETTING, Recommendation, best_of, recommendation
 from analysis.statistics import BASELINE, layer_costs, paired_speedups
 from analysis.text import speedup
 from harness.errors import StoreError
@@ -51,18 +53,16 @@ def print_summary(run: Run, console: Console) -> None:
     absent = frame[frame["status"].eq("skipped") & frame["pass"].eq("timings")]
     frame = frame.drop(absent.index)
     broken = break_conditions(run.table("cells"), run.table("layers"), run.table("quality"), BASELINE)
-    setting = ["dataset", "checkpoint", "guidance", "denoise", "batch_size", "seed", "device", "dtype", "threads"]
-    for key, group in frame.groupby(setting, sort=False, dropna=False):
-        console.print(_table(dict(zip(setting, key, strict=True)), group), new_line_start=True)
-        console.print(_headline(group), highlight=False)
+    for setting, group in _settings(frame):
+        console.print(_table(setting, group), new_line_start=True)
         for sentence in warnings(broken[broken["cell_id"].isin(group["cell_id"])], group):
             console.print(f"Warning: {escape(sentence)}", style="yellow", highlight=False)
     limits = tolerance(run)
     console.print(
         "\nTime is the median of a batch's rounds; speed-up the median of paired rounds against sequential with its "
         "95 % interval; fwd the time in forward passes; deviation the RMSE to the sequential samples, in image units; "
-        f"FPE forward-pass equivalents. Valid: deviation at most {limits['max_deviation']:g} and FID at most "
-        f"{limits['max_fid_increase']:.0%} above sequential's; a speed-up in brackets is of a cell that is not.",
+        f"FPE forward-pass equivalents; done: a fixed amount of work, which no stopping rule judges. "
+        f"{_validity(frame, limits)}; a speed-up in brackets is of a cell that is not.",
         style="dim",
         highlight=False,
     )
@@ -79,6 +79,30 @@ def print_summary(run: Run, console: Console) -> None:
         console.print(sentence, highlight=False)
     for sentence in doubts(run.table("cells"), run.table("sentinels"), run.table("devices")):
         console.print(escape(sentence), style="yellow", highlight=False)
+    for found in [recommendation(run, setting, group) for setting, group in _settings(frame)]:
+        console.print(escape(str(found)), style="bold", highlight=False, new_line_start=True)
+
+
+def _validity(frame: pd.DataFrame, limits: dict[str, float]) -> str:
+    """What "valid" means here: FID has no part in it where none was measured."""
+    deviation = f"deviation at most {limits['max_deviation']:g}"
+    both = f"Valid: {deviation} and FID at most {limits['max_fid_increase']:.0%} above sequential's"
+    if frame["fid"].notna().any():
+        without = frame.groupby("dataset")["fid"].count().loc[lambda counts: counts == 0].index
+        return both + "".join(f"; {name}: valid (deviation only)" for name in without)
+    return f"Valid (deviation only): {deviation}; FID was not measured"
+
+
+def recommendations(run: Run) -> list[Recommendation]:
+    """What a run comes to: one sentence for every flow, batch size and setting that it measured."""
+    frame = summarise(run)
+    measured = frame[~(frame["status"].eq("skipped") & frame["pass"].eq("timings"))]
+    return [recommendation(run, setting, group) for setting, group in _settings(measured)]
+
+
+def _settings(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    for key, group in frame.groupby(SETTING, sort=False, dropna=False):
+        yield dict(zip(SETTING, key, strict=True)), group
 
 
 def _left_out(run: Run) -> list[str]:
@@ -108,7 +132,7 @@ def _table(setting: dict[str, Any], group: pd.DataFrame) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("iterations per layer", no_wrap=True)
     table.add_column("")
-    best = _best(group) or {"cell_id": None}
+    best = best_of(group) or {"cell_id": None}
     for row in group.to_dict("records"):
         table.add_row(*_entries(row), style="bold" if row["cell_id"] == best["cell_id"] else None)
     return table
@@ -119,8 +143,8 @@ def _entries(row: dict[Any, Any]) -> list[str]:
     if row["status"] != "ok":
         verdict = f"{verdict}, {row['pass']}: {row['status']}".removeprefix(", ")
     return [
-        escape(row["label"]),
-        _number(row["tau"], "g"),
+        escape(title(row["label"], None, row["options"])),
+        "" if "budget" in json.loads(row["options"]) else _number(row["tau"], "g"),
         _number(row["wall_s"], ".3g"),
         _speedup(row),
         _number(row["forward_ratio"], ".1f"),
@@ -129,7 +153,7 @@ def _entries(row: dict[Any, Any]) -> list[str]:
         _number(row["deviation_rmse"], ".2g"),
         _number(row["fpe"], ".2f"),
         _number(row["depth"], ".0f"),
-        row["iterations"] if isinstance(row["iterations"], str) else "",
+        f"{row['iterations']}{', done' if row['state'] == 'done' else ''}" if isinstance(row["iterations"], str) else "",
         verdict,
     ]
 
@@ -143,20 +167,8 @@ def _speedup(row: dict[Any, Any]) -> str:
     return escape(f"({text})" if row["valid"] is False else text)
 
 
-def _headline(group: pd.DataFrame) -> str:
-    best = _best(group)
-    if best is None:
-        return "No decoder is faster than sequential and valid here."
-    return f"Fastest valid: {_name(best)}, {_speedup(best)} at deviation {_number(best['deviation_rmse'], '.2g')}."
-
-
-def _best(group: pd.DataFrame) -> dict[Any, Any] | None:
-    valid = group[group["valid"].eq(True) & group["speedup"].gt(1) & group["decoder"].ne(BASELINE)]
-    return None if valid.empty else valid.nlargest(1, "speedup").to_dict("records")[0]
-
-
 def _name(row: dict[Any, Any]) -> str:
-    return escape(title(row["label"], row["tau"]))
+    return escape(title(row["label"], row["tau"], row["options"]))
 
 
 def _number(value: float | None, form: str) -> str:

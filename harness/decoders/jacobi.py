@@ -97,6 +97,7 @@ class JacobiDecoder(Decoder):
             clamp=clamp,
             max_calls=max_calls,
             correction=self.fit(layer).correction if self.correction else None,
+            judged=self.fallback == "sequential",
         )
 
     @property

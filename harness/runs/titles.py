@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 
-def title(label: str, tau: float | None) -> str:
-    """A decoder's label, and tau where it takes one (None and NaN: it takes none).
+import json
+
+
+def title(label: str, tau: float | None, options: str = "{}") -> str:
+    """A decoder's label, and tau where it takes one (None and NaN: it takes none), or the budget that it goes by.
+
+    `options` are the cell's, as JSON.
 
     >>> title("sejd", 0.5), title("sequential", None), title("sequential", float("nan"))
     ('sejd tau 0.5', 'sequential', 'sequential')
+    >>> title("auto", None, '{"budget": null}'), title("auto budget=0.01", None, '{"budget": 0.01}')
+    ('auto, budget sejd', 'auto budget=0.01')
     """
+    known = json.loads(options)
+    if "budget" in known:
+        budget = "sejd" if known["budget"] is None else f"{known['budget']:g}"
+        return label if "budget" in label else f"{label}, budget {budget}"
     return label if tau is None or tau != tau else f"{label} tau {tau:g}"
