@@ -44,7 +44,7 @@ def recommendation(run: Run, setting: Mapping[str, Any], group: pd.DataFrame) ->
     """What the rows of one setting in `analysis.summary.summarise` say."""
     best = best_of(group)
     exact = group[group["decoder"] == BASELINE]
-    chosen = best or ({} if exact.empty else exact.to_dict("records")[0])
+    chosen: dict[Any, Any] = best or next(iter(exact.to_dict("records")), {})
     named, options = _given(run, chosen)
     spec = " ".join([named, *(f"{name}={_toml(value)}" for name, value in options.items())])
     where = (
@@ -53,7 +53,7 @@ def recommendation(run: Run, setting: Mapping[str, Any], group: pd.DataFrame) ->
     )
     parts = _figures(run, best, group) if best else ["no other decoder is faster and valid here"]
     rate = chosen.get("images_per_s")
-    parts += [] if pd.isna(rate) else [f"1,000 samples in about {duration(1000 / rate)}"]
+    parts += [] if pd.isna(rate) else [f"1,000 images in about {duration(1000 / rate)}"]
     words = f"use {title(chosen['label'], chosen['tau'], chosen['options'])} (--decoder '{spec}')" if chosen else "none"
     sentence = f"{words}: {', '.join(parts)}."
     return Recommendation(where, spec, sentence, _python(run, setting, named, options))
@@ -73,17 +73,17 @@ def _figures(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> list[str
 
 
 def _over_rival(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> str:
-    rivals = group[group["label"].eq(RIVAL) & group["speedup"].notna()]
-    if rivals.empty:
+    rivals = group[group["label"].eq(RIVAL) & group["speedup"].notna()].to_dict("records")
+    if not rivals:
         return "SeJD not measured"
-    rival = rivals.loc[(rivals["tau"] - RIVAL_TAU).abs().idxmin()]
+    rival = min(rivals, key=lambda row: abs(row["tau"] - RIVAL_TAU))
     if rival["cell_id"] == best["cell_id"]:
         return "which is SeJD itself"
     timings = run.table("timings")
     good = timings[timings["status"] == "ok"].drop_duplicates(["cell_id", "session", "round"])
     mine, theirs = (good[good["cell_id"] == cell] for cell in (best["cell_id"], rival["cell_id"]))
     ratio = median_interval(ratios_to(mine, theirs)["ratio"])
-    return f"{_times(*ratio)} {'faster' if ratio.value >= 1 else 'as fast, so slower,'} than SeJD at tau {rival['tau']:g}"
+    return f"{_times(*ratio)} {'faster than' if ratio.value >= 1 else 'as fast as'} SeJD at tau {rival['tau']:g}"
 
 
 def _times(value: float, low: float, high: float) -> str:

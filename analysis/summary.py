@@ -80,7 +80,7 @@ def print_summary(run: Run, console: Console) -> None:
     for sentence in doubts(run.table("cells"), run.table("sentinels"), run.table("devices")):
         console.print(escape(sentence), style="yellow", highlight=False)
     for found in [recommendation(run, setting, group) for setting, group in _settings(frame)]:
-        console.print(escape(str(found)), style="bold", highlight=False, new_line_start=True)
+        console.print(escape(str(found)), style="bold", highlight=False, soft_wrap=True)
 
 
 def _validity(frame: pd.DataFrame, limits: dict[str, float]) -> str:
@@ -153,7 +153,9 @@ def _entries(row: dict[Any, Any]) -> list[str]:
         _number(row["deviation_rmse"], ".2g"),
         _number(row["fpe"], ".2f"),
         _number(row["depth"], ".0f"),
-        f"{row['iterations']}{', done' if row['state'] == 'done' else ''}" if isinstance(row["iterations"], str) else "",
+        f"{row['iterations']}{', done' if row['state'] == 'done' else ''}"
+        if isinstance(row["iterations"], str)
+        else "",
         verdict,
     ]
 

@@ -11,8 +11,12 @@ _HOME = {
     "build_decoder": "harness.decoders",
     "load_dataset": "harness.datasets",
     "load_flow": "harness.flows",
+    "load": "analysis.load",
     "prepare": "harness.fitting",
     "draw_samples": "harness.measure.sampling",
+    "sample": "harness.measure.sampling",
+    "recommend": "harness.cli.face",
+    "run": "harness.cli.face",
 }
 __all__ = sorted(_HOME)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -19,7 +19,21 @@ data_root = click.option(
     help="Where the real images lie; by default $HARNESS_DATA.",
 )
 threads = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; by default torch's own choice.")
+dataset = click.option(
+    "--dataset", help="Real images that a checkpoint was trained on, for FID; by default what it says of itself."
+)
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+
+
+class Budget(click.ParamType):
+    """A deviation allowed, or ``"sejd"``, which is None."""
+
+    name = "rmse"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        return None if value in (None, "sejd") else click.FloatRange(min=0).convert(value, param, ctx)
+
+
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
@@ -50,7 +64,7 @@ def main() -> NoReturn:
     except OSError as error:  # of a path that the user named: too long, on a full disk, of somebody else
         code = _fail(f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}")
     except (KeyboardInterrupt, click.Abort):
-        print("interrupted; what was measured is stored, and --resume continues", file=sys.stderr)
+        print("interrupted; what was fitted or measured is stored, and --resume continues", file=sys.stderr)
         code = 130
     sys.exit(code)
 

@@ -8,16 +8,7 @@ from typing import Any
 
 import click
 
-from harness.cli.app import FOLDER, app, data_root, threads
-
-
-class Budget(click.ParamType):
-    """A deviation allowed, or ``"sejd"``, which is None."""
-
-    name = "rmse"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        return None if value in (None, "sejd") else click.FloatRange(min=0).convert(value, param, ctx)
+from harness.cli.app import FOLDER, Budget, app, data_root, dataset, threads
 
 
 @app.command()
@@ -78,8 +69,12 @@ def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
     """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" and the decoder 'fitted'."""
     from harness.fitting.calibrate import store_calibration
     from harness.flows import load_flow
+    from harness.progress import reporter
 
-    click.echo(store_calibration(load_flow(flow), samples, seed))
+    loaded = load_flow(flow)
+    with reporter() as progress:
+        path = store_calibration(loaded, samples, seed, progress)
+    click.echo(path)
 
 
 @app.command("tune")
@@ -89,25 +84,49 @@ def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
 @click.option("--budget", "budgets", type=Budget(), multiple=True, default=["sejd"], show_default=True,
               help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
 @click.option("--samples", type=click.IntRange(min=8), help="Tuned on, and held out; by default as many as it takes.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=60, show_default=True,
+              help="That measuring what was chosen may take, about.")  # fmt: skip
+@click.option("--out", type=FOLDER, help="Run folder of that; by default runs/tune-NAME, or the next that is free.")
+@dataset
+@click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @threads
 def tune_command(
     flow: str, batches: tuple[int, ...], budgets: tuple[float | None, ...], samples: int | None,
-    device: str, threads: int | None,
+    device: str, threads: int | None, out: Path | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Measure how each layer of FLOW is decoded fastest within a budget, for the decoder 'auto'."""
+    """Measure how each layer of FLOW is decoded fastest within a budget, for the decoder 'auto'.
+
+    What was chosen is then measured beside sequential and SeJD, and told in a sentence.
+    """
     import torch
 
+    from harness.cli.face import print_choice, recommend
     from harness.decoders import build_decoder
     from harness.fitting import prepare
     from harness.fitting.tune import Tuner, store_schedule
     from harness.flows import load_flow
+    from harness.measure.recommend import CLASSIC
+    from harness.measure.sources import table_of
+    from harness.progress import reporter
+    from harness.runs.store import require_new
 
     torch.set_num_threads(threads or torch.get_num_threads())
     loaded = load_flow(flow, device)
-    prepare(build_decoder("fitted"), loaded, max(batches))  # candidates read the calibration
-    tuner = Tuner(loaded, samples)
-    for batch, budget in product(batches, budgets):
-        path = store_schedule(loaded, tuner.schedule(batch, budget))
+    if out is not None:
+        require_new(out)
+    if options["dataset"] is not None:
+        table_of(flow, options["dataset"])
+    with reporter() as progress:
+        # candidates read the calibration
+        prepare(build_decoder("fitted"), loaded, max(batches), progress.note, progress)
+        tuner = Tuner(loaded, samples, reporter=progress)
+        schedules = [store_schedule(loaded, tuner.schedule(*choice)) for choice in product(batches, budgets)]
+    for path in schedules:
         assert path is not None  # it has a checkpoint
         click.echo(f"{path.read_text()}\nstored as {path}\n")
+    found = recommend(
+        flow, batches=batches, budgets=budgets, candidates=CLASSIC, device=device, threads=threads, out=out,
+        name="tune", **options,
+    )  # fmt: skip
+    print_choice(found.run)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.cli.app import FOLDER, app, data_root, device, threads
+from harness.cli.app import FOLDER, Budget, app, data_root, dataset, device, threads
 from harness.registry import first_line
 
 
@@ -19,6 +19,7 @@ from harness.registry import first_line
 @click.option("--decoder", "decoders", multiple=True, metavar="SPEC", help="One more: 'NAME option=value ...', where "
               "NAME may be package.module:Class (repeatable).")  # fmt: skip
 @click.option("--against", metavar="BASELINE", help="Then compare with a stored baseline or another run.")
+@dataset
 @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
 @click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable real images out; the quality rows count them.")
@@ -32,13 +33,11 @@ from harness.registry import first_line
               help="Times that what a lost process or machine had begun is run again.")  # fmt: skip
 def run_command(
     matrix: str, out: Path | None, profile: str | None, decoders: tuple[str, ...], against: str | None,
-    device: str | None, on: str, workers: int, **options: Any,
+    device: str | None, on: str, workers: int, dataset: str | None, **options: Any,
 ) -> int:  # fmt: skip
     """Measure a matrix, by name or .toml file, or a checkpoint: speed, cost, quality and memory of every cell."""
-    from rich.console import Console
-
     from analysis.compare.render import print_comparison
-    from analysis.summary import print_summary
+    from harness.cli.face import print_run
     from harness.measure.matrix import parse_decoder
     from harness.measure.run_matrix import run_matrix
     from harness.measure.sources import matrix_of
@@ -48,18 +47,43 @@ def run_command(
 
     stored = open_run(against) if against else None  # a wrong name is told before anything is measured
     overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
-    parsed = matrix_of(matrix, profile, overrides)
+    parsed = matrix_of(matrix, profile, overrides, dataset)
     where = executor(on, workers)
     run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), executor=where, **options)
-    console = Console()
-    print_summary(run, console if console.is_terminal else Console(width=170))
-    click.echo(f"\n{run.path}; `harness report {run.path}` draws it")
+    click.echo(f"{run.path}; `harness report {run.path}` draws it")
+    print_run(run)
     return 0 if stored is None else print_comparison(stored, run)
+
+
+@app.command("recommend")
+@click.argument("checkpoint", metavar="CHECKPOINT")
+@click.option("--batch-size", "batches", type=click.IntRange(min=1), multiple=True, default=[16], show_default=True,
+              help="Samples decoded together; may be repeated.")  # fmt: skip
+@click.option("--budget", "budgets", type=Budget(), multiple=True, default=["sejd"], show_default=True,
+              help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=300, show_default=True,
+              help="That measuring may take, about; fitting, done once for a checkpoint, comes before.")  # fmt: skip
+@click.option("--out", type=FOLDER, help="Run folder; by default runs/recommend-NAME, or the next that is free.")
+@click.option("--resume", is_flag=True, help="Finish what a killed one left in its run folder.")
+@dataset
+@click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
+@click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
+@device
+@threads
+def recommend_command(checkpoint: str, out: Path | None, resume: bool, **options: Any) -> None:
+    """Which decoder to use for CHECKPOINT, a flow's name or file: fitted, tuned and measured, told in a sentence.
+
+    Killed at any moment, what was fitted is kept, and with --resume what was measured.
+    """
+    from harness.cli.face import print_choice, recommend
+
+    print_choice(recommend(checkpoint, out=out, resume=resume, **options).run)
 
 
 @app.command("sample")
 @click.argument("flow", metavar="FLOW")
-@click.option("--decoder", "spec", default="sejd", show_default=True, metavar="SPEC", help="'NAME option=value ...'.")
+@click.option("--decoder", "spec", metavar="SPEC", help="'NAME option=value ...'; by default auto where it was tuned "
+              "for FLOW, else sejd.")  # fmt: skip
 @click.option("--tau", type=float, help="Stopping threshold; by default the decoder's.")
 @click.option("-n", "--number", "count", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
@@ -72,27 +96,38 @@ def run_command(
 @click.option("--temperature", type=float, default=1.0, show_default=True, help="Of guidance's unconditional pass.")
 @click.option("--denoise", metavar="[SIGMA]", is_flag=False, flag_value="auto", help="One denoising step afterwards; "
               "SIGMA is the noise in training, by default the checkpoint's own.")  # fmt: skip
+@dataset
+@data_root
 @device
 @threads
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
               help="Where folders and Parquet files are drawn.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="CPU processes at a time.")
-def sample_command(out: Path, threads: int | None, on: str, workers: int, **options: Any) -> None:
+def sample_command(
+    out: Path, threads: int | None, on: str, workers: int, dataset: str | None, root: Path | None, **options: Any
+) -> None:
     """Draw samples from FLOW, a shipped flow's name or a checkpoint file.
 
     --out says how they are written: a .png is one grid, a .parquet a table of images, anything else a folder of them.
     The latter two are drawn in shards; the same command goes on where a killed one stopped.
     """
+    from harness.errors import HarnessError
     from harness.measure.sampling import read_request, sample_to_grid
+    from harness.progress import reporter
 
+    if dataset is not None and out.suffix != ".png":
+        raise HarnessError(
+            f"--dataset compares the images of one grid, a .png; for many samples: harness run {options['flow']} "
+            f"--dataset {dataset}"
+        )
     request = read_request(**options)
-    request.prepare(report=lambda sentence: click.echo(sentence, err=True))
+    with reporter() as progress:
+        request.prepare(progress)
     if out.suffix == ".png":
-        click.echo(sample_to_grid(request, out, threads))
+        click.echo(sample_to_grid(request, out, threads, dataset, None if root is None else str(root)))
         return
     from harness.measure.tasks.samples import draw_to_files
     from harness.measure.workers.local import executor
-    from harness.progress import reporter
 
     click.echo(draw_to_files(request, out, executor(on, workers), reporter(), threads=threads))
 

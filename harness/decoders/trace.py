@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
-
 State = Literal["converged", "done", "not converged"]
+
+
+def worst(states: Iterable[State]) -> State:
+    """The least certain of some states; of none, that nothing is left to do."""
+    found = set(states)
+    return "not converged" if "not converged" in found else "done" if "done" in found else "converged"
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class LayerTrace:
         block: the checkpoint's own index.
         mode: the method that produced the tokens, such as ``"sequential"`` or ``"jacobi"``.
         iterations: of that method; the steps L - 1 when it is sequential.
-        converged: the tokens satisfy the stopping rule, or are exact; of a fixed amount of work, that it was done and is
+        converged: the tokens satisfy the stopping rule, or are exact; of a fixed amount of work: it was done, and is
             finite.
         residuals: the stopping rule's norm of the update, one per iteration; empty when nothing iterates.
         token_evaluations: tokens pushed through the layer's network, per sample, every pass and attempt counted.
@@ -71,8 +77,7 @@ class DecodeResult:
     @property
     def state(self) -> State:
         """The least certain of its layers' states."""
-        states = {trace.state for trace in self.layers}
-        return "not converged" if "not converged" in states else "done" if "done" in states else "converged"
+        return worst(trace.state for trace in self.layers)
 
     @property
     def depth(self) -> int:

@@ -19,6 +19,7 @@ from harness.decoders.stored import checkpoint_digest, storage
 from harness.fitting.crm import metrics_of
 from harness.fitting.regression import Samples, fit_correction, fit_guess
 from harness.flows.protocols import CausalFlow, ShowsOutputWeights
+from harness.progress import SILENT, Reporter
 
 SAMPLES, DENSE_SAMPLES = 512, 4096
 """Latents that are decoded exactly."""
@@ -28,10 +29,12 @@ BATCH = 64
 """Samples per network call."""
 
 
-def store_calibration(flow: CausalFlow, samples: int | None = None, seed: int = 0) -> Path | None:
+def store_calibration(
+    flow: CausalFlow, samples: int | None = None, seed: int = 0, reporter: Reporter = SILENT
+) -> Path | None:
     """Fit to a flow and store that for its checkpoint, or with a flow that has none; the path it was written to."""
     digest = "" if flow.source is None else checkpoint_digest(flow.source)
-    made = calibrate(flow, samples, seed, digest)
+    made = calibrate(flow, samples, seed, digest, reporter)
     if flow.source is None:
         flow.fits[Calibration] = made.to(flow.device, flow.dtype)
         return None
@@ -41,7 +44,9 @@ def store_calibration(flow: CausalFlow, samples: int | None = None, seed: int = 
 
 
 @torch.no_grad()
-def calibrate(flow: CausalFlow, samples: int | None = None, seed: int = 0, digest: str = "") -> Calibration:
+def calibrate(
+    flow: CausalFlow, samples: int | None = None, seed: int = 0, digest: str = "", reporter: Reporter = SILENT
+) -> Calibration:
     """Fit guesses and corrections to every layer, and measure how tough it is where it shows its output weights.
 
     Args:
@@ -53,7 +58,12 @@ def calibrate(flow: CausalFlow, samples: int | None = None, seed: int = 0, diges
     samples = samples or (DENSE_SAMPLES if lags is None else SAMPLES)
     batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(seed), BATCH)
     known = Samples(batch.labels, flow.num_classes, lags)
-    layers = [_fit_layer(problem, known) for problem in batch.layers()]
+    reporter.begin(flow.num_layers * samples)
+    reporter.unit("calibrate", f"layer 1 of {flow.num_layers}, {samples} samples")
+    layers = []
+    for problem in batch.layers(reporter.advance):
+        layers.append(_fit_layer(problem, known))
+        reporter.unit("calibrate", f"layer {min(len(layers) + 1, flow.num_layers)} of {flow.num_layers}")
     shown = all(isinstance(layer, ShowsOutputWeights) for layer in flow.layers)
     return Calibration(digest, layers, samples, metrics_of(flow) if shown else None)
 

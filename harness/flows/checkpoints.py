@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import CheckpointError, unknown
+from harness.flows.held import held_flow
 from harness.flows.precision import to_dtype
 from harness.flows.protocols import CausalFlow, flows
 from harness.flows.published import SUFFIXES, find_checkpoint, not_there, published, sigma_in_name
@@ -64,13 +65,16 @@ def checkpoint_path(name_or_path: str | Path, root: Path | str | None = None) ->
 
 
 def load_flow(
-    name_or_path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    name_or_path: str | Path | Mapping[str, Tensor] | nn.Module,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> CausalFlow:
     """Load a flow by the name of a shipped one or from a file; its architecture is inferred from the tensors.
 
     Args:
         name_or_path: such as ``"digits"``, ``"tarflow-afhq-256"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or
-            ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights.
+            ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights; or a state dict of the published
+            layout, or a module that has one, see `harness.flows.held`.
         dtype: of its networks; latents and tokens are float32 where it is narrower.
 
     Example:
@@ -78,6 +82,8 @@ def load_flow(
         >>> flow.num_tokens, flow.image_shape
         (64, (1, 8, 8))
     """
+    if not isinstance(name_or_path, str | Path):
+        return held_flow(name_or_path, device, dtype)
     path = checkpoint_path(name_or_path)
     state, metadata = read_state(path)
     for _, family in flows.items():

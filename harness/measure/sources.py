@@ -10,9 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from harness.datasets import datasets
 from harness.errors import CheckpointError, HarnessError
 from harness.files import shown
-from harness.flows.checkpoints import checkpoint_path, digest, training_noise
+from harness.flows.checkpoints import checkpoint_path, digest, read_metadata, training_noise
 from harness.flows.protocols import Guidance
 from harness.flows.published import SUFFIXES, Published, folders, published, published_as
 from harness.measure.matrix import DatasetTable, Grid, Matrix, load_matrix
@@ -83,15 +84,35 @@ def _noise(value: bool | float, source: Source) -> float | None:
     return training_noise(source.path)
 
 
-def matrix_of(name: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None) -> Matrix:
+def matrix_of(
+    name: str, profile: str | None = None, overrides: Mapping[str, Any] | None = None, dataset: str | None = None
+) -> Matrix:
     """A matrix by name or file; for a checkpoint's file or published name, the paper's Table 1 of that flow alone.
 
-    A published checkpoint is sampled as its publishers did. Raises HarnessError: as `load_matrix`.
+    A published checkpoint is sampled as its publishers did. Raises HarnessError: as `load_matrix`; a `dataset` for a
+    matrix, which names its own, or one that is not known.
     """
     if Path(name).suffix not in SUFFIXES and name not in published():
+        if dataset is not None:
+            raise HarnessError(f"--dataset says what a checkpoint was trained on; the matrix '{name}' names its own")
         return load_matrix(name, profile, overrides)
-    known = published().get(name) or published_as(name)
-    stem = Path(name).stem if known is None or name != known.name else name
-    dataset = known.dataset if known else stem.partition("_model_")[0]
-    table = {"name": dataset, "checkpoint": name, "published": known is not None}
+    table = table_of(name, dataset)
+    stem = name if name in published() else Path(name).stem
     return load_matrix(TABLE_1, profile, {**(overrides or {}), "name": stem, "datasets": [table]})
+
+
+def table_of(checkpoint: str, dataset: str | None = None) -> dict[str, Any]:
+    """The dataset table of a checkpoint by itself, a published one as its publishers sampled it.
+
+    Raises HarnessError: a dataset that is not known.
+
+    Args:
+        dataset: that it was trained on; by default what is published, what the file says, or how its name begins.
+    """
+    if dataset is not None:
+        datasets.get(dataset)
+    known = published().get(checkpoint) or published_as(checkpoint)
+    if dataset is None and known is None:
+        path = checkpoint_path(checkpoint)
+        dataset = read_metadata(path).get("dataset", path.stem.partition("_model_")[0])
+    return {"name": dataset or (known and known.dataset), "checkpoint": checkpoint, "published": known is not None}

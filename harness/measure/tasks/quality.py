@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.datasets import Images, load_dataset
+from harness.datasets import Images, datasets, load_dataset
 from harness.errors import HarnessError
 from harness.measure.cells import Cell
 from harness.measure.matrix import Quality
@@ -156,31 +156,57 @@ class QualityTask:
         return bench.keep("real", (cell.dataset, cell.data_root, cell.data_size), lambda: self._load(cell, bench))
 
     def _load(self, cell: Cell, bench: Bench) -> Attempt[Real]:
-        shape = bench.flow(cell).image_shape
-        if shape is None:
-            return Attempt("skipped", "the flow's data are no images, so they have no FID")
-        try:
-            extractor = feature_extractor(cell.dataset, self.inception_weights, device=cell.device)
-        except HarnessError as error:
-            return Attempt("skipped", f"no comparison with real images: {error}")
-        try:
-            images = self._images(cell, shape)
-        except HarnessError as error:
-            shipped = shipped_reference(cell.dataset, extractor, shape)
-            if shipped is None:
-                return Attempt("skipped", f"no comparison with real images: {error}")
-            reason = f"compared with the features of the test split that are shipped, since {error}"
-            return Attempt("ok", value=Real(None, extractor, shipped, reason))
-        return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
+        root = cell.data_root or self.data_root
+        return real_images(
+            cell.dataset, bench.flow(cell).image_shape, cell.data_size, cell.device, root, self.inception_weights,
+            self.skip_corrupt,
+        )  # fmt: skip
 
-    def _images(self, cell: Cell, shape: tuple[int, int, int]) -> Images:
-        size, root = cell.data_size or shape[-1], cell.data_root or self.data_root
-        images = load_dataset(cell.dataset, "train", root=root, size=size, skip_corrupt=self.skip_corrupt)
+
+def real_images(
+    dataset: str,
+    shape: tuple[int, ...] | None,
+    size: int | None = None,
+    device: str = "cpu",
+    data_root: str | None = None,
+    inception_weights: str | None = None,
+    skip_corrupt: bool = False,
+) -> Attempt[Real]:
+    """What samples of a shape (C, H, W) are compared with, or why with nothing; a `size` in place of the samples' own.
+
+    Images that are no known dataset's have a sentence of their own, which says how to name it.
+    """
+    if shape is None:
+        return Attempt("skipped", "the flow's data are no images, so they have no FID")
+    nothing = "no comparison with real images"
+    if sentence := unknown_dataset(dataset):
+        return Attempt("skipped", f"{nothing}: {sentence}")
+    try:
+        extractor = feature_extractor(dataset, inception_weights, device=device)
+    except HarnessError as error:
+        return Attempt("skipped", f"{nothing}: {error}")
+    try:
+        images = load_dataset(dataset, "train", root=data_root, size=size or shape[-1], skip_corrupt=skip_corrupt)
         if tuple(images.pixels.shape[1:]) != shape:
             raise HarnessError(
-                f"'{cell.dataset}' holds images of shape {tuple(images.pixels.shape[1:])}, the flow's are {shape}"
+                f"'{dataset}' holds images of shape {tuple(images.pixels.shape[1:])}, the flow's are {shape}"
             )
-        return images
+    except HarnessError as error:
+        shipped = shipped_reference(dataset, extractor, shape)  # type: ignore[arg-type]
+        if shipped is None:
+            return Attempt("skipped", f"{nothing}: {error}")
+        reason = f"compared with the features of the test split that are shipped, since {error}"
+        return Attempt("ok", value=Real(None, extractor, shipped, reason))
+    return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
+
+
+def unknown_dataset(name: str) -> str | None:
+    """That a name is no dataset's, and how to give one; None where it is."""
+    try:
+        datasets.get(name)
+    except HarnessError as error:
+        return f"{error}; --dataset NAME says what the flow was trained on"
+    return None
 
 
 @dataclass(frozen=True)
