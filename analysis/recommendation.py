@@ -102,7 +102,9 @@ def _fid(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> str:
         if row["cell_id"] != best["cell_id"]:
             continue
         if pd.notna(row["fid"]) and pd.notna(of_exact):
-            return f"FID {(row['fid'] / of_exact - 1) * 100:+.1f} % ({row['num_samples']:,.0f} samples)"
+            low, high = row["fid_rise_low"] * 100, row["fid_rise_high"] * 100
+            interval = "" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]"
+            return f"FID {(row['fid'] / of_exact - 1) * 100:+.1f} %{interval} ({row['num_samples']:,.0f} samples)"
         if pd.notna(row["fid"]):
             return "FID not compared, because sequential's was not measured alike"
         wanted = run.manifest["matrix"]["quality"].get("num_samples", 0)

@@ -79,8 +79,9 @@ def print_summary(run: Run, console: Console) -> None:
         console.print(sentence, highlight=False)
     for sentence in doubts(run.table("cells"), run.table("sentinels"), run.table("devices")):
         console.print(escape(sentence), style="yellow", highlight=False)
-    for found in [recommendation(run, setting, group) for setting, group in _settings(frame)]:
-        console.print(escape(str(found)), style="bold", highlight=False, soft_wrap=True)
+    for setting, group in _settings(frame):
+        told = escape(str(recommendation(run, setting, group)))
+        console.print(f"\n{told}", style="bold", highlight=False, soft_wrap=True)
 
 
 def _validity(frame: pd.DataFrame, limits: dict[str, float]) -> str:

@@ -14,6 +14,7 @@ from analysis.load import Runs, load
 from analysis.recommendation import Recommendation
 from analysis.summary import print_summary, recommendations, summarise
 from harness.errors import HarnessError
+from harness.flows.checkpoints import checkpoint_path
 from harness.flows.protocols import CausalFlow
 from harness.measure.matrix import parse_decoder
 from harness.measure.recommend import CANDIDATES, SECONDS, free, measure_choices
@@ -110,8 +111,7 @@ def recommend(
                 "it (safetensors.torch.save_file(module.state_dict(), path)) and give the path"
             )
         checkpoint = checkpoint.source
-    stem = Path(str(checkpoint).replace(":", "-")).stem if "/" in str(checkpoint) else str(checkpoint).replace(":", "-")
-    folder = Path(out or Path("runs") / f"{name}-{stem}")
+    folder = Path(out or Path("runs") / f"{name}-{checkpoint_path(checkpoint).stem}")
     measured = measure_choices(
         str(checkpoint), folder if out or resume else free(folder), reporter(), batches=batches, budgets=budgets,
         candidates=candidates, dataset=dataset, seconds=seconds, device=device, resume=resume, threads=threads,

@@ -32,6 +32,8 @@ class FittedDecoder(JacobiDecoder):
         iterations: per layer in decoding order; the last number holds for all layers after it.
     """
 
+    takes_tau = False
+
     iterations: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(_several)] = (3, 1)
     initial: Initial = FITTED
     correction: Literal["fitted"] | None = FITTED

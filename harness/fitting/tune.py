@@ -41,6 +41,8 @@ ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 40.0
 """Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
 SAMPLES = 256
 """Latents that errors are measured on, and as many to confirm a schedule."""
+CANDIDATES_COST = 10
+"""What all candidates take for a layer, roughly, in exact decodes of it: for the remaining time alone."""
 BATCH = 64
 """Samples decoded together where only errors matter."""
 
@@ -238,13 +240,13 @@ def _medians(
 def _errors(batch: ExactBatch, solvers: Sequence[Decoder], reporter: Reporter) -> list[list[float]]:
     """For every layer and candidate, the mean squared deviation of the sample that it causes alone."""
     errors, flow, count = [], batch.flow, len(batch)
-    reporter.begin(count * flow.num_layers * (flow.num_layers + 3) / 2)  # the candidates as much as one exact decode
+    reporter.begin(count * flow.num_layers * (CANDIDATES_COST + (flow.num_layers + 1) / 2))
     for place, problem in enumerate(batch.layers(reporter.advance)):
         outputs = []
         for solver in solvers:
             reporter.unit("tune", f"{len(solvers)} ways to decode layer {place + 1} of {flow.num_layers}")
             outputs.append(_solved(problem, solver))
-            reporter.advance(count / len(solvers))
+            reporter.advance(count * CANDIDATES_COST / len(solvers))
         squared = [_rmse(output, problem.exact) ** 2 for output in outputs]
         typical = min(range(len(solvers)), key=lambda i: abs(squared[i] - _middle(squared)))
         gain = 1.0

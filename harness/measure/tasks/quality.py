@@ -22,6 +22,7 @@ from harness.measure.references import reference_name
 from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, exact_samples, measure_samples
 from harness.measure.units import Attempt, Bench, Rows, Unit, batches, failed_cells, sample_file
 from harness.metrics.features import FeatureExtractor, feature_extractor
+from harness.metrics.fid import rise_interval
 from harness.metrics.perceptual import Perceptual
 from harness.metrics.quality import ReferenceFeatures, distances, reference_features, shipped_reference
 from harness.metrics.reconstruction import reconstruction
@@ -123,6 +124,10 @@ class QualityTask:
             row["reference"] = "train" if real.value.images else "shipped-test"
             if count < self.settings.num_samples:  # FID is biased by the number of samples: one number per matrix
                 row["fid"] = None
+            elif sums.exact_features:
+                after, before = (np.concatenate(found) for found in (sums.features, sums.exact_features))
+                rise = rise_interval(after, before, real.value.reference.statistics)
+                row["fid_rise_low"], row["fid_rise_high"] = rise or (None, None)
         if real.value and real.value.images:
             row["skipped_images"] = real.value.images.skipped
             if cell.guidance is None and cell.denoise is None:
