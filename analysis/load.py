@@ -19,6 +19,7 @@ from analysis.summary import recommendations, summarise
 from harness.errors import StoreError
 from harness.runs.store import MANIFEST, Run, read_run
 from harness.runs.tables import TABLES, Table
+from harness.runs.titles import parsed
 
 PAPER_TAU = 0.5
 """What the papers use (arXiv 2505.24791, Algorithm 1)."""
@@ -56,7 +57,8 @@ class Runs:
 
     def summary(self) -> pd.DataFrame:
         """One row per cell of every run that was measured by a matrix: speed-up, quality, costs, and how it ended."""
-        return pd.concat([summarise(run) for run in self.runs if matrix_of(run)], ignore_index=True)
+        found = [summarise(run) for run in self.runs if matrix_of(run)]
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     def __repr__(self) -> str:
         paths = ", ".join(str(run.path) for run in self.runs)
@@ -65,7 +67,7 @@ class Runs:
 
     def _repr_html_(self) -> str:
         told = [str(found) for run in self.runs if matrix_of(run) for found in recommendations(run)]
-        table = self.summary()[list(SHOWN)].rename(columns=SHOWN)
+        table = self.summary().reindex(columns=list(SHOWN)).rename(columns=SHOWN)
         sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in told)
         return table.to_html(index=False, border=0, na_rep="", float_format=lambda one: f"{one:.3g}") + sentences
 
@@ -207,7 +209,7 @@ def _flows(cells: pd.DataFrame) -> pd.Series:
 
 def _series(cells: pd.DataFrame) -> pd.Series:
     names = cells["label"].fillna(cells["decoder"]).astype(str)
-    options = cells["options"].map(_parsed)
+    options = cells["options"].map(parsed)
     for label, group in options.groupby(names):
         keys = sorted(set().union(*group))
         seen = {key: {json.dumps(found[key], sort_keys=True) for found in group if key in found} for key in keys}
@@ -215,14 +217,6 @@ def _series(cells: pd.DataFrame) -> pd.Series:
         words = group.map(lambda found, keys=varying: [f"{key}={_plain(found[key])}" for key in keys if key in found])
         names = names.where(names != label, words.map(lambda parts, label=label: " ".join([label, *parts])))
     return names
-
-
-def _parsed(options: object) -> dict[str, Any]:
-    try:
-        found = json.loads(options) if isinstance(options, str) else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _plain(value: object) -> str:

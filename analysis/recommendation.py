@@ -14,7 +14,7 @@ from analysis.quality import exact_fid
 from analysis.statistics import BASELINE, median_interval, ratios_to
 from analysis.text import duration, quantity, speedup
 from harness.runs.store import Run
-from harness.runs.titles import title
+from harness.runs.titles import parsed, title
 
 SETTING = ["dataset", "checkpoint", "guidance", "denoise", "batch_size", "seed", "device", "dtype", "threads"]
 """What cells share whose decoders are compared with each other."""
@@ -118,7 +118,7 @@ def _given(run: Run, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name of a row's decoder and the options that the matrix gave it, tau among them where it takes one."""
     if not row:
         return BASELINE, {}
-    known: dict[str, Any] = json.loads(row["options"])
+    known = parsed(row["options"])
     tables = run.manifest["matrix"].get("decoders", [])
     names = {key for table in tables if table.get("name") == row["decoder"] for key in table} - {"name", "label", "tau"}
     given = {name: known[name] for name in sorted(names) if known.get(name) is not None}
@@ -132,7 +132,7 @@ def _toml(value: Any) -> str:
 
 def _python(run: Run, setting: Mapping[str, Any], decoder: str, options: Mapping[str, Any]) -> str:
     """Lines that load the flow as it was named and sample with a decoder as the run did."""
-    named = [table.get("checkpoint") or table["name"] for table in run.manifest["matrix"].get("datasets", [])]
+    named = [table.get("checkpoint") or table.get("name", "") for table in run.manifest["matrix"].get("datasets", [])]
     alike = [one for one in named if setting["checkpoint"] in (one, Path(one).name, Path(one).stem)]
     flow = repr(str(alike[0] if alike else setting["checkpoint"]))
     flow += "" if setting["device"] == "cpu" else f", device={setting['device']!r}"

@@ -18,7 +18,7 @@ from analysis.statistics import BASELINE, layer_costs, paired_speedups
 from analysis.text import speedup
 from harness.errors import StoreError
 from harness.runs.store import Run
-from harness.runs.titles import title
+from harness.runs.titles import parsed, title
 
 _QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_rmse", "valid"]
 
@@ -145,7 +145,7 @@ def _entries(row: dict[Any, Any]) -> list[str]:
         verdict = f"{verdict}, {row['pass']}: {row['status']}".removeprefix(", ")
     return [
         escape(title(row["label"], None, row["options"])),
-        "" if "budget" in json.loads(row["options"]) else _number(row["tau"], "g"),
+        "" if "budget" in parsed(row["options"]) else _number(row["tau"], "g"),
         _number(row["wall_s"], ".3g"),
         _speedup(row),
         _number(row["forward_ratio"], ".1f"),

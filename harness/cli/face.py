@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from analysis.load import Runs, load
+from analysis.load import matrix_of as matrix_in
 from analysis.recommendation import Recommendation
 from analysis.summary import print_summary, recommendations, summarise
 from harness.errors import HarnessError
@@ -22,6 +23,8 @@ from harness.measure.run_matrix import run_matrix
 from harness.measure.sources import matrix_of
 from harness.progress import reporter
 from harness.runs.store import Run
+
+Budget = float | Literal["sejd"] | None
 
 WIDE = 170
 """Columns of a table that no terminal shows."""
@@ -78,8 +81,8 @@ def recommend(
     checkpoint: str | Path | CausalFlow,
     *,
     dataset: str | None = None,
-    batches: Sequence[int] = (16,),
-    budgets: Sequence[float | None] = (None,),
+    batches: int | Sequence[int] = (16,),
+    budgets: Budget | Sequence[Budget] = ("sejd",),
     seconds: float = SECONDS,
     out: Path | str | None = None,
     resume: bool = False,
@@ -99,11 +102,14 @@ def recommend(
         checkpoint: a flow's name, its file, or a flow that was loaded from one.
         dataset: real images that it was trained on, for FID; by default what it says of itself.
         batches: samples decoded together.
-        budgets: deviations allowed, RMSE to the exact sample; None for that of SeJD at tau 0.5.
+        budgets: deviations allowed, RMSE to the exact sample; "sejd" or None for that of SeJD at tau 0.5.
         seconds: that measuring may take, about; fitting comes before.
         out: the run folder; by default ``runs/recommend-NAME``, or the next that is free.
         resume: finish what is there.
     """
+    allowed = [None if budget == "sejd" else budget for budget in _several(budgets)]
+    if wrong := [budget for budget in allowed if not isinstance(budget, int | float | None)]:
+        raise HarnessError(f"a budget is a deviation, such as 0.05, or 'sejd', not {wrong[0]!r}")
     if isinstance(checkpoint, CausalFlow):
         if checkpoint.source is None:
             raise HarnessError(
@@ -113,11 +119,16 @@ def recommend(
         checkpoint = checkpoint.source
     folder = Path(out or Path("runs") / f"{name}-{checkpoint_path(checkpoint).stem}")
     measured = measure_choices(
-        str(checkpoint), folder if out or resume else free(folder), reporter(), batches=batches, budgets=budgets,
+        str(checkpoint), folder if out or resume else free(folder), reporter(), batches=_several(batches),
+        budgets=allowed,
         candidates=candidates, dataset=dataset, seconds=seconds, device=device, resume=resume, threads=threads,
         data_root=data_root, inception_weights=inception_weights,
     )  # fmt: skip
     return Recommended(recommendations(measured), measured)
+
+
+def _several(given: Any) -> list[Any]:
+    return [given] if given is None or isinstance(given, int | float | str) else list(given)
 
 
 def print_choice(run: Run) -> None:
@@ -131,6 +142,12 @@ def print_choice(run: Run) -> None:
 
 def print_run(run: Run, as_json: bool = False) -> None:
     """Print what a run found, as tables or as JSON."""
+    if not matrix_in(run):  # of a probe, whose tables are its own
+        rows = {name: len(run.table(name)) for name in run.tables}
+        held = {name: count for name, count in rows.items() if count}
+        told = [f"{run.path}: a probe's run", *(f"  {name}: {count} rows" for name, count in held.items())]
+        print(json.dumps({"run": str(run.path), "rows": held}, indent=2) if as_json else "\n".join(told))
+        return
     if as_json:
         cells = json.loads(summarise(run).to_json(orient="records", double_precision=15))
         choices = [vars(found) for found in recommendations(run)]

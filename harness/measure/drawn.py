@@ -16,6 +16,9 @@ from harness.datasets.images import image_grid
 from harness.decoders import Decoder, DecodeResult, decoders
 from harness.decoders.trace import State, worst
 
+SHOWN = 64
+"""Samples that a notebook shows, at most."""
+
 
 @dataclass(frozen=True, repr=False)
 class Sampled:
@@ -56,15 +59,16 @@ class Sampled:
         )
 
     def _repr_html_(self) -> str:
-        self.grid().save(png := io.BytesIO(), "PNG")
+        self.grid(SHOWN).save(png := io.BytesIO(), "PNG")
         picture = base64.b64encode(png.getvalue()).decode()
         table = self.layers.to_html(index=False, border=0, float_format=lambda value: f"{value:.3g}")
         return f"<p>{html.escape(repr(self)[1:-1])}</p><img src='data:image/png;base64,{picture}'/>{table}"
 
-    def grid(self) -> Image.Image:
-        """The images as one picture, nearly square, small ones magnified."""
-        columns = math.ceil(math.sqrt(len(self.images)))
-        return image_grid(self.images, columns, scale=max(1, 32 // self.images.shape[-1]))
+    def grid(self, most: int | None = None) -> Image.Image:
+        """The images, or so many of them, as one picture, nearly square, small ones magnified."""
+        images = self.images[:most]
+        columns = math.ceil(math.sqrt(len(images)))
+        return image_grid(images, columns, scale=max(1, 32 // self.images.shape[-1]))
 
     @property
     def fpe(self) -> float:

@@ -7,12 +7,12 @@ from rich.console import Console
 from analysis.summary import print_summary, summarise
 from harness.runs.store import RunStore, read_run
 
-SECONDS = {"sequential": 2.0, "fast": 0.5, "sloppy": 0.25, "broken": None}
+SECONDS = {"sequential": 2.0, "fast": 0.5, "sloppy": 0.25, "broken": None, "sejd": 1.0}
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Four decoders of K = 2, L = 5: fast is 4 times as fast and valid, sloppy 8 times and invalid, broken fails."""
+    """Decoders of K = 2, L = 5: fast is 4 times as fast and valid, sloppy 8 times and invalid, broken fails."""
     limits = {"max_deviation": 0.1, "max_fid_increase": 0.05}
     with RunStore.create(tmp_path / "run", {"matrix": {"quality": limits}}) as store:
         for label, seconds in SECONDS.items():
@@ -46,8 +46,9 @@ def run(tmp_path):
                 ],
             )  # fmt: skip
             if seconds:
-                deviation = {"sequential": 0.0, "fast": 0.05, "sloppy": 0.3}[label]
+                deviation = {"sequential": 0.0, "fast": 0.05, "sloppy": 0.3, "sejd": 0.08}[label]
                 row = {"cell_id": label, "cell_key": label, "num_samples": 100, "fid": 5.0, "fid_features": "net"}
+                row |= {"fid_rise_low": -0.01, "fid_rise_high": 0.02}
                 store.append("quality", [row | {"deviation_rmse": deviation, "nonfinite_samples": 0, "status": "ok"}])
                 iterations = 4 if label == "sequential" else 3
                 layers = [
@@ -83,7 +84,8 @@ def test_the_table_headlines_valid_cells_only(run):
     print_summary(run, console)
     text = console.export_text()
     told = "use fast tau 0.5 (--decoder 'ujd tau=0.5'): 4.00 times [4.00, 4.00] faster than sequential, "
-    assert f"{told}SeJD not measured, deviation 0.05, FID +0.0 % (100 samples)" in " ".join(text.split())
+    told += "2.00 times [2.00, 2.00] faster than SeJD at tau 0.5, deviation 0.05, FID +0.0 % [-1.0, +2.0] (100 samples)"
+    assert told in " ".join(text.split())
     assert "(8.00x [8.00, 8.00])" in text and "(4.00x" not in text
     assert "it [broke]" in text and "timings: failed" in text
     assert "features of net, 100 samples" in text

@@ -2,8 +2,11 @@
 not."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -107,6 +110,17 @@ def test_show_tells_it_again(done):
         raise call("show", folder / "absent").exception
 
 
+def test_it_goes_on_and_shows_a_probe(done, monkeypatch):
+    folder, first = done
+    monkeypatch.chdir(folder)
+    again = call("recommend", "mine.safetensors", "--seconds", 9, "--batch-size", 2, "--threads", 1, "--resume")
+    assert again.exception is None and again.stdout == first.stdout
+    assert call("probe", "crm", "mine.safetensors", "--out", "probe").exception is None
+    assert "probes: 1 rows" in call("show", "probe").stdout
+    assert json.loads(call("show", "probe", "--json").stdout)["rows"]["probes"] == 1
+    assert harness.load("probe").summary().empty and "<table" in harness.load("probe")._repr_html_()
+
+
 def test_a_run_shows_itself(done):
     folder, _ = done
     runs = harness.load(folder / "runs" / "recommend-mine")
@@ -127,6 +141,23 @@ def test_sample_takes_auto_where_it_was_tuned(done, small, monkeypatch):
     )
 
 
+GUARDS = {"bare": "{}", "guarded": 'if __name__ == "__main__":\n    {}'}
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_script_measures_without_being_run_again_in_every_process(done, guard):
+    """Nor does it need multiprocessing's guard."""
+    folder, _ = done
+    call = (
+        f"print('told', repr(harness.recommend('mine.safetensors', batches=2, seconds=0.1, out='{guard}', threads=1)))"
+    )
+    (folder / "script.py").write_text(f"import harness\n{GUARDS[guard].format(call)}\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run([sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("told") == 1 and "use " in ran.stdout
+
+
 def test_what_was_fitted_is_kept_when_it_is_interrupted(small, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -141,7 +172,8 @@ def test_tune_ends_in_the_same_sentence(small):
     result = call("tune", small, "--batch", 2, "--samples", 16, "--seconds", 0.1, "--threads", 1, "--dataset", "digits")
     assert result.exception is None, result.output
     (found,) = recommendations(read_run("runs/tune-mine"))
-    assert str(found) in result.stdout and found.python.splitlines()[-1] in result.stdout and "FID" in str(found)
+    assert str(found) in result.stdout and found.python.splitlines()[-1] in result.stdout
+    assert read_run("runs/tune-mine").table("quality")["fid"].notna().all()
     assert set(summarise(read_run("runs/tune-mine"))["decoder"]) == {"sequential", "sejd", "auto"}
 
 
@@ -160,5 +192,9 @@ def test_what_a_checkpoint_was_trained_on(small):
     ):
         error = call(*arguments).exception
         assert isinstance(error, HarnessError) and sentence in str(error), error
+    wrongs = {"or 'sejd'": {"budgets": "sejdd"}, "batch_sizes": {"batches": 0}, "not -1.0": {"budgets": -1.0}}
+    for sentence, wrong in wrongs.items():
+        with pytest.raises(HarnessError, match=sentence):
+            harness.recommend(small, **wrong)
     with pytest.raises(HarnessError, match="this flow has none"):
         harness.recommend(load_flow(load_flow(small).state_dict()))
