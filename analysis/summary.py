@@ -81,7 +81,7 @@ def print_summary(run: Run, console: Console) -> None:
         console.print(escape(sentence), style="yellow", highlight=False)
     for setting, group in _settings(frame):
         told = escape(str(recommendation(run, setting, group)))
-        console.print(f"\n{told}", style="bold", highlight=False, soft_wrap=True)
+        console.print(f"\n{told}", style="bold", highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _validity(frame: pd.DataFrame, limits: dict[str, float]) -> str:

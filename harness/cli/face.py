@@ -72,6 +72,9 @@ class Recommended:
     def __repr__(self) -> str:
         return "\n".join(map(str, self.choices))
 
+    def _repr_html_(self) -> str:
+        return load(self.run.path)._repr_html_()
+
     def summary(self) -> Any:
         """Every decoder that was measured, as a frame, one row per cell."""
         return summarise(self.run)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import harness
 from analysis.summary import recommendations, summarise
 from harness.cli import app
+from harness.cli.face import Recommended
 from harness.errors import HarnessError
 from harness.fitting.tune import Tuner
 from harness.flows import load_flow
@@ -125,6 +126,7 @@ def test_a_run_shows_itself(done):
     folder, _ = done
     runs = harness.load(folder / "runs" / "recommend-mine")
     assert repr(runs).endswith("recommend-mine: 7 cells of 1 flow>")
+    assert Recommended([], runs.runs[0])._repr_html_() == runs._repr_html_()
     assert len(runs.summary()) == 7 and "<table" in runs._repr_html_() and "use " in runs._repr_html_()
 
 
