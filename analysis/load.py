@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.statistics import BASELINE, DESCRIPTION, paired_speedups
+from analysis.summary import recommendations, summarise
 from harness.errors import StoreError
 from harness.runs.store import MANIFEST, Run, read_run
 from harness.runs.tables import TABLES, Table
-from harness.runs.titles import title
+from harness.runs.titles import parsed, title
 
 PAPER_TAU = 0.5
 """What the papers use (arXiv 2505.24791, Algorithm 1)."""
@@ -31,12 +33,19 @@ ON_DEMAND = ("residuals",)
 CONTEXT = ["flow", "series", "tau", "batch_size", "seed", "decoder", "label", "num_tokens", "num_layers", "dataset"]
 """What `Runs.joined` adds to the rows of a table."""
 
+SHOWN = {
+    "dataset": "flow", "batch_size": "batch", "label": "decoder", "tau": "tau", "wall_s": "time (s)",
+    "speedup": "speed-up", "low": "from", "high": "to", "fid": "FID", "deviation_rmse": "deviation", "fpe": "FPE",
+    "iterations": "iterations per layer", "state": "state", "valid": "valid",
+}  # fmt: skip
+"""The columns of a summary that a notebook shows, and their headings."""
+
 _SETTING = ["checkpoint", "guidance", "device", "dtype", "threads"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Runs:
-    """One or several run folders, merged.
+    """One or several run folders, merged; a notebook shows their `summary`.
 
     `tables` has those of every run by name, and those that the runs' probes declared, `ON_DEMAND` aside. One that
     nobody measured is empty but typed.
@@ -45,6 +54,22 @@ class Runs:
     runs: tuple[Run, ...]  # in the order given; of those that measured a cell with different code the last one counts
     tables: dict[str, pd.DataFrame]
     notes: tuple[str, ...] = ()  # what a reader should know of the merge
+
+    def summary(self) -> pd.DataFrame:
+        """One row per cell of every run that was measured by a matrix: speed-up, quality, costs, and how it ended."""
+        found = [summarise(run) for run in self.runs if matrix_of(run)]
+        return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+    def __repr__(self) -> str:
+        paths = ", ".join(str(run.path) for run in self.runs)
+        flows = len(self.tables["cells"]["checkpoint"].unique())
+        return f"<{paths}: {len(self.tables['cells'])} cells of {flows} flow{'' if flows == 1 else 's'}>"
+
+    def _repr_html_(self) -> str:
+        told = [str(found) for run in self.runs if matrix_of(run) for found in recommendations(run)]
+        table = self.summary().reindex(columns=list(SHOWN)).rename(columns=SHOWN)
+        sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in told)
+        return table.to_html(index=False, border=0, na_rep="", float_format=lambda one: f"{one:.3g}") + sentences
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -110,9 +135,10 @@ def matrix_of(run: Run) -> dict[str, Any]:
     return matrix if isinstance(matrix, dict) else {}
 
 
-def load(paths: Sequence[Path | str]) -> Runs:
-    """Read run folders, or folders that hold some at any depth, and merge them."""
-    runs = [read_run(folder) for path in paths for folder in find_runs(Path(path))]
+def load(paths: Path | str | Sequence[Path | str]) -> Runs:
+    """Read a run folder or several, or folders that hold some at any depth, and merge them."""
+    several = [paths] if isinstance(paths, Path | str) else paths
+    runs = [read_run(folder) for path in several for folder in find_runs(Path(path))]
     known = {name: table for run in runs for name, table in run.tables.items()} | TABLES
     tables = {name: _merge(table, runs) for name, table in known.items() if name not in ON_DEMAND}
     return Runs(tuple(runs), *_one_version(tables))
@@ -194,7 +220,7 @@ def _flows(cells: pd.DataFrame) -> pd.Series:
 
 def _series(cells: pd.DataFrame) -> pd.Series:
     names = cells["label"].fillna(cells["decoder"]).astype(str)
-    options = cells["options"].map(_parsed)
+    options = cells["options"].map(parsed)
     for label, group in options.groupby(names):
         keys = sorted(set().union(*group))
         seen = {key: {json.dumps(found[key], sort_keys=True) for found in group if key in found} for key in keys}
@@ -202,14 +228,6 @@ def _series(cells: pd.DataFrame) -> pd.Series:
         words = group.map(lambda found, keys=varying: [f"{key}={_plain(found[key])}" for key in keys if key in found])
         names = names.where(names != label, words.map(lambda parts, label=label: " ".join([label, *parts])))
     return names
-
-
-def _parsed(options: object) -> dict[str, Any]:
-    try:
-        found = json.loads(options) if isinstance(options, str) else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _plain(value: object) -> str:

@@ -22,6 +22,9 @@ MIN_ROUNDS = 5
 RESAMPLES = 4999
 """Resamples of a bootstrap."""
 
+STATES = ("not converged", "done", "converged")
+"""How a decode ends, the least certain first; see `harness.decoders.trace.LayerTrace`."""
+
 DESCRIPTION = ["cell_key", "group_id", *tables.DESCRIPTION]
 """The columns of `timings` that describe a cell and are handed through."""
 
@@ -149,7 +152,8 @@ def shift_of_rounds(new: np.ndarray | pd.Series, base: np.ndarray | pd.Series, c
 def layer_costs(layers: pd.DataFrame) -> pd.DataFrame:
     """One row per cell of `layers`, which `num_tokens` and `num_layers` join: fpe, depth, iterations and modes.
 
-    FPE are forward-pass equivalents. An iteration count is followed by "!" where the layer did not converge.
+    FPE are forward-pass equivalents. An iteration count is followed by "!" where the layer did not converge; `state` is
+    the least certain of the layers' own, null where the run did not store them.
     """
     rows = [
         [
@@ -159,7 +163,8 @@ def layer_costs(layers: pd.DataFrame) -> pd.DataFrame:
             rows["depth"].sum(),
             " ".join(f"{row.iterations:g}{'' if row.converged else '!'}" for row in rows.itertuples(index=False)),
             " ".join(rows["mode"]),
+            next((state for state in STATES if rows["state"].eq(state).any()), None) if "state" in rows else None,
         ]
         for cell, rows in layers.sort_values("layer").groupby("cell_id")
     ]
-    return pd.DataFrame(rows, columns=["cell_id", "fpe", "depth", "iterations", "modes"])
+    return pd.DataFrame(rows, columns=["cell_id", "fpe", "depth", "iterations", "modes", "state"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -11,11 +12,12 @@ from rich.markup import escape
 
 from analysis.drift import doubts
 from analysis.quality import break_conditions, valid_cells, warnings
+from analysis.recommendation import SETTING, Recommendation, best_of, recommendation
 from analysis.statistics import BASELINE, layer_costs, paired_speedups
 from analysis.text import print_table, speedup
 from harness.errors import StoreError
 from harness.runs.store import Run
-from harness.runs.titles import title
+from harness.runs.titles import parsed, title
 
 _QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_rmse", "valid"]
 
@@ -55,27 +57,25 @@ def print_summary(run: Run, console: Console) -> None:
     absent = frame[frame["status"].eq("skipped") & frame["pass"].eq("timings")]
     frame = frame.drop(absent.index)
     broken = break_conditions(run.table("cells"), run.table("layers"), run.table("quality"), BASELINE)
-    setting = ["dataset", "checkpoint", "guidance", "denoise", "batch_size", "seed", "device", "dtype", "threads"]
-    for key, group in frame.groupby(setting, sort=False, dropna=False):
-        cells, best = group.to_dict("records"), _best(group)
+    for setting, group in _settings(frame):
+        cells, best = group.to_dict("records"), best_of(group)
         console.print()
         print_table(
             console,
             [_entries(cell) for cell in cells],
-            title=_heading(dict(zip(setting, key, strict=True))),
+            title=_heading(setting),
             right=_NUMBERS,
             dropped=_LESS_NEEDED,
             bold=[number for number, cell in enumerate(cells) if best and cell["cell_id"] == best["cell_id"]],
         )
-        console.print(_headline(group), highlight=False)
         for sentence in warnings(broken[broken["cell_id"].isin(group["cell_id"])], group):
             console.print(f"Warning: {escape(sentence)}", style="yellow", highlight=False)
     limits = tolerance(run)
     console.print(
         "\nTime is the median of a batch's rounds; speed-up the median of paired rounds against sequential with its "
         "95 % interval; fwd the time in forward passes; deviation the RMSE to the sequential samples, in image units; "
-        f"FPE forward-pass equivalents. Valid: deviation at most {limits['max_deviation']:g} and FID at most "
-        f"{limits['max_fid_increase']:.0%} above sequential's; a speed-up in brackets is of a cell that is not.",
+        f"FPE forward-pass equivalents; done: a fixed amount of work, which no stopping rule judges. "
+        f"{_validity(frame, limits)}; a speed-up in brackets is of a cell that is not.",
         style="dim",
         highlight=False,
     )
@@ -92,6 +92,31 @@ def print_summary(run: Run, console: Console) -> None:
         console.print(sentence, highlight=False)
     for sentence in doubts(run.table("cells"), run.table("sentinels"), run.table("devices")):
         console.print(escape(sentence), style="yellow", highlight=False)
+    for setting, group in _settings(frame):
+        told = escape(str(recommendation(run, setting, group)))
+        console.print(f"\n{told}", style="bold", highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _validity(frame: pd.DataFrame, limits: dict[str, float]) -> str:
+    """What "valid" means here: FID has no part in it where none was measured."""
+    deviation = f"deviation at most {limits['max_deviation']:g}"
+    both = f"Valid: {deviation} and FID at most {limits['max_fid_increase']:.0%} above sequential's"
+    if frame["fid"].notna().any():
+        without = frame.groupby("dataset")["fid"].count().loc[lambda counts: counts == 0].index
+        return both + "".join(f"; {name}: valid (deviation only)" for name in without)
+    return f"Valid (deviation only): {deviation}; FID was not measured"
+
+
+def recommendations(run: Run) -> list[Recommendation]:
+    """What a run comes to: one sentence for every flow, batch size and setting that it measured."""
+    frame = summarise(run)
+    measured = frame[~(frame["status"].eq("skipped") & frame["pass"].eq("timings"))]
+    return [recommendation(run, setting, group) for setting, group in _settings(measured)]
+
+
+def _settings(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    for key, group in frame.groupby(SETTING, sort=False, dropna=False):
+        yield dict(zip(SETTING, key, strict=True)), group
 
 
 def _left_out(run: Run) -> list[str]:
@@ -121,9 +146,10 @@ def _entries(row: dict[Any, Any]) -> dict[str, str]:
     verdict = {True: "valid", False: "invalid"}.get(row["valid"], "")
     if row["status"] != "ok":
         verdict = f"{verdict}, {row['pass']}: {row['status']}".removeprefix(", ")
+    iterations = row["iterations"] if isinstance(row["iterations"], str) else ""
     return {
-        "decoder": row["label"],
-        "tau": _number(row["tau"], "g"),
+        "decoder": title(row["label"], None, row["options"]),
+        "tau": "" if "budget" in parsed(row["options"]) else _number(row["tau"], "g"),
         "time s": _number(row["wall_s"], ".3g"),
         "speed-up": _speedup(row),
         "fwd": _number(row["forward_ratio"], ".1f"),
@@ -132,7 +158,7 @@ def _entries(row: dict[Any, Any]) -> dict[str, str]:
         "deviation": _number(row["deviation_rmse"], ".2g"),
         "FPE": _number(row["fpe"], ".2f"),
         "depth": _number(row["depth"], ".0f"),
-        "iterations per layer": row["iterations"] if isinstance(row["iterations"], str) else "",
+        "iterations per layer": f"{iterations}{', done' if iterations and row['state'] == 'done' else ''}",
         "": verdict,
     }
 
@@ -146,29 +172,8 @@ def _speedup(row: dict[Any, Any]) -> str:
     return f"({text})" if row["valid"] is False else text
 
 
-def _headline(group: pd.DataFrame) -> str:
-    best, others = _best(group), group[group["decoder"].ne(BASELINE)]
-    if best is not None:
-        figures = f"{_speedup(best)} at deviation {_number(best['deviation_rmse'], '.2g')}"
-        return f"Fastest valid: {_name(best)}, {escape(figures)}."
-    if others.empty:
-        return f"No speed-up to tell: nothing but {BASELINE} was measured here."
-    if len(others) == len(group):
-        return f"No speed-up to tell: {BASELINE}, which the others are compared with, is not among the cells here."
-    if others["speedup"].isna().all():
-        return f"No speed-up to tell: no round here was ended well by {BASELINE} and another decoder."
-    if others[others["speedup"].gt(1)]["valid"].isna().any():
-        return "A decoder is faster than sequential here; whether it is valid was not measured."
-    return "No decoder is faster than sequential and valid here."
-
-
-def _best(group: pd.DataFrame) -> dict[Any, Any] | None:
-    valid = group[group["valid"].eq(True) & group["speedup"].gt(1) & group["decoder"].ne(BASELINE)]
-    return None if valid.empty else valid.nlargest(1, "speedup").to_dict("records")[0]
-
-
 def _name(row: dict[Any, Any]) -> str:
-    return escape(title(row["label"], row["tau"]))
+    return escape(title(row["label"], row["tau"], row["options"]))
 
 
 def _number(value: float | None, form: str) -> str:

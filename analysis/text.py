@@ -128,6 +128,16 @@ def speedup(value: float, low: float, high: float) -> str:
     return f"{value:.2f}x" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
 
 
+def duration(seconds: float) -> str:
+    """Seconds as text, in the unit that suits.
+
+    >>> duration(0.0123), duration(47.8), duration(600), duration(9000)
+    ('0.012 s', '48 s', '10 min', '2.5 h')
+    """
+    unit, size = ("s", 1) if seconds < 120 else ("min", 60) if seconds < 7200 else ("h", 3600)
+    return f"{quantity(seconds / size, 2)} {unit}"
+
+
 def percent(share: float, digits: int = 0) -> str:
     """A share as text.
 

@@ -1,24 +1,42 @@
-"""Measure how autoregressive normalizing flows are sampled: how fast, at what quality, at what memory, and why."""
+"""Measure how autoregressive normalizing flows are sampled: how fast, at what quality, at what memory, and why.
+
+Everything here is loaded when it is first asked for: reading run folders needs no torch.
+"""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis.load import load
+    from harness.cli.face import recommend, run
+    from harness.datasets import load_dataset
+    from harness.decoders import Decoder, Guidance, build_decoder
+    from harness.fitting import prepare
+    from harness.flows import load_flow
+    from harness.measure.sampling import draw_samples, sample
 
 __version__ = "0.1.0"
-
+__all__ = [
+    "Decoder", "Guidance", "build_decoder", "draw_samples", "load", "load_dataset", "load_flow", "prepare", "recommend",
+    "run", "sample",
+]  # fmt: skip
 _HOME = {
-    "Decoder": "harness.decoders",
-    "Guidance": "harness.decoders",
-    "build_decoder": "harness.decoders",
-    "load_dataset": "harness.datasets",
-    "load_flow": "harness.flows",
-    "prepare": "harness.fitting",
-    "draw_samples": "harness.measure.sampling",
+    "analysis.load": ("load",),
+    "harness.cli.face": ("recommend", "run"),
+    "harness.datasets": ("load_dataset",),
+    "harness.decoders": ("Decoder", "Guidance", "build_decoder"),
+    "harness.fitting": ("prepare",),
+    "harness.flows": ("load_flow",),
+    "harness.measure.sampling": ("draw_samples", "sample"),
 }
-__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    """Loaded when it is first asked for: reading run folders needs no torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'harness' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'harness' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Protocol, Self
 
 from rich.console import Console
@@ -21,7 +22,7 @@ class Reporter(Protocol):
     def __exit__(self, *exc: object) -> None: ...
 
     def begin(self, total: float) -> None:
-        """The cost of all units to come, in any unit."""
+        """The cost of all units of the stage to come, in any unit; what was before it counts no more."""
         ...
 
     def unit(self, work: str, title: str) -> None:
@@ -38,6 +39,34 @@ class Reporter(Protocol):
 def reporter() -> Reporter:
     """A bar on a terminal, else lines; both on stderr."""
     return BarReporter() if sys.stderr.isatty() else LineReporter()
+
+
+class Silent:
+    """Shows nothing but what there is to note, which it hands on."""
+
+    def __init__(self, note: Callable[[str], object] = lambda sentence: None) -> None:
+        self._note = note
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def begin(self, total: float) -> None:
+        pass
+
+    def unit(self, work: str, title: str) -> None:
+        pass
+
+    def advance(self, cost: float) -> None:
+        pass
+
+    def note(self, sentence: str) -> None:
+        self._note(sentence)
+
+
+SILENT = Silent()
 
 
 class BarReporter:
@@ -67,7 +96,7 @@ class BarReporter:
         self._progress.stop()
 
     def begin(self, total: float) -> None:
-        self._progress.update(self._task, total=total)
+        self._progress.reset(self._task, total=total)
 
     def unit(self, work: str, title: str) -> None:
         self._progress.update(self._task, description=title, work=work)
@@ -79,22 +108,17 @@ class BarReporter:
         self._progress.console.print(sentence, markup=False, highlight=False)
 
 
-class LineReporter:
+class LineReporter(Silent):
     """A line per pass, and one every few seconds."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._total, self._done = 0.0, 0.0
         self._start = self._last = time.monotonic()
         self._work = ""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
-
     def begin(self, total: float) -> None:
-        self._total, self._start = total, time.monotonic()
+        self._total, self._done, self._start = total, 0.0, time.monotonic()
 
     def unit(self, work: str, title: str) -> None:
         now = time.monotonic()

@@ -69,6 +69,18 @@ data_root = click.option(
 threads = click.option("--threads", type=Value("Few"), help="CPU threads; by default torch's own choice.")
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 weights = click.option("--weights", metavar="KEY", help="Which weights of a checkpoint with several, as ema.")
+dataset = click.option(
+    "--dataset", help="Real images that a checkpoint was trained on, for FID; by default what it says of itself."
+)
+
+
+class Budget(Value):
+    """A deviation allowed, or ``"sejd"``, which is None."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        return None if value in (None, "sejd") else super().convert(value, param, ctx)
+
+
 FOLDER = click.Path(path_type=Path, file_okay=False)
 ENDS_S = 15.0
 """Seconds that threads which foreign code left, or what it has the interpreter do at its end, may hold this process."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -10,17 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.app import FOLDER, Value, app, data_root, threads, weights
+from harness.cli.app import FOLDER, Budget, Value, app, data_root, dataset, threads, weights
 
 if TYPE_CHECKING:
     from harness.flows import CausalFlow
-
-
-class Budget(Value):
-    """A deviation allowed, or ``"sejd"``, which is None."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        return None if value in (None, "sejd") else super().convert(value, param, ctx)
 
 
 @app.command()
@@ -82,10 +74,12 @@ def train_features_command(dataset: str, out: Path | None, **options: Any) -> No
 def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float | None, weights: str | None) -> None:
     """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" or "learned", and 'fitted'."""
     from harness.fitting.calibrate import store_calibration
+    from harness.progress import reporter
 
-    loaded, learned = _fitted_to(flow, weights=weights), seconds != 0
-    report = partial(print, file=sys.stderr, flush=True)
-    print(store_calibration(loaded, samples, seed, learned=learned, seconds=seconds, report=report))
+    loaded = _fitted_to(flow, weights=weights)
+    with reporter() as progress:
+        path = store_calibration(loaded, samples, seed, progress, learned=seconds != 0, seconds=seconds)
+    print(path)
 
 
 @app.command("tune")
@@ -95,28 +89,52 @@ def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float 
 @click.option("--budget", "budgets", type=Budget("Share"), multiple=True, default=["sejd"], show_default=True,
               help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
 @click.option("--samples", type=Value("Tuned"), help="Tuned on, and held out; by default as many as it takes.")
+@click.option("--seconds", type=Value("Positive"), default=60, show_default=True,
+              help="That measuring what was chosen may take, about.")  # fmt: skip
+@click.option("--out", type=FOLDER, help="Run folder of that; by default runs/tune-NAME, or the next that is free.")
+@dataset
+@click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @weights
 @threads
 def tune_command(
     flow: str, batches: tuple[int, ...], budgets: tuple[float | None, ...], samples: int | None,
-    device: str, weights: str | None, threads: int | None,
+    device: str, weights: str | None, threads: int | None, out: Path | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Measure how each layer of FLOW is decoded fastest within a budget, for the decoder 'auto'."""
+    """Measure how each layer of FLOW is decoded fastest within a budget, for the decoder 'auto'.
+
+    What was chosen is then measured beside sequential and SeJD, and told in a sentence.
+    """
     import torch
 
+    from harness.cli.face import print_choice, recommend
     from harness.decoders import build_decoder
     from harness.fitting import prepare
     from harness.fitting.tune import Tuner, store_schedule
+    from harness.measure.recommend import CLASSIC
+    from harness.measure.sources import table_of
+    from harness.progress import reporter
+    from harness.runs.store import require_new
 
     torch.set_num_threads(threads or torch.get_num_threads())
     loaded = _fitted_to(flow, device, weights)
-    prepare(build_decoder("fitted", correction="learned"), loaded, max(batches))  # candidates read the calibration
-    tuner = Tuner(loaded, samples)
-    for batch, budget in product(batches, budgets):
-        path = store_schedule(loaded, tuner.schedule(batch, budget))
+    if out is not None:
+        require_new(out)
+    if options["dataset"] is not None:
+        table_of(flow, options["dataset"])
+    with reporter() as progress:
+        # candidates read the calibration
+        prepare(build_decoder("fitted", correction="learned"), loaded, max(batches), progress.note, progress)
+        tuner = Tuner(loaded, samples, reporter=progress)
+        schedules = [store_schedule(loaded, tuner.schedule(*choice)) for choice in product(batches, budgets)]
+    for path in schedules:
         assert path is not None  # it has a checkpoint
         print(f"{path.read_text(encoding='utf-8')}\nstored as {path}\n")
+    found = recommend(
+        flow, batches=batches, budgets=budgets, candidates=CLASSIC, device=device, threads=threads, out=out,
+        name="tune", weights=weights, **options,
+    )  # fmt: skip
+    print_choice(found.run)
 
 
 def _fitted_to(flow: str, device: str = "cpu", weights: str | None = None) -> CausalFlow:

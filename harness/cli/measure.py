@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from harness.cli.app import FOLDER, Command, Group, Value, app, data_root, device, threads, weights
-from harness.errors import NonFiniteError
+from harness.cli.app import FOLDER, Budget, Command, Group, Value, app, data_root, dataset, device, threads, weights
+from harness.errors import HarnessError, NonFiniteError
 from harness.registry import first_line
 
 
@@ -22,6 +21,7 @@ from harness.registry import first_line
 @click.option("--decoder", "decoders", multiple=True, metavar="SPEC", help="One more: 'NAME option=value ...', where "
               "NAME may be package.module:Class (repeatable).")  # fmt: skip
 @click.option("--against", metavar="BASELINE", help="Then compare with a stored baseline or another run.")
+@dataset
 @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
 @click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable real images out; the quality rows count them.")
@@ -36,14 +36,11 @@ from harness.registry import first_line
               help="Times that what a lost process or machine had begun is run again.")  # fmt: skip
 def run_command(
     matrix: str, out: Path | None, profile: str | None, decoders: tuple[str, ...], against: str | None,
-    device: str | None, weights: str | None, on: str, workers: int, **options: Any,
+    device: str | None, weights: str | None, on: str, workers: int, dataset: str | None, **options: Any,
 ) -> int:  # fmt: skip
     """Measure a matrix, by name or .toml file, or a checkpoint: speed, cost, quality and memory of every cell."""
-    from rich.console import Console
-
     from analysis.compare.render import print_comparison
-    from analysis.summary import print_summary
-    from analysis.text import room
+    from harness.cli.face import print_run
     from harness.measure.matrix import parse_decoder
     from harness.measure.run_matrix import run_matrix
     from harness.measure.sources import matrix_of
@@ -53,17 +50,44 @@ def run_command(
 
     stored = open_run(against) if against else None  # a wrong name is told before anything is measured
     overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
-    parsed = matrix_of(matrix, profile, overrides, weights)
+    parsed = matrix_of(matrix, profile, overrides, dataset, weights)
     where = executor(on, workers)
     run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), executor=where, **options)
-    print_summary(run, Console(width=room(170)))
-    print(f"\n{run.path}; `harness report {run.path}` draws it")
+    print(f"{run.path}; `harness report {run.path}` draws it")
+    print_run(run)
     return 0 if stored is None else print_comparison(stored, run)
+
+
+@app.command("recommend")
+@click.argument("checkpoint", metavar="CHECKPOINT")
+@click.option("--batch-size", "batches", type=Value("Batch"), multiple=True, default=[16], show_default=True,
+              help="Samples decoded together; may be repeated.")  # fmt: skip
+@click.option("--budget", "budgets", type=Budget("Share"), multiple=True, default=["sejd"], show_default=True,
+              help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
+@click.option("--seconds", type=Value("Positive"), default=300, show_default=True,
+              help="That measuring may take, about; fitting, done once for a checkpoint, comes before.")  # fmt: skip
+@click.option("--out", type=FOLDER, help="Run folder; by default runs/recommend-NAME, or the next that is free.")
+@click.option("--resume", is_flag=True, help="Finish what a killed one left in its run folder.")
+@dataset
+@click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
+@click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
+@device
+@weights
+@threads
+def recommend_command(checkpoint: str, out: Path | None, resume: bool, **options: Any) -> None:
+    """Which decoder to use for CHECKPOINT, a flow's name or file: fitted, tuned and measured, told in a sentence.
+
+    Killed at any moment, what was fitted is kept, and with --resume what was measured.
+    """
+    from harness.cli.face import print_choice, recommend
+
+    print_choice(recommend(checkpoint, out=out, resume=resume, **options).run)
 
 
 @app.command("sample")
 @click.argument("flow", metavar="FLOW")
-@click.option("--decoder", "spec", default="sejd", show_default=True, metavar="SPEC", help="'NAME option=value ...'.")
+@click.option("--decoder", "spec", metavar="SPEC", help="'NAME option=value ...'; by default auto where it was tuned "
+              "for FLOW, else sejd.")  # fmt: skip
 @click.option("--tau", type=Value("Share"), help="Stopping threshold; by default the decoder's.")
 @click.option("-n", "--number", "count", type=Value("Count"), default=64, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
@@ -79,13 +103,17 @@ def run_command(
 @click.option("--denoise", metavar="[SIGMA]", is_flag=False, flag_value="auto",
               help="One denoising step afterwards; SIGMA is the noise in training, by default the checkpoint's."
               )  # fmt: skip
+@dataset
+@data_root
 @device
 @weights
 @threads
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
               help="Where folders and Parquet files are drawn.")  # fmt: skip
 @click.option("--workers", type=Value("Few"), default=1, show_default=True, help="CPU processes at a time.")
-def sample_command(out: Path, threads: int | None, on: str, workers: int, **options: Any) -> int:
+def sample_command(
+    out: Path, threads: int | None, on: str, workers: int, dataset: str | None, root: Path | None, **options: Any
+) -> int:
     """Draw samples from FLOW, a shipped flow's name or a checkpoint file.
 
     --out says how they are written: a .png, .jpg, .webp, ... is one grid, a .parquet a table of images, a name without
@@ -93,17 +121,23 @@ def sample_command(out: Path, threads: int | None, on: str, workers: int, **opti
     stopped. Samples that are not finite are counted and not written, and the exit code is 1.
     """
     from harness.measure.sampling import output_kind, read_request, sample_to_grid
+    from harness.progress import reporter
 
     kind = output_kind(out)
+    if dataset is not None and kind != "grid":
+        raise HarnessError(
+            f"--dataset compares the images of one grid, as a .png; for many samples: harness run {options['flow']} "
+            f"--dataset {dataset}"
+        )
     request = read_request(**options)
-    request.prepare(report=partial(print, file=sys.stderr, flush=True))
+    with reporter() as progress:
+        request.prepare(progress)
     try:
         if kind == "grid":
-            print(sample_to_grid(request, out, threads))
+            print(sample_to_grid(request, out, threads, dataset, None if root is None else str(root)))
             return 0
         from harness.measure.tasks.samples import draw_to_files
         from harness.measure.workers.local import executor
-        from harness.progress import reporter
 
         print(draw_to_files(request, out, executor(on, workers), reporter(), threads=threads))
     except NonFiniteError as error:

@@ -38,6 +38,17 @@ def compare(base: str, new: str, form: str, only: str | None, tolerance: float, 
     return print_comparison(open_run(base), open_run(new), form, only == "regressed", tolerance, require_evidence)
 
 
+@app.command()
+@click.argument("run", metavar="RUN")
+@click.option("--json", "as_json", is_flag=True, help="Every figure of every cell, and what it comes to, as JSON.")
+def show(run: str, as_json: bool) -> None:
+    """Show the run RUN, a folder or a stored baseline: its tables, and which decoder to use."""
+    from harness.cli.face import print_run
+    from harness.runs.baselines import open_run
+
+    print_run(open_run(run), as_json)
+
+
 @app.command("bench-compare")
 @click.argument("base")
 @click.argument("new", default="HEAD")

@@ -225,7 +225,7 @@ def _agrees(decoder: Decoder, result: DecodeResult, wanted: Tensor) -> str:
     off = distance(result.tokens, wanted)
     if off <= TOLERANCE:
         return f"largest difference {off:.1e}"
-    left = [trace.layer for trace in result.layers if not trace.converged]
+    left = [trace.layer for trace in result.layers if trace.state != "converged"]
     if left and decoder.fallback != "sequential":
         return f"off by {off:.1e}; layers {left} say so, as fallback='{decoder.fallback}' allows"
     said = (

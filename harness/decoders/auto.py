@@ -39,6 +39,8 @@ class Auto(Decoder):
         schedule: a file that `harness tune` wrote; None for the one of the checkpoint.
     """
 
+    takes_tau = False
+
     budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     schedule: Path | None = None
     fallback: Fallback = "non-finite"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -114,13 +114,16 @@ class ExactBatch:
         return ExactBatch(self.flow, self.latents[rows], labels, self.guidance, self.size)
 
     @torch.no_grad()
-    def layers(self) -> Iterator[LayerProblem]:
-        """Every layer in decoding order, with the input that exact decoding gives it."""
+    def layers(self, told: Callable[[int], object] = lambda samples: None) -> Iterator[LayerProblem]:
+        """Every layer in decoding order, with its input in exact decoding; `told` of samples as they come."""
         tokens = self.flow.scale_latents(self.latents)
         for layer in self.flow.layers:
             inputs = layer.arrange(tokens)
-            parts = parts_of(self.condition, len(self), self.size)
-            exact = torch.cat([solve_sequential(layer, inputs[rows], condition)[0] for rows, condition in parts])
+            solved = []
+            for rows, condition in parts_of(self.condition, len(self), self.size):
+                solved.append(solve_sequential(layer, inputs[rows], condition)[0])
+                told(len(solved[-1]))
+            exact = torch.cat(solved)
             yield LayerProblem(layer, inputs, exact, self.condition, self.size)
             tokens = layer.restore(exact)
 

@@ -24,13 +24,15 @@ class FittedDecoder(JacobiDecoder):
     """A fixed budget of Jacobi iterations per layer, started and corrected by linear maps fitted to the flow.
 
     The guess replaces two or more iterations and the correction one or two of each, so that one iteration a layer, one
-    forward pass in all, is often enough; `harness calibrate` fits both. The budget is spent whatever the update: tau
-    only says what the trace calls converged, except that tau 0 asks for the exact sample and is given as many
-    iterations as that takes.
+    forward pass in all, is often enough; `harness calibrate` fits both. The budget is spent whatever the update, and
+    a layer that has spent it is done. Tau is ignored, except that tau 0 asks for the exact sample and is given as many
+    iterations as that takes, and that ``fallback="sequential"`` decodes again what the last update left above tau.
 
     Args:
         iterations: per layer in decoding order; the last number holds for all layers after it.
     """
+
+    takes_tau = False
 
     iterations: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(_several)] = (3, 1)
     initial: Initial = FITTED

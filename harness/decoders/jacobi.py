@@ -104,6 +104,7 @@ class JacobiDecoder(Decoder):
             clamp=clamp,
             max_calls=max_calls,
             correction=self._correction(layer, condition),
+            judged=self.fallback == "sequential",
         )
 
     def _correction(self, layer: CausalLayer, condition: Condition) -> Correction | None:

@@ -76,6 +76,7 @@ def solve_windows(
     clamp: float | None = None,
     max_calls: int | None = None,
     correction: Correction | None = None,
+    judged: bool = True,
 ) -> tuple[Tensor, LayerTrace]:
     """Invert one layer by evaluating the windows of a windows.
 
@@ -87,6 +88,8 @@ def solve_windows(
             is updated in there only, so that it never depends on another; a call covers all of them.
         clamp: bound on the magnitude of iterates, against overflow; None for none.
         max_calls: cap on the calls, after which the tokens are left as they are.
+        judged: whether windows that are not adaptive converge by tau; otherwise they are a fixed amount of work, done
+            when it is finite.
 
     Returns:
         (B, L, D) outputs and their trace. A residual that grows is only flagged; a non-finite one ends the layer.
@@ -132,9 +135,12 @@ def solve_windows(
             zero = norms[0].new_zeros(())
             unread.append(torch.stack([norms[0].amax(), zero if settled or not len(left) else left.amax()]))
     batch.finish()
+    finite = True
     if unread:
-        residuals, frozen = (list(column) for column in zip(*torch.stack(unread).tolist(), strict=True))
-        converged = all(calm(norm, windows.tau) for norm in frozen)
+        whole_and_left = torch.stack([*unread, tokens.isfinite().all().expand(2).to(unread[0].dtype)]).tolist()
+        residuals, frozen = (list(column) for column in zip(*whole_and_left[:-1], strict=True))
+        finite = whole_and_left[-1][0] == 1.0
+        converged = converged and finite and (not judged or all(calm(norm, windows.tau) for norm in frozen))
     return tokens, LayerTrace(
         layer=layer.number,
         block=layer.block,
@@ -144,7 +150,8 @@ def solve_windows(
         residuals=residuals,
         token_evaluations=batch.evaluations,
         depth=len(residuals),
-        flags=_flags(residuals, converged, whole),
+        flags=_flags(residuals, finite, converged, whole),
+        fixed=not windows.adaptive and not judged,
     )
 
 
@@ -256,9 +263,9 @@ def _inside(lanes: list[_Lane], start: int, end: int, device: torch.device) -> T
     return ((positions >= bounds[:, :1]) & (positions < bounds[:, 1:]))[..., None]
 
 
-def _flags(residuals: list[float], converged: bool, whole: bool) -> tuple[str, ...]:
+def _flags(residuals: list[float], finite: bool, converged: bool, whole: bool) -> tuple[str, ...]:
     """What there is to notice. Only calls on one and the same window can be compared with each other."""
-    finite = all(map(math.isfinite, residuals))
+    finite = finite and all(map(math.isfinite, residuals))
     rounding = ROUNDING * max(filter(math.isfinite, residuals), default=0.0)
     growing = whole and any(later > earlier + rounding for earlier, later in pairwise(residuals))
     noticed = {"non-finite": not finite, "cap": finite and not converged, "growing": growing}

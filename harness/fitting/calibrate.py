@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from harness.fitting.crm import metrics_of
 from harness.fitting.learned import fit_learned
 from harness.fitting.regression import Samples, fit_correction, fit_guess
 from harness.flows.protocols import CausalFlow, ShowsOutputWeights
+from harness.progress import SILENT, Reporter
 
 SAMPLES, DENSE_SAMPLES = 512, 4096
 """Latents that are decoded exactly."""
@@ -34,12 +34,12 @@ BATCH = 64
 
 
 def store_calibration(
-    flow: CausalFlow, samples: int | None = None, seed: int = 0, *, learned: bool = False, seconds: float | None = None,
-    report: Callable[[str], None] = lambda _: None,
+    flow: CausalFlow, samples: int | None = None, seed: int = 0, reporter: Reporter = SILENT, *,
+    learned: bool = False, seconds: float | None = None,
 ) -> Path | None:  # fmt: skip
     """Fit to a flow and store that for its checkpoint, or with a flow that has none; the path it was written to."""
     digest = "" if flow.source is None else checkpoint_digest(flow.source)
-    made = calibrate(flow, samples, seed, digest, learned=learned, seconds=seconds, report=report)
+    made = calibrate(flow, samples, seed, digest, reporter, learned=learned, seconds=seconds)
     if flow.source is None:
         flow.fits[Calibration] = made.to(flow.device, flow.dtype)
         return None
@@ -50,8 +50,8 @@ def store_calibration(
 
 @torch.no_grad()
 def calibrate(
-    flow: CausalFlow, samples: int | None = None, seed: int = 0, digest: str = "", *, learned: bool = False,
-    seconds: float | None = None, report: Callable[[str], None] = lambda _: None,
+    flow: CausalFlow, samples: int | None = None, seed: int = 0, digest: str = "", reporter: Reporter = SILENT, *,
+    learned: bool = False, seconds: float | None = None,
 ) -> Calibration:  # fmt: skip
     """Fit guesses and corrections to every layer, and measure how tough it is where it shows its output weights.
 
@@ -61,7 +61,6 @@ def calibrate(
             dense, which have more to learn from sequences that cost less.
         learned: whether to learn corrections too, in layers that show their hidden state.
         seconds: that this may take, shared by the layers; None for `LEARN_S`.
-        report: is told a sentence for each correction that was tried.
     """
     lags = neighbours(flow)
     samples = samples or (DENSE_SAMPLES if lags is None else SAMPLES)
@@ -69,14 +68,17 @@ def calibrate(
     known = Samples(batch.labels, flow.num_classes, lags)
     began, generator = time.monotonic(), torch.Generator().manual_seed(seed)
     layers: list[LayerFit] = []
-    for problem in batch.layers():
+    reporter.begin(flow.num_layers * samples)
+    reporter.unit("calibrate", f"layer 1 of {flow.num_layers}, {samples} samples")
+    for problem in batch.layers(reporter.advance):
         fit = _fit_layer(problem, known)
         if learned and problem.layer.hidden_dim:
             left = (LEARN_S if seconds is None else seconds) - (time.monotonic() - began)
             deadline = time.monotonic() + left / (flow.num_layers - len(layers))
             near = nearest(flow.num_tokens, flow.image_shape is not None)
-            fit = fit_learned(problem, fit, known, near, generator, deadline, report)
+            fit = fit_learned(problem, fit, known, near, generator, deadline, reporter.note)
         layers.append(fit)
+        reporter.unit("calibrate", f"layer {min(len(layers) + 1, flow.num_layers)} of {flow.num_layers}")
     shown = all(isinstance(layer, ShowsOutputWeights) for layer in flow.layers)
     return Calibration(digest, layers, samples, metrics_of(flow) if shown else None, learned)
 

@@ -36,11 +36,14 @@ from harness.flows.precision import multiplies_bfloat16
 from harness.flows.protocols import CausalFlow
 from harness.metrics.lock import device_lock
 from harness.metrics.timing import timed
+from harness.progress import SILENT, Reporter
 
 ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 40.0
 """Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
 SAMPLES = 256
 """Latents that errors are measured on, and as many to confirm a schedule."""
+CANDIDATES_COST = 10
+"""What all candidates take for a layer, roughly, in exact decodes of it: for the remaining time alone."""
 BATCH = 64
 """Samples decoded together where only errors matter."""
 
@@ -97,17 +100,23 @@ class Tuner:
 
     Args:
         samples: latents that errors are measured on, and as many to confirm a schedule; None for `SAMPLES`.
+        reporter: told of every stage.
+        enough_s: seconds of timing candidates after which the least number of rounds is enough.
     """
 
     @torch.no_grad()
-    def __init__(self, flow: CausalFlow, samples: int | None = None, seed: int = 1) -> None:
+    def __init__(
+        self, flow: CausalFlow, samples: int | None = None, seed: int = 1, reporter: Reporter = SILENT,
+        enough_s: float | None = None,
+    ) -> None:  # fmt: skip
         samples = samples or SAMPLES
         generator = torch.Generator().manual_seed(seed)
-        self.flow, self.seed = flow, seed
+        self.flow, self.seed, self.reporter = flow, seed, reporter
+        self.enough_s = ENOUGH_S if enough_s is None else enough_s
         self.tuned_on, self.held_out = (ExactBatch.draw(flow, samples, generator, BATCH) for _ in range(2))
         self.choices = candidates(flow)
         self.solvers = [choice.build().bind(flow, samples) for choice in self.choices]
-        self.errors = _errors(self.tuned_on, self.solvers)
+        self.errors = _errors(self.tuned_on, self.solvers, reporter)
         self._seconds: dict[int, list[float]] = {}
         self._sejd: dict[int, float] = {}
         self._deviations: dict[str, RootMean] = {}
@@ -156,14 +165,23 @@ class Tuner:
         if len(schedules) == 1:
             return schedules[0]
         drawn = ExactBatch.draw(self.flow, batch, torch.Generator().manual_seed(0))
-        seconds = _medians([partial(drawn.result, _Fixed(layers)) for layers in schedules], self.flow.device)
+        calls = [partial(drawn.result, _Fixed(layers)) for layers in schedules]
+        seconds = _medians(calls, self.flow.device, self.enough_s, self.reporter, f"{len(calls)} schedules")
         return schedules[seconds.index(min(seconds))]
 
     def seconds(self, batch: int) -> list[float]:
         """Of every candidate for one layer."""
         if batch not in self._seconds:
-            self._seconds[batch] = _time(self.flow, batch, self.solvers)
+            self._seconds[batch] = self._time(batch)
         return self._seconds[batch]
+
+    def _time(self, batch: int) -> list[float]:
+        """Median seconds that each candidate takes for the first layer."""
+        drawn = ExactBatch.draw(self.flow, batch, torch.Generator().manual_seed(0))
+        layer = self.flow.layers[0]
+        inputs = layer.arrange(self.flow.scale_latents(drawn.latents))
+        calls = [partial(solver.solve, layer, inputs, drawn.condition) for solver in self.solvers]
+        return _medians(calls, self.flow.device, self.enough_s, self.reporter, f"{len(calls)} ways, batch {batch}")
 
     def allowed(self, batch: int, budget: float | None) -> float:
         """The deviation that a budget comes to: for SeJD's, what it is at least.
@@ -177,6 +195,8 @@ class Tuner:
             drawn = self.held_out
             if count > len(drawn):
                 drawn = ExactBatch.draw(self.flow, count, torch.Generator().manual_seed(self.seed + 1), BATCH)
+            self.reporter.begin(1.0)
+            self.reporter.unit("tune", f"deviation of SeJD in batches of {batch}, {len(drawn)} samples")
             self._sejd[batch] = root_mean(drawn.squared(build_decoder("sejd"), batch).cpu().numpy(), batch).lower
         return self._sejd[batch]
 
@@ -193,24 +213,26 @@ class _Fixed(Auto):
         return self
 
 
-def _time(flow: CausalFlow, batch: int, solvers: Sequence[Decoder]) -> list[float]:
-    """Median seconds that each candidate takes for the first layer."""
-    drawn = ExactBatch.draw(flow, batch, torch.Generator().manual_seed(0))
-    layer = flow.layers[0]
-    inputs = layer.arrange(flow.scale_latents(drawn.latents))
-    return _medians([partial(solver.solve, layer, inputs, drawn.condition) for solver in solvers], flow.device)
-
-
-def _medians(calls: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+def _medians(
+    calls: Sequence[Callable[[], object]], device: torch.device, enough_s: float, reporter: Reporter, title: str
+) -> list[float]:
     """Median seconds of each call, all of them made in every round, in shuffled order, alone on the device."""
+    reporter.begin(1.0)
+    reporter.unit("tune", f"timing {title}")
+    done = 0.0
     rounds: list[list[float]] = [[] for _ in calls]
     order = list(range(len(calls)))
     shuffle = random.Random(0).shuffle
     with device_lock(device.type):
         began = time.perf_counter()
         for attempt in range(MOST_ROUNDS + 1):
-            if attempt > ROUNDS and time.perf_counter() - began > ENOUGH_S:
+            if attempt > ROUNDS and time.perf_counter() - began > enough_s:
                 break
+            spent = min((time.perf_counter() - began) / max(enough_s, 1e-9), attempt / (ROUNDS + 1))
+            share = max(attempt / (MOST_ROUNDS + 1), spent)
+            reporter.advance(share - done)
+            reporter.unit("tune", f"timing {title}, round {attempt}")
+            done = share
             shuffle(order)
             for place in order:
                 wall_s, _ = timed(calls[place], device.type)
@@ -219,11 +241,16 @@ def _medians(calls: Sequence[Callable[[], object]], device: torch.device) -> lis
     return [statistics.median(times) for times in rounds]
 
 
-def _errors(batch: ExactBatch, solvers: Sequence[Decoder]) -> list[list[float]]:
+def _errors(batch: ExactBatch, solvers: Sequence[Decoder], reporter: Reporter) -> list[list[float]]:
     """For every layer and candidate, the mean squared deviation of the sample that it causes alone."""
-    errors, flow = [], batch.flow
-    for place, problem in enumerate(batch.layers()):
-        outputs = [_solved(problem, solver) for solver in solvers]
+    errors, flow, count = [], batch.flow, len(batch)
+    reporter.begin(count * flow.num_layers * (CANDIDATES_COST + (flow.num_layers + 1) / 2))
+    for place, problem in enumerate(batch.layers(reporter.advance)):
+        outputs = []
+        for solver in solvers:
+            reporter.unit("tune", f"{len(solvers)} ways to decode layer {place + 1} of {flow.num_layers}")
+            outputs.append(_solved(problem, solver))
+            reporter.advance(count * CANDIDATES_COST / len(solvers))
         squared = [_rmse(output, problem.exact) ** 2 for output in outputs]
         typical = min(range(len(solvers)), key=lambda i: abs(squared[i] - _middle(squared)))
         gain = 1.0
@@ -232,6 +259,7 @@ def _errors(batch: ExactBatch, solvers: Sequence[Decoder]) -> list[list[float]]:
             for later in flow.layers[place + 1 :]:
                 rest = LayerProblem(later, later.arrange(sampled), sampled, batch.condition, BATCH)
                 sampled = later.restore(_solved(rest, Sequential()))
+                reporter.advance(count)
             gain = _rmse(sampled, batch.exact) ** 2 / squared[typical]
         errors.append([gain * error for error in squared])
     return errors

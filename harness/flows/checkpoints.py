@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import CheckpointError, unknown
 from harness.files import TORCH, cache_folder, in_order, kind_of, make_folder, not_as, read_safetensors, replacing
+from harness.flows.held import held_flow
 from harness.flows.modules import nonfinite
 from harness.flows.precision import to_dtype
 from harness.flows.protocols import CausalFlow, flows
@@ -74,7 +75,7 @@ def checkpoint_path(name_or_path: str | Path, root: Path | str | None = None) ->
 
 
 def load_flow(
-    name_or_path: str | Path,
+    name_or_path: str | Path | Mapping[str, Tensor] | nn.Module,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     weights: str | None = None,
@@ -83,7 +84,8 @@ def load_flow(
 
     Args:
         name_or_path: such as ``"digits"``, ``"tarflow-afhq-256"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or
-            ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights.
+            ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights; or a state dict of the published
+            layout, or a module that has one, see `harness.flows.held`.
         dtype: of its networks; latents and tokens are float32 where it is narrower.
         weights: which ones, where the file holds several, see `unwrapped`.
 
@@ -92,6 +94,8 @@ def load_flow(
         >>> flow.num_tokens, flow.image_shape
         (64, (1, 8, 8))
     """
+    if not isinstance(name_or_path, str | Path):
+        return held_flow(name_or_path, device, dtype)
     path = unwrapped(checkpoint_path(name_or_path), weights)
     state, metadata = read_state(path)
     family = next(family for _, family in flows.items() if family.recognises(state))

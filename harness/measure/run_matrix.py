@@ -24,7 +24,7 @@ from harness.measure.expand import expand
 from harness.measure.matrix import Matrix
 from harness.measure.references import latest, reference_digest, references
 from harness.measure.tasks.memory import MemoryTask
-from harness.measure.tasks.quality import SHARD, SHARDS, QualityTask, ShardsTask
+from harness.measure.tasks.quality import SHARD, SHARDS, QualityTask, ShardsTask, unknown_dataset
 from harness.measure.tasks.timing import TimingTask, describe
 from harness.measure.tasks.traces import LayersTask, ResidualsTask
 from harness.measure.units import Rows, Work, failed_cells, missing
@@ -71,7 +71,9 @@ def run_matrix(
         require_new(out)
     identity = {name: reference_digest(one) for name, one in started.items()}
     everything = expand(matrix, data_root, identity)
-    if _fit(everything, reporter):
+    with reporter:
+        fitted = _fit(everything, reporter)
+    if fitted:
         everything = expand(matrix, data_root, identity)
     cells = [cell for cell in everything if cell.absent is None]
     executor = executor or Local()
@@ -111,7 +113,7 @@ def _fit(cells: Sequence[Cell], reporter: Reporter) -> bool:
     """Make what decoders read and is missing, each thing told before it is made; whether anything was."""
     lacking = [cell for cell in cells if cell.fitted is None and cell.absent is None and cell.build().reads_fits]
     for cell in lacking:
-        prepare(cell.build(), cell.load(), cell.batch_size, reporter.note)
+        prepare(cell.build(), cell.load(), cell.batch_size, reporter.note, reporter)
     return bool(lacking)
 
 
@@ -142,6 +144,8 @@ def _described(cells: Sequence[Cell]) -> tuple[Rows, list[str]]:
         if cell.checkpoint_digest not in flows:
             flow = None if cell.absent else cell.load()
             flows[cell.checkpoint_digest] = flow
+            if flow is not None and flow.image_shape and (unknown := unknown_dataset(cell.dataset)):
+                doubts.append(f"FID is not measured: {unknown}")
             known = published_as(cell.checkpoint_path)
             if flow is not None and known is not None:
                 doubts += filter(None, [known.doubts(flow, cell.checkpoint_digest)])

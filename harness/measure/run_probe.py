@@ -88,7 +88,8 @@ def run_probe(
         torch.set_num_threads(threads)
     name, subject = _name_of(probe), subject_of(probe, checkpoint, dataset, resolve_device(device), data_root, weights)
     flow = subject.load()
-    subject = replace(subject, cell_id=content_hash([subject.cell_id, *_fits(probe, subject, reporter)]))
+    with reporter:
+        subject = replace(subject, cell_id=content_hash([subject.cell_id, *_fits(probe, subject, reporter)]))
     units, description = probe.units(flow, subject), _description(probe, name, subject, flow)
     del flow  # it is loaded again where it is measured
     executor = executor or Local()
@@ -112,7 +113,7 @@ def _fits(probe: Probe, subject: Subject, reporter: Reporter) -> list[str | None
     found = []
     for decoder, batch in probe.reads():
         flow = replace(subject, dtype="float32").load()
-        prepare(decoder, flow, batch, reporter.note)
+        prepare(decoder, flow, batch, reporter.note, reporter)
         found.append(decoder.fits_digest(flow, batch))
     return found
 

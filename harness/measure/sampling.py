@@ -1,49 +1,40 @@
-"""`harness sample`: images from a flow with any decoder; here as one grid, as many files in `tasks.samples`."""
+"""`harness sample`: images from a flow with any decoder; here at once or as one grid, as files in `tasks.samples`."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from harness.datasets import datasets
 from harness.datasets.decode import EXTENSIONS
 from harness.datasets.images import finite_images, save_grid
-from harness.decoders import Decoder, DecodeResult, Guidance, build_decoder
+from harness.decoders import Decoder, Guidance, build_decoder
+from harness.decoders.schedule import find_schedule
 from harness.errors import HarnessError, NonFiniteError
 from harness.files import require_writable
 from harness.fitting import prepare
-from harness.flows import CausalFlow
+from harness.flows import CausalFlow, load_flow
 from harness.flows.checkpoints import checkpoint_path, training_noise, unwrapped
 from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import Denoises
 from harness.measure.cells import Subject, resolve_device
+from harness.measure.drawn import Sampled, name_of
 from harness.measure.matrix import parse_decoder
+from harness.measure.tasks.quality import real_images
 from harness.measure.units import batches
+from harness.metrics.quality import distances, features_of
 from harness.options import Labels, Positive, read_value
+from harness.progress import Reporter, reporter
 
 MOST_NUMBERS = 1 << 27
 """In one grid of samples, which are all held at once: 10,000 colour images of 64x64, or two million digits."""
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What was drawn."""
-
-    images: Tensor  # (N, C, H, W), on the CPU
-    batches: list[DecodeResult]  # what each batch's decode returned, in order
-    wall_s: float  # seconds of decoding, denoising included
-
-    @property
-    def fpe(self) -> float:
-        """Forward-pass equivalents, the mean over samples."""
-        sizes = [len(batch.tokens) for batch in self.batches]
-        return sum(n * batch.fpe for n, batch in zip(sizes, self.batches, strict=True)) / sum(sizes)
 
 
 def draw_samples(
@@ -84,7 +75,66 @@ def draw_samples(
             batch = flow.denoise(batch, denoise, turns)
         images.append(batch.float().cpu())
         results.append(result)
-    return Sampled(torch.cat(images), results, time.perf_counter() - began)
+    return Sampled(torch.cat(images), results, time.perf_counter() - began, decoder)
+
+
+def sample(
+    flow: CausalFlow | str | Path | Mapping[str, Tensor] | nn.Module,
+    count: int = 64,
+    decoder: Decoder | str | None = None,
+    *,
+    labels: int | Sequence[int] | Tensor | None = None,
+    seed: int = 0,
+    guidance: Guidance | None = None,
+    batch_size: int = 64,
+    denoise: float | None = None,
+) -> Sampled:
+    """Draw samples: the images, and what was done for them.
+
+    What the decoder reads and is missing is fitted first, which is told, takes a while, and is kept. Raises
+    HarnessError: anything that cannot be done as asked.
+
+    Args:
+        flow: loaded, or what `load_flow` takes.
+        decoder: built, or as ``"NAME option=value ..."``; by default ``"auto"`` where it was tuned for this flow on
+            this device, else ``"sejd"``.
+        labels: one class, or classes that take turns; -1 for none. By default all classes take turns.
+        seed: of the latents; sample i of a seed is the same whatever the batch size.
+        batch_size: samples decoded together, the scope of most stopping rules.
+        denoise: standard deviation of the noise that the flow was trained with, for one denoising step.
+
+    Example:
+        >>> sample("digits", 4, "sejd tau=0.5", labels=3).images.shape
+        torch.Size([4, 1, 8, 8])
+    """
+    if count < 1 or batch_size < 1:
+        raise HarnessError(f"at least 1 sample is drawn, in batches of at least 1, not {count} in {batch_size}")
+    loaded = flow if isinstance(flow, CausalFlow) else load_flow(flow)
+    together = min(batch_size, count)
+    if decoder is None:
+        decoder = default_decoder(loaded, together, guidance)
+    else:
+        decoder = build_decoder(**parse_decoder(decoder)) if isinstance(decoder, str) else decoder
+        if decoder.missing(loaded, together):
+            with reporter() as progress:
+                prepare(decoder, loaded, together, progress.note, progress)
+    given = torch.as_tensor([] if labels is None else labels).flatten()
+    if len(given) and given.is_floating_point():
+        raise HarnessError(f"labels are whole numbers, not {labels}")
+    turns = None if labels is None else given.tolist()
+    return draw_samples(
+        loaded, decoder, count, seed=seed, labels=turns, guidance=guidance, batch_size=batch_size, denoise=denoise
+    )
+
+
+def default_decoder(flow: CausalFlow, batch: int, guidance: Guidance | None = None) -> Decoder:
+    """``auto`` where it was tuned for the flow on this device, whatever the batch size, else ``sejd``.
+
+    A schedule is a fixed amount of work per layer, so it keeps its deviation in any batch; none was tuned for guidance.
+    """
+    auto = build_decoder("auto")
+    tuned = guidance is None and find_schedule(flow, batch, None) is not None
+    return auto if tuned and "calibration" not in auto.missing(flow, batch) else build_decoder("sejd")
 
 
 @dataclass(frozen=True)
@@ -98,6 +148,7 @@ class Request:
     guidance: Guidance | None
     batch_size: int
     denoise: float | None
+    asked: bool = True  # whether the decoder was asked for, or chosen since it was tuned for the flow
 
     def __post_init__(self) -> None:
         if self.denoise is not None and not 0 < self.denoise < math.inf:
@@ -106,9 +157,10 @@ class Request:
     def build(self) -> Decoder:
         return build_decoder(**self.decoder)
 
-    def prepare(self, report: Callable[[str], None]) -> None:
-        """Make what the decoder reads and is missing, before anything is drawn."""
-        prepare(self.build(), self.subject.load(), self.batch_size, report)
+    def prepare(self, progress: Reporter) -> None:
+        """Make what the decoder reads and is missing, before anything is drawn; not for one that was not asked for."""
+        if self.asked:
+            prepare(self.build(), self.subject.load(), min(self.batch_size, self.count), progress.note, progress)
 
     def draw(self, flow: CausalFlow, indices: range) -> Sampled:
         """The samples with these global indices, whose start is a multiple of the batch size."""
@@ -120,12 +172,12 @@ class Request:
     def plain(self) -> dict[str, Any]:
         """What determines the samples, as plain values."""
         subject = {name: getattr(self.subject, name) for name in ("checkpoint_digest", "seed", "device")}
-        return {name: value for name, value in asdict(self).items() if name != "subject"} | subject
+        return {name: value for name, value in asdict(self).items() if name not in ("subject", "asked")} | subject
 
 
 def read_request(
     flow: str,
-    spec: str,
+    spec: str | None,
     *,
     count: int = 64,
     tau: float | None = None,
@@ -143,17 +195,13 @@ def read_request(
     """What the command line asks to draw. Raises HarnessError: anything that cannot be done as asked.
 
     Args:
-        spec: the decoder, as ``"NAME option=value ..."``.
+        spec: the decoder, as ``"NAME option=value ..."``; by default `default_decoder`'s choice.
         guidance: scale; the next three are the other arguments of `Guidance`.
         denoise: the training noise, ``"auto"`` for what the checkpoint tells, or None for no denoising.
         weights: which ones of the checkpoint, see `load_flow`.
     """
     path = unwrapped(checkpoint_path(flow), weights)
-    table = parse_decoder(spec)
-    if tau is not None and "tau" in table:
-        raise HarnessError(f"decoder '{spec}' gives 'tau', and --tau gives another")
-    table |= {} if tau is None else {"tau": tau}
-    build_decoder(**table)  # refused here, before anything is drawn
+    guided = None if guidance is None else Guidance(guidance, guidance_components, annealed, temperature)
     sigma = (
         None
         if denoise is None
@@ -162,14 +210,22 @@ def read_request(
         else read_value("--denoise", Positive, denoise)
     )
     subject = Subject.of(path, path.stem, seed=seed, device=resolve_device(device))
+    chosen = name_of(default_decoder(subject.load(), batch_size, guided)) if spec is None else spec
+    table = parse_decoder(chosen)
+    if tau is not None and "tau" in table:
+        raise HarnessError(f"decoder '{spec}' gives 'tau', and --tau gives another")
+    table |= {} if tau is None else {"tau": tau}
+    if not type(build_decoder(**table)).takes_tau and tau:  # whatever is wrong is told before anything is drawn
+        raise HarnessError(f"decoder '{table['name']}' takes no tau; leave --tau out, or give another --decoder")
     return Request(
         subject=subject,
         decoder=table,
         count=count,
         labels=None if labels is None else tuple(read_value("--labels", Labels, labels)),
-        guidance=None if guidance is None else Guidance(guidance, guidance_components, annealed, temperature),
+        guidance=guided,
         batch_size=batch_size,
         denoise=sigma,
+        asked=spec is not None,
     )
 
 
@@ -186,8 +242,10 @@ def output_kind(out: Path) -> Literal["grid", "parquet", "folder"]:
     return "folder"
 
 
-def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> str:
-    """Draw samples and write them as one image file, nearly square, small images magnified.
+def sample_to_grid(
+    request: Request, out: Path, threads: int | None = None, dataset: str | None = None, data_root: str | None = None
+) -> str:
+    """Draw samples and write them as one image file; with `dataset`, compare them with its real images.
 
     Returns a sentence on what was written. Raises NonFiniteError: samples that are not finite, which the grid leaves
     out; HarnessError: anything that cannot be done as asked.
@@ -197,6 +255,8 @@ def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> s
     require_writable(out.parent)
     if threads is not None:
         torch.set_num_threads(threads)
+    if dataset is not None:
+        datasets.get(dataset)  # a wrong name is told before anything is drawn
     flow = request.subject.load()
     numbers = request.count * math.prod(flow.image_shape or ())
     if numbers > MOST_NUMBERS:
@@ -209,7 +269,30 @@ def sample_to_grid(request: Request, out: Path, threads: int | None = None) -> s
     if len(finite):
         save_grid(finite, out, math.ceil(math.sqrt(len(finite))), scale=max(1, 32 // finite.shape[-1]))
     refuse_nonfinite(request.count - len(finite), request.count, out)
-    return f"{out}: {request.count} samples in {drawn.wall_s:.2f} s, {drawn.fpe:.2f} forward-pass equivalents each"
+    said = (
+        f"{out}: {request.count} samples by {request.decoder['name']} in {drawn.wall_s:.2f} s, {drawn.fpe:.2f} "
+        f"forward-pass equivalents each, {drawn.state}"
+    )
+    return said if dataset is None else f"{said}\n{compared(drawn.images, dataset, request.subject.device, data_root)}"
+
+
+def compared(images: Tensor, dataset: str, device: str = "cpu", data_root: str | None = None) -> str:
+    """FID and KID of (N, C, H, W) images to the real ones of a dataset, as a sentence that says what they rest on.
+
+    Raises HarnessError: too few images, no such dataset, or none of its images and features at hand.
+    """
+    shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+    real = real_images(dataset, shape, device=device, data_root=data_root)
+    if real.value is None:
+        raise HarnessError(real.error or "")
+    found = distances(features_of(images, real.value.extractor), real.value.reference)
+    if found["fid"] is None:
+        raise HarnessError("FID needs at least 3 samples")
+    return (
+        f"FID {found['fid']:.4g}, KID {found['kid']:.4f} ± {found['kid_std']:.4f}, {found['num_samples']} samples to "
+        f"{found['num_reference']} images of {dataset}, features of {found['fid_features']}; FID is biased at few "
+        "samples: compare it at equal numbers only"
+    )
 
 
 def refuse_nonfinite(bad: int, count: int, out: Path) -> None:

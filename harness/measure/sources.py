@@ -10,9 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from harness.datasets import datasets
 from harness.errors import CheckpointError, HarnessError
 from harness.files import shown
-from harness.flows.checkpoints import checkpoint_path, digest, training_noise, unwrapped
+from harness.flows.checkpoints import checkpoint_path, digest, read_metadata, training_noise, unwrapped
 from harness.flows.protocols import Guidance
 from harness.flows.published import SUFFIXES, Published, folders, published, published_as
 from harness.measure.matrix import DatasetTable, Grid, Matrix, load_matrix
@@ -88,19 +89,39 @@ def matrix_of(
     name: str,
     profile: str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    dataset: str | None = None,
     weights: str | None = None,
 ) -> Matrix:
     """A matrix by name or file; for a checkpoint's file or published name, the paper's Table 1 of that flow alone.
 
     A published checkpoint is sampled as its publishers did; `weights` are which ones of it, see `load_flow`. Raises
-    HarnessError: as `load_matrix`, and for weights of a matrix.
+    HarnessError: as `load_matrix`; a `dataset` or `weights` for a matrix, which names its own, or a dataset not known.
     """
     if Path(name).suffix not in SUFFIXES and name not in published():
+        if dataset is not None:
+            raise HarnessError(f"--dataset says what a checkpoint was trained on; the matrix '{name}' names its own")
         if weights is not None:
             raise HarnessError("--weights is for a checkpoint; a matrix says weights = 'KEY' in a [[datasets]] table")
         return load_matrix(name, profile, overrides)
+    table = table_of(name, dataset, weights)
     known = published().get(name) or published_as(name)
     stem = Path(name).stem if known is None or name != known.name else name
-    dataset = known.dataset if known else stem.partition("_model_")[0]
-    table = {"name": dataset, "checkpoint": name, "weights": weights, "published": known is not None}
     return load_matrix(TABLE_1, profile, {**(overrides or {}), "name": stem, "datasets": [table]})
+
+
+def table_of(checkpoint: str, dataset: str | None = None, weights: str | None = None) -> dict[str, Any]:
+    """The dataset table of a checkpoint by itself, a published one as its publishers sampled it.
+
+    Raises HarnessError: a dataset that is not known.
+
+    Args:
+        dataset: that it was trained on; by default what is published, what the file says, or how its name begins.
+    """
+    if dataset is not None:
+        datasets.get(dataset)
+    known = published().get(checkpoint) or published_as(checkpoint)
+    if dataset is None and known is None:
+        path = unwrapped(checkpoint_path(checkpoint), weights)
+        dataset = read_metadata(path).get("dataset", path.stem.partition("_model_")[0])
+    name = dataset or (known and known.dataset)
+    return {"name": name, "checkpoint": checkpoint, "weights": weights, "published": known is not None}

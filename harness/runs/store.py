@@ -32,7 +32,7 @@ class Run:
     """A run folder, for reading."""
 
     path: Path
-    manifest: dict[str, Any]  # what was run and where, see `RunStore.create`
+    manifest: dict[str, Any] = field(repr=False)  # what was run and where, see `RunStore.create`
 
     @cached_property
     def tables(self) -> dict[str, Table]:

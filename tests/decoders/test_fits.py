@@ -174,8 +174,18 @@ def test_a_corrected_slide_beats_as_many_whole_iterations(flow, fits):
 def test_a_budget_is_spent_per_layer_and_honestly(flow, fits):
     result = build_decoder("fitted", iterations=[3, 1], calibration=fits, tau=1e-6).decode(flow, latents_of(flow))
     assert [trace.depth for trace in result.layers] == [3, 1, 1]
-    assert not result.converged
-    assert all("cap" in trace.flags for trace in result.layers)
+    assert result.converged and result.state == "done"
+    assert all((trace.state, trace.flags) == ("done", ()) for trace in result.layers)
+
+
+def test_work_is_done_only_when_it_is_finite_and_judged_only_where_that_is_asked_for(flow, fits):
+    options = {"iterations": [1], "calibration": fits, "tau": 1e-6}
+    judged = build_decoder("fitted", fallback="sequential", **options).decode(flow, latents_of(flow))
+    assert all("redecoded" in trace.flags for trace in judged.layers) and judged.state == "converged"
+    wild = build_decoder("fitted", fallback="leave", **options).decode(flow, latents_of(flow) * 1e38)
+    assert not wild.converged and wild.state == "not converged"
+    capped = build_decoder("ujd", max_iterations=1, tau=1e-6, fallback="leave").decode(flow, latents_of(flow))
+    assert capped.state == "not converged"
 
 
 def test_calibration_is_stored_beside_the_checkpoint_and_found_again(checkpoint):

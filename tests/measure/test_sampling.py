@@ -6,7 +6,7 @@ from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.checkpoints import training_noise
 from harness.flows.latents import indexed_latents
-from harness.measure.sampling import draw_samples
+from harness.measure.sampling import draw_samples, sample
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +49,31 @@ def test_the_training_noise_of_a_checkpoint(tmp_path):
     assert (training_noise(ours), training_noise(published)) == (0.05, 0.07)
     with pytest.raises(HarnessError, match="b_c"):
         training_noise(silent)
+
+
+def test_samples_come_with_what_was_done(flow, tiny_checkpoint):
+    drawn = sample(tiny_checkpoint, 5, "ujd tau=0.01", labels=torch.tensor([4, -1]), seed=1, batch_size=3)
+    wanted = draw_samples(flow, build_decoder("ujd", tau=0.01), 5, seed=1, labels=[4, -1], batch_size=3)
+    assert torch.equal(drawn.images, wanted.images)
+    assert drawn.layers["layer"].tolist() == [1, 2] and set(drawn.layers["state"]) == {"converged"} == {drawn.state}
+    assert drawn.layers["wall_s"].sum() <= drawn.wall_s
+    assert repr(drawn).startswith("<5 samples of 1x8x8 by ujd in ") and repr(drawn).endswith("; converged>")
+    assert "data:image/png;base64," in drawn._repr_html_() and "<table" in drawn._repr_html_()
+    capped = sample(flow, 2, build_decoder("ujd", tau=1e-9, max_iterations=1, fallback="leave"), labels=3)
+    assert capped.state == "not converged"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"count": 0}, "at least 1 sample"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"labels": 0.5}, "whole numbers"),
+        ({"labels": 12}, "label 12 is out of range"),
+        ({"labels": []}, "none is given"),
+        ({"decoder": "sejdd"}, "did you mean 'sejd'"),
+    ],
+)
+def test_samples_that_cannot_be_drawn(flow, arguments, sentence):
+    with pytest.raises(HarnessError, match=sentence):
+        sample(flow, **{"count": 2, "decoder": "ujd"} | arguments)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.errors import HarnessError
-from harness.metrics.fid import FeatureStatistics, frechet_distance, kernel_distance
+from harness.metrics.fid import FeatureStatistics, frechet_distance, kernel_distance, rise_interval
 from harness.metrics.torchvision_compat import declare_missing_operators
 
 
@@ -125,3 +125,18 @@ def test_bad_features_are_refused():
         frechet_distance(FeatureStatistics.of(np.ones((4, 2))), FeatureStatistics.of(np.ones((4, 3))))
     with pytest.raises(HarnessError, match="at least 3 samples"):
         kernel_distance(np.ones((2, 4)), np.ones((5, 4)))
+
+
+def test_the_interval_of_a_rise_is_of_what_the_samples_do_not_share():
+    reference, exact = FeatureStatistics.of(features(400, 4, 0, 0.1)), features(100, 4, 1)
+    rng = np.random.default_rng(3)
+    near = exact + 0.02 * rng.normal(size=exact.shape)
+    low, high = rise_interval(near, exact, reference)
+    whole = frechet_distance(reference, FeatureStatistics.of(near))
+    rise = whole / frechet_distance(reference, FeatureStatistics.of(exact)) - 1
+    apart = rise_interval(features(100, 4, 2), exact, reference)
+    assert low < rise < high and (low + high) / 2 == pytest.approx(rise) and high - low < 0.3 * (apart[1] - apart[0])
+    assert rise_interval(exact, exact, reference) == (0.0, 0.0)
+    assert (
+        rise_interval(exact[:40], exact[:40], reference) is None and rise_interval(exact[1:], exact, reference) is None
+    )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.datasets import Images, load_dataset
+from harness.datasets import Images, datasets, load_dataset
 from harness.errors import HarnessError
 from harness.measure.cells import Cell
 from harness.measure.matrix import Quality
@@ -22,6 +22,7 @@ from harness.measure.references import reference_name
 from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, because, exact_samples, measure_samples
 from harness.measure.units import Attempt, Bench, Rows, Unit, batches, failed_cells, sample_file
 from harness.metrics.features import FeatureExtractor, feature_extractor
+from harness.metrics.fid import rise_interval
 from harness.metrics.perceptual import Perceptual
 from harness.metrics.quality import ReferenceFeatures, distances, reference_features, shipped_reference
 from harness.metrics.reconstruction import reconstruction
@@ -129,6 +130,10 @@ class QualityTask:
             row["reference"] = "train" if real.value.images else "shipped-test"
             if count < self.settings.num_samples:  # FID is biased by the number of samples: one number per matrix
                 row["fid"] = None
+            elif sums.exact_features:
+                after, before = (np.concatenate(found) for found in (sums.features, sums.exact_features))
+                rise = rise_interval(after, before, real.value.reference.statistics)
+                row["fid_rise_low"], row["fid_rise_high"] = rise or (None, None)
         if real.value and real.value.images:
             row["skipped_images"] = real.value.images.skipped
             if cell.guidance is None and cell.denoise is None:
@@ -166,28 +171,54 @@ class QualityTask:
         return bench.keep("real", (cell.dataset, cell.data_root, cell.data_size), lambda: self._load(cell, bench))
 
     def _load(self, cell: Cell, bench: Bench) -> Attempt[Real]:
-        shape = bench.flow(cell).image_shape
-        if shape is None:
-            return Attempt("skipped", "the flow's data are no images, so they have no FID")
-        try:
-            root = cell.data_root or self.data_root
-            extractor = feature_extractor(cell.dataset, self.inception_weights, device=cell.device, root=root)
-        except Exception as error:
-            return Attempt("skipped", f"no comparison with real images: {because(error)}")
-        try:
-            images = self._images(cell, shape)
-            return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
-        except Exception as error:  # whatever a plugin's dataset or a network raises
-            shipped = shipped_reference(cell.dataset, extractor, shape)
-            if shipped is None:
-                return Attempt("skipped", f"no comparison with real images: {because(error)}")
-            reason = f"compared with the features of the test split that are shipped, since {because(error)}"
-            return Attempt("ok", value=Real(None, extractor, shipped, reason))
+        root = cell.data_root or self.data_root
+        return real_images(
+            cell.dataset, bench.flow(cell).image_shape, cell.data_size, cell.device, root, self.inception_weights,
+            self.skip_corrupt,
+        )  # fmt: skip
 
-    def _images(self, cell: Cell, shape: tuple[int, int, int]) -> Images:
-        size, root = cell.data_size or shape[-1], cell.data_root or self.data_root
-        images = load_dataset(cell.dataset, "train", root=root, size=size, skip_corrupt=self.skip_corrupt)
-        return images.of_shape(shape, f"'{cell.dataset}'")
+
+def real_images(
+    dataset: str,
+    shape: tuple[int, int, int] | None,
+    size: int | None = None,
+    device: str = "cpu",
+    data_root: str | None = None,
+    inception_weights: str | None = None,
+    skip_corrupt: bool = False,
+) -> Attempt[Real]:
+    """What samples of a shape (C, H, W) are compared with, or why with nothing; a `size` in place of the samples' own.
+
+    Images that are no known dataset's have a sentence of their own, which says how to name it.
+    """
+    if shape is None:
+        return Attempt("skipped", "the flow's data are no images, so they have no FID")
+    nothing = "no comparison with real images"
+    if sentence := unknown_dataset(dataset):
+        return Attempt("skipped", f"{nothing}: {sentence}")
+    try:
+        extractor = feature_extractor(dataset, inception_weights, device=device, root=data_root)
+    except Exception as error:
+        return Attempt("skipped", f"{nothing}: {because(error)}")
+    try:
+        images = load_dataset(dataset, "train", root=data_root, size=size or shape[-1], skip_corrupt=skip_corrupt)
+        images = images.of_shape(shape, f"'{dataset}'")
+        return Attempt("ok", value=Real(images, extractor, reference_features(images, extractor)))
+    except Exception as error:  # whatever a plugin's dataset or a network raises
+        shipped = shipped_reference(dataset, extractor, shape)
+        if shipped is None:
+            return Attempt("skipped", f"{nothing}: {because(error)}")
+        reason = f"compared with the features of the test split that are shipped, since {because(error)}"
+        return Attempt("ok", value=Real(None, extractor, shipped, reason))
+
+
+def unknown_dataset(name: str) -> str | None:
+    """That a name is no dataset's, and how to give one; None where it is."""
+    try:
+        datasets.get(name)
+    except HarnessError as error:
+        return f"{error}; --dataset NAME says what the flow was trained on"
+    return None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from harness.measure.cells import BASELINE, Cell
 from harness.measure.units import batch_of, batches, denoise, nonfinite_retries
 from harness.metrics.deviation import Deviation
 from harness.metrics.features import FeatureExtractor
+from harness.metrics.fid import MOST_DIM
 from harness.metrics.perceptual import Perceptual, Total
 from harness.metrics.quality import features_of
 
@@ -38,6 +39,8 @@ class Sums:
 
     Args:
         features: (n, D) float32 arrays of the finite samples, in order; none where there is nothing to compare with.
+        exact_features: of their sequential samples; none where the network's features are too many for
+            `harness.metrics.fid.rise_interval`.
         shown: those among the first `GRID` samples of the cell, for its picture.
     """
 
@@ -47,10 +50,12 @@ class Sums:
     perceptual: dict[str, Total] = field(default_factory=dict)  # what the samples score without a reference, by name
     features_error: str | None = None  # why there are no features; others' samples alone have no distance
     nonfinite_retries: int = 0  # layers of batches that were decoded again since they were not finite
+    exact_features: list[NDArray[np.float32]] = field(default_factory=list)
 
     def merge(self, later: Sums) -> None:
         self.deviation.merge(later.deviation)
         self.features += later.features
+        self.exact_features += later.exact_features
         self.shown += later.shown
         self.features_error = self.features_error or later.features_error
         for name, total in later.perceptual.items():
@@ -65,8 +70,9 @@ class Sums:
             "nonfinite_retries": self.nonfinite_retries,
         }
         tensors = {"facts": torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)}
-        if self.features:
-            tensors["features"] = torch.from_numpy(np.concatenate(self.features))
+        for name, found in (("features", self.features), ("exact_features", self.exact_features)):
+            if found:
+                tensors[name] = torch.from_numpy(np.concatenate(found))
         if self.shown:
             tensors["shown"] = torch.cat(self.shown)
         return save(tensors)
@@ -82,6 +88,7 @@ class Sums:
             {name: Total(**total) for name, total in facts["perceptual"].items()},
             facts["features_error"],
             facts["nonfinite_retries"],
+            [tensors["exact_features"].numpy()] if "exact_features" in tensors else [],
         )
 
 
@@ -107,10 +114,13 @@ def measure_samples(
     for rows in batches(indices, cell.batch_size):
         samples, result = draw(cell, flow, decoder, rows)
         sums.nonfinite_retries += nonfinite_retries(result)
-        sums.deviation.add(samples, exact[rows.start - indices.start : rows.stop - indices.start])
+        wanted = exact[rows.start - indices.start : rows.stop - indices.start]
+        sums.deviation.add(samples, wanted)
         if extractor is not None and sums.features_error is None:
             try:
                 sums.features.append(features_of(samples, extractor))
+                if extractor.dim <= MOST_DIM:
+                    sums.exact_features.append(features_of(wanted, extractor))
             except Exception as error:  # an optional measure costs its own columns
                 sums.features_error = because(error)
         if perceptual is not None:

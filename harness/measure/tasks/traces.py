@@ -12,7 +12,7 @@ from harness.measure.cells import Cell
 from harness.measure.units import Bench, CellTask, Rows, Unit, rows_or_failure
 from harness.metrics.iterate_errors import ErrorRecorder
 
-TRACED = ("layer", "block", "mode", "iterations", "converged", "depth", "wall_s")
+TRACED = ("layer", "block", "mode", "iterations", "converged", "state", "depth", "wall_s")
 """What `layers` has of a trace as it is."""
 
 

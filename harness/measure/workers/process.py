@@ -11,7 +11,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from harness.errors import HarnessError
@@ -128,7 +131,8 @@ def _start(process: Any) -> None:
     """Start a process, by a new server where the one there was has been ended."""
     for pause in SERVER_GOES_S:
         try:
-            return process.start()
+            with _main_left_alone():
+                return process.start()
         except (EOFError, ConnectionError, FileNotFoundError) as error:
             lost = error
             time.sleep(pause)
@@ -140,6 +144,29 @@ def _start(process: Any) -> None:
                 "it; set TMPDIR to a shorter one"
             ) from error
     raise ProcessDied("the process that starts measuring processes was ended") from lost
+
+
+_MAIN = threading.Lock()
+"""Held while a process starts that is not to see the main module."""
+
+
+@contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """Keep a script that has no ``if __name__ == "__main__":`` from being run again in every process that it starts.
+
+    One that has it is imported there, as multiprocessing does it, so that what it registers is known.
+    """
+    main = sys.modules["__main__"]
+    script = Path(getattr(main, "__file__", None) or "")
+    if getattr(main, "__spec__", None) or not script.is_file() or "__name__" in script.read_text(errors="replace"):
+        yield
+        return
+    with _MAIN:
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _same(job: Callable[..., T]) -> Callable[..., T]:

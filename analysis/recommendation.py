@@ -1,0 +1,168 @@
+"""What a run comes to in one sentence: which decoder to use, what that gains and costs, and the Python lines for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.quality import exact_fid
+from analysis.statistics import BASELINE, median_interval, ratios_to
+from analysis.text import duration, quantity, speedup
+from harness.runs.store import Run
+from harness.runs.titles import parsed, title
+
+SETTING = ["dataset", "checkpoint", "guidance", "denoise", "batch_size", "seed", "device", "dtype", "threads"]
+"""What cells share whose decoders are compared with each other."""
+RIVAL, RIVAL_TAU = "sejd", 0.5
+"""The decoder beside sequential that every choice is compared with, as its paper uses it (arXiv 2505.24791)."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which decoder to use for one flow and batch size.
+
+    Args:
+        decoder: its name and options, as ``--decoder`` takes them.
+        python: lines that sample with it.
+    """
+
+    where: str
+    decoder: str
+    sentence: str
+    python: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.sentence}"
+
+
+def recommendation(run: Run, setting: Mapping[str, Any], group: pd.DataFrame) -> Recommendation:
+    """What the rows of one setting in `analysis.summary.summarise` say."""
+    best = best_of(group)
+    exact = group[group["decoder"] == BASELINE]
+    chosen: dict[Any, Any] = best or next(iter(exact.to_dict("records")), {})
+    named, options = _given(run, chosen)
+    spec = " ".join([named, *(f"{name}={_toml(value)}" for name, value in options.items())])
+    where = (
+        f"{setting['dataset']}, batch {setting['batch_size']}, {setting['device']}, {setting['dtype']}, "
+        f"{setting['threads']} thread{'' if setting['threads'] == 1 else 's'}"
+    )
+    parts = _figures(run, best, group) if best else [_no_other(group)]
+    rate = chosen.get("images_per_s")
+    parts += [] if pd.isna(rate) else [f"1,000 images in about {duration(1000 / rate)}"]
+    words = f"use {title(chosen['label'], chosen['tau'], chosen['options'])} (--decoder '{spec}')" if chosen else "none"
+    sentence = f"{words}: {', '.join(parts)}."
+    return Recommendation(where, spec, sentence, _python(run, setting, named, options))
+
+
+def best_of(group: pd.DataFrame) -> dict[Any, Any] | None:
+    """The fastest decoder that is faster than sequential and valid: one that was not judged is not recommended."""
+    faster = group[group["valid"].eq(True) & group["speedup"].gt(1) & group["decoder"].ne(BASELINE)]
+    return None if faster.empty else faster.nlargest(1, "speedup").to_dict("records")[0]
+
+
+def _no_other(group: pd.DataFrame) -> str:
+    """Why no other decoder is recommended; what is absent is no verdict."""
+    others = group[group["decoder"].ne(BASELINE)]
+    if others.empty:
+        return f"no speed-up to tell, since nothing but {BASELINE} was measured here"
+    if len(others) == len(group):
+        return f"no speed-up to tell, since {BASELINE}, which the others are compared with, is not among the cells here"
+    if others["speedup"].isna().all():
+        return f"no speed-up to tell, since no round here was ended well by {BASELINE} and another decoder"
+    if others[others["speedup"].gt(1)]["valid"].isna().any():
+        return f"another decoder is faster than {BASELINE} here, but whether it is valid was not measured"
+    return f"no other decoder is faster than {BASELINE} and valid here"
+
+
+def _figures(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> list[str]:
+    words = f"{_times(best['speedup'], best['low'], best['high'])} faster than sequential"
+    unsure = " (its interval includes 1)" if best["low"] <= 1 else ""
+    return [words + unsure, _over_rival(run, best, group), _deviation(best), _fid(run, best, group)]
+
+
+def _over_rival(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> str:
+    rivals = group[group["label"].eq(RIVAL) & group["speedup"].notna()].to_dict("records")
+    if not rivals:
+        return "SeJD not measured"
+    rival = min(rivals, key=lambda row: abs(row["tau"] - RIVAL_TAU))
+    if rival["cell_id"] == best["cell_id"]:
+        return "which is SeJD itself"
+    timings = run.table("timings")
+    good = timings[timings["status"] == "ok"].drop_duplicates(["cell_id", "session", "round"])
+    mine, theirs = (good[good["cell_id"] == cell] for cell in (best["cell_id"], rival["cell_id"]))
+    ratio = median_interval(ratios_to(mine, theirs)["ratio"])
+    return f"{_times(*ratio)} {'faster than' if ratio.value >= 1 else 'as fast as'} SeJD at tau {rival['tau']:g}"
+
+
+def _times(value: float, low: float, high: float) -> str:
+    return speedup(value, low, high).replace("x", " times", 1)
+
+
+def _deviation(best: Mapping[str, Any]) -> str:
+    deviation = best["deviation_rmse"]
+    return "deviation not measured" if pd.isna(deviation) else f"deviation {quantity(deviation, 2)}"
+
+
+def _fid(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> str:
+    quality = run.table("quality").merge(group[["cell_id", "group_id", "decoder"]], on="cell_id")
+    exact = exact_fid(quality)
+    for row, of_exact in zip(quality.to_dict("records"), exact, strict=True):
+        if row["cell_id"] != best["cell_id"]:
+            continue
+        if pd.notna(row["fid"]) and pd.notna(of_exact):
+            low, high = row["fid_rise_low"] * 100, row["fid_rise_high"] * 100
+            interval = "" if pd.isna(low) else f" [{low:+.1f}, {high:+.1f}]"
+            return f"FID {(row['fid'] / of_exact - 1) * 100:+.1f} %{interval} ({row['num_samples']:,.0f} samples)"
+        if pd.notna(row["fid"]):
+            return "FID not compared, because sequential's was not measured alike"
+        wanted = run.manifest["matrix"]["quality"].get("num_samples", 0)
+        few = f"{row['num_samples']:,.0f} samples are too few" if row["num_samples"] < wanted else "nothing was said"
+        reason = few if pd.isna(row["error"]) else row["error"].removeprefix("no comparison with real images: ")
+        return f"FID not measured, because {reason}"
+    return "FID not measured, because quality was not"
+
+
+def _given(run: Run, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a row's decoder and the options that the matrix gave it, tau among them where it takes one."""
+    if not row:
+        return BASELINE, {}
+    known = parsed(row["options"])
+    tables = run.manifest["matrix"].get("decoders", [])
+    names = {key for table in tables if table.get("name") == row["decoder"] for key in table} - {"name", "label", "tau"}
+    given = {name: known[name] for name in sorted(names) if known.get(name) is not None}
+    tau = {} if pd.isna(row["tau"]) or "budget" in known else {"tau": row["tau"]}
+    return row["decoder"], tau | given
+
+
+def _toml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _python(run: Run, setting: Mapping[str, Any], decoder: str, options: Mapping[str, Any]) -> str:
+    """Lines that load the flow as it was named and sample with a decoder as the run did."""
+    tables = run.manifest["matrix"].get("datasets", [])
+    named = {table.get("checkpoint") or table.get("name", ""): table.get("weights") for table in tables}
+    alike = [one for one in named if setting["checkpoint"] in (one, Path(one).name, Path(one).stem)]
+    flow = repr(str(alike[0] if alike else setting["checkpoint"]))
+    flow += f", weights={named[alike[0]]!r}" if alike and named[alike[0]] else ""
+    flow += "" if setting["device"] == "cpu" else f", device={setting['device']!r}"
+    flow += "" if setting["dtype"] == "float32" else f", dtype=torch.{setting['dtype']}"
+    built = "".join(f", {name}={value!r}" for name, value in options.items())
+    more = "" if pd.isna(setting["guidance"]) else f", guidance=harness.Guidance(**{json.loads(setting['guidance'])})"
+    more += "" if pd.isna(setting["denoise"]) else f", denoise={setting['denoise']:g}"
+    return "\n".join(
+        [
+            *(["import torch"] if "torch." in flow else []),
+            "import harness",
+            f"flow = harness.load_flow({flow})",
+            f"decoder = harness.build_decoder({decoder!r}{built})",
+            f"drawn = harness.sample(flow, {setting['batch_size']}, decoder=decoder, "
+            f"batch_size={setting['batch_size']}, seed={setting['seed']}{more})",
+            "images = drawn.images  # (N, C, H, W), in [-1, 1]",
+        ]
+    )
