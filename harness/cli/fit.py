@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from harness.cli.app import FOLDER, app, data_root, threads
+from harness.cli.completion import names
 
 
 class Budget(click.ParamType):
@@ -21,7 +22,7 @@ class Budget(click.ParamType):
 
 
 @app.command()
-@click.argument("config", metavar="CONFIG|DATASET")
+@click.argument("config", metavar="CONFIG|DATASET", shell_complete=names("training", files=True))
 @click.option("--out", type=FOLDER, help="Run folder; by default runs/NAME.")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder; a finished one is released again.")
 @data_root
@@ -44,7 +45,7 @@ def train(
 
 
 @app.command()
-@click.argument("dataset")
+@click.argument("dataset", shell_complete=names("datasets"))
 @data_root
 def download(dataset: str, root: Path | None) -> None:
     """Fetch a dataset's files from its publisher and check them, where that is allowed: cifar10, cifar100."""
@@ -54,7 +55,7 @@ def download(dataset: str, root: Path | None) -> None:
 
 
 @app.command("train-features")
-@click.argument("dataset")
+@click.argument("dataset", shell_complete=names("datasets"))
 @click.option("--out", type=FOLDER, help="Folder; by default the user's own.")
 @data_root
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -71,7 +72,7 @@ def train_features_command(dataset: str, out: Path | None, **options: Any) -> No
 
 
 @app.command("calibrate")
-@click.argument("flow", metavar="FLOW")
+@click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
 @click.option("--samples", type=click.IntRange(min=16), help="Decoded exactly; by default as many as the fit asks for.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
@@ -83,7 +84,7 @@ def calibrate_command(flow: str, samples: int | None, seed: int) -> None:
 
 
 @app.command("tune")
-@click.argument("flow", metavar="FLOW")
+@click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
 @click.option("--batch", "batches", type=click.IntRange(min=1), required=True, multiple=True,
               help="Samples decoded together; may be repeated.")  # fmt: skip
 @click.option("--budget", "budgets", type=Budget(), multiple=True, default=["sejd"], show_default=True,

@@ -8,17 +8,20 @@ from typing import Any
 import click
 
 from harness.cli.app import FOLDER, app, data_root, device, threads
+from harness.cli.completion import names
 from harness.registry import first_line
 
 
 @app.command("run")
-@click.argument("matrix")
+@click.argument("matrix", shell_complete=names("matrices", "published", files=True))
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default runs/NAME.")
 @click.option("--resume", is_flag=True, help="Finish what a killed run left; a finished one is only summarised.")
 @click.option("--profile", help="A variant of the matrix, such as fast or full.")
-@click.option("--decoder", "decoders", multiple=True, metavar="SPEC", help="One more: 'NAME option=value ...', where "
+@click.option("--decoder", "decoders", multiple=True, metavar="SPEC",
+              shell_complete=names("decoders"), help="One more: 'NAME option=value ...', where "
               "NAME may be package.module:Class (repeatable).")  # fmt: skip
-@click.option("--against", metavar="BASELINE", help="Then compare with a stored baseline or another run.")
+@click.option("--against", metavar="BASELINE", shell_complete=names("baselines", files=True),
+              help="Then compare with a stored baseline or another run.")  # fmt: skip
 @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
 @click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable real images out; the quality rows count them.")
@@ -58,8 +61,9 @@ def run_command(
 
 
 @app.command("sample")
-@click.argument("flow", metavar="FLOW")
-@click.option("--decoder", "spec", default="sejd", show_default=True, metavar="SPEC", help="'NAME option=value ...'.")
+@click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
+@click.option("--decoder", "spec", default="sejd", show_default=True, metavar="SPEC",
+              shell_complete=names("decoders"), help="'NAME option=value ...'.")  # fmt: skip
 @click.option("--tau", type=float, help="Stopping threshold; by default the decoder's.")
 @click.option("-n", "--number", "count", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
@@ -113,10 +117,14 @@ class ProbeGroup(click.Group):
         declared = options_of(cls)
 
         @click.command(cmd_name, help=first_line(cls))
-        @click.argument("checkpoint")
+        @click.argument("checkpoint", shell_complete=names("flows", "published", files=True))
         @click.option("--out", type=FOLDER, help="Run folder, new or not; by default runs/probe-CHECKPOINT.")
         @click.option("--resume", is_flag=True, help="Add to what the run folder holds; nothing is measured twice.")
-        @click.option("--dataset", help="That the flow was trained on; by default what the checkpoint says.")
+        @click.option(
+            "--dataset",
+            shell_complete=names("datasets"),
+            help="That the flow was trained on; by default what the checkpoint says.",
+        )
         @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
         @device
         @threads
@@ -153,7 +161,7 @@ def probe() -> None:
 
 
 @app.command("study")
-@click.argument("name", metavar="NAME|FOLDER|all")
+@click.argument("name", metavar="NAME|FOLDER|all", shell_complete=names("studies", besides=("all",), files=True))
 @click.option("--profile", type=click.Choice(["fast", "full"]), default="fast", show_default=True)
 @click.option("--out", type=FOLDER, default="runs/studies", show_default=True, help="Where the runs go.")
 @click.option("--results", type=FOLDER, default="results/studies", show_default=True,

@@ -5,18 +5,17 @@ Every mistake in a file becomes one sentence that names the key and what would b
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import HarnessError, unknown
 from harness.files import file_name, parse_toml, read_toml
-from harness.options import sentence
+from harness.options import Table, sentence
 
 SHIPPED = Path(str(files("harness.measure"))) / "matrices"
 GROUP = "harness.matrices"
@@ -27,23 +26,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Some = Field(min_length=1)
-
-
-class Table(BaseModel):
-    """A TOML table whose unknown keys are refused with the nearest known one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and cls.model_config.get("extra") == "forbid":
-            for key in data:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(key, cls.model_fields, n=1)
-                    hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
-                    raise ValueError(f"has no key '{key}'; {hint}")
-        return data
 
 
 class GuidanceTable(Table):
@@ -63,9 +45,10 @@ in image units ([-1, 1])."""
 class DatasetTable(Table):
     """Real images and the flow that was trained on them.
 
-    `checkpoint` is a flow's name or a file, by default the dataset's name; `size` the side of the images, by default
-    the flow's; `guidance` and `denoise` override the grid's, and with `published` they are what the publishers
-    evaluated the checkpoint with. With `optional` a checkpoint that is not there costs rows of the status "skipped".
+    `checkpoint` is a flow's name or a file, by default the dataset's name; `root` the folder of the images, by default
+    $HARNESS_DATA; `size` their side, by default the flow's; `guidance` and `denoise` override the grid's, and with
+    `published` they are what the publishers evaluated the checkpoint with. With `optional` a checkpoint that is not
+    there costs rows of the status "skipped".
     """
 
     name: str
@@ -81,7 +64,8 @@ class DatasetTable(Table):
 class DecoderTable(Table):
     """A decoder by name or ``package.module:Class``; every further key is an option of it.
 
-    An option written as ``{ grid = [...] }`` takes part in the product; `tau` overrides the grid's.
+    An option written as ``{ grid = [...] }`` takes part in the product; `tau`, one or several, overrides the grid's.
+    `label` is what tables and figures call it, by default its name and the options that are not its defaults.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
@@ -90,7 +74,7 @@ class DecoderTable(Table):
     label: str | None = None
     tau: Annotated[list[Tau], Some] | None = None
 
-    @field_validator("tau", mode="before")
+    @field_validator("tau", mode="before", json_schema_input_type=Tau | Annotated[list[Tau], Some])
     @classmethod
     def _one_tau(cls, tau: Any) -> Any:
         return [tau] if isinstance(tau, int | float) and not isinstance(tau, bool) else tau
@@ -101,7 +85,11 @@ class DecoderTable(Table):
 
 
 class Grid(Table):
-    """What every dataset and decoder is multiplied with."""
+    """What every dataset and decoder is multiplied with.
+
+    `tau` are stopping thresholds, `batch_sizes` samples decoded together, `seeds` those of the latents; for `guidance`
+    and `denoise` see the entries of datasets.
+    """
 
     tau: Annotated[list[Tau], Some] = [0.5]
     batch_sizes: Annotated[list[Count], Some] = [16]
@@ -111,7 +99,7 @@ class Grid(Table):
 
 
 class Filter(Table):
-    """Names cells: those whose every given field is the value, or one of the values, given here."""
+    """Names cells: those whose every given key is the value, or one of the values, given here."""
 
     dataset: str | list[str] | None = None
     checkpoint: str | list[str] | None = None
@@ -127,7 +115,7 @@ class Filter(Table):
 
 
 class Timing(Table):
-    """Paired rounds; each decodes every cell of a group once."""
+    """Paired `rounds`, after `warmup` that are not kept; each decodes every cell of a group once."""
 
     rounds: Count = 5
     warmup: Annotated[int, Field(ge=0)] = 1
@@ -137,8 +125,8 @@ class Quality(Table):
     """Samples against the sequential ones and against real images.
 
     Samples are decoded in the cell's own batch size, since the batch is the scope of stopping rules; `max_batches`
-    bounds the cost of small batches, whose rows then rest on fewer samples and carry no FID. A cell is valid when its
-    deviation is at most `max_deviation` (RMSE in image units) and its FID at most sequential's times
+    bounds the cost of small batches, whose rows then rest on fewer than `num_samples` and carry no FID. A cell is valid
+    when its deviation is at most `max_deviation` (RMSE in image units) and its FID at most sequential's times
     1 + `max_fid_increase`.
     """
 
@@ -150,13 +138,29 @@ class Quality(Table):
 
 
 class Switch(Table):
-    """A pass that can be switched off."""
+    """A pass that can be switched off: `enabled` is false."""
 
     enabled: bool = True
 
 
+def _of_a_file(schema: dict[str, Any]) -> None:
+    """A file need not state its name, and may hold profiles, each a part of it."""
+    schema["required"].remove("name")
+    part = {"type": "object", "additionalProperties": False, "properties": dict(schema["properties"])}
+    schema["properties"]["profiles"] = {"type": "object", "additionalProperties": part}
+
+
 class Matrix(Table):
-    """A validated matrix, the profile applied."""
+    """An experiment: every dataset is decoded by every decoder, at every setting of the grid.
+
+    A file may be without `name`, which is then its own, and hold `profiles` by name, each a table of keys that override
+    these. `device` "auto" is CUDA where there is one; `dtype` is of the networks. Of the cells, those that a filter of
+    `include` names are measured, or all where it has none, less those that one of `exclude` names. `memory` and
+    `residuals` are passes of their own, beside `timing` and `quality`.
+    """
+
+    besides: ClassVar[tuple[str, ...]] = ("profiles",)
+    model_config = ConfigDict(json_schema_extra=_of_a_file)
 
     name: str
     description: str = ""
