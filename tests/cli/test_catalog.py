@@ -65,7 +65,7 @@ def test_the_options_of_a_decoder_as_they_are_printed():
     assert '  initial  (zeros|normal|input|fitted; default: "zeros")\n' in output
     assert "  sequential_layers  (list of integer >= 1; default: [1])\n" in output
     assert "  max_iterations  (integer >= 1 or none; default: none)\n" in output
-    assert max(map(len, output.splitlines())) <= 100
+    assert max(map(len, output.splitlines()[1:])) <= 100
 
 
 def test_options_of_a_class_of_ones_own():
@@ -138,7 +138,7 @@ def test_the_schema_of_a_matrix_is_json():
         (["study", "al"], ["all"]),
         (["list", "dec"], ["decoders"]),
         (["list", "decoders", "sej"], ["sejd"]),
-        (["train", "cifar10-j"], ["cifar10-jpeg"]),
+        (["train", "dig"], ["digits"]),
         (["compare", "digits-"], ["digits-cpu"]),
         (["run", "quickstart", "--against", "digits-"], ["digits-cpu"]),
     ],
