@@ -99,7 +99,10 @@ class Grid(Table):
 
 
 class Filter(Table):
-    """Names cells: those whose every given key is the value, or one of the values, given here."""
+    """Names cells: those whose every given key is the value, or one of the values, given here.
+
+    The keys are `dataset`, `checkpoint`, `decoder`, `label`, `tau`, `batch_size` and `seed`.
+    """
 
     dataset: str | list[str] | None = None
     checkpoint: str | list[str] | None = None
