@@ -152,7 +152,7 @@ def test_the_shell_completes_names(words, expected):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_every_shell_gets_its_script(shell):
     environment = os.environ | {"_HARNESS_COMPLETE": f"{shell}_source"}
-    command = [sys.executable, "-c", "import sys; sys.argv = ['harness']; from harness.cli import main; main()"]
+    command = [sys.executable, "-m", "harness"]
     script = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert f"_HARNESS_COMPLETE={shell}_complete" in script
 
