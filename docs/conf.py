@@ -44,8 +44,23 @@ def _block(self, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _plain_types(app, what, name, thing, options, signature, answer):
+    """Annotated types by what they annotate: the bounds are in the reference of the options."""
+    while signature and (start := signature.find("Annotated[")) >= 0:
+        first = depth = 0
+        for end in range(start + len("Annotated["), len(signature)):
+            depth += {"[": 1, "(": 1, "]": -1, ")": -1}.get(signature[end], 0)
+            if depth == 0 and signature[end] == "," and not first:
+                first = end
+            if depth < 0:
+                break
+        signature = signature[:start] + signature[start + len("Annotated[") : first or end] + signature[end + 1 :]
+    return signature, answer
+
+
 def setup(app) -> dict:
     """Formulas as MathML, which browsers draw; pages whose content is in the code, written before any is read."""
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_block, None))
+    app.connect("autodoc-process-signature", _plain_types)
     app.connect("builder-inited", lambda app: generate.write(Path(app.srcdir) / "generated"))
     return {"parallel_read_safe": True}

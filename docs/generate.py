@@ -94,6 +94,10 @@ def _options(options: list[dict[str, Any]]) -> str:
 def _value(value: Any) -> str:
     if value is None:
         return "none"
+    if value == "":
+        return "empty"
+    if isinstance(value, dict):
+        return "see below"
     value = list(value) if isinstance(value, tuple) else value
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
@@ -133,7 +137,7 @@ def _keys(table: dict[str, Any]) -> str:
     lines = [["key", "type", "default"]]
     for key, value in table["properties"].items():
         shown = "required" if key in required else _value(value.get("default")) if "default" in value else ""
-        lines.append([f"`{key}`", _schema_type(value).replace("<", "&lt;"), shown if len(shown) < 60 else "see below"])
+        lines.append([f"`{key}`", _schema_type(value).replace("<", "&lt;"), shown or "none"])
     return markdown_table(lines) + "\n"
 
 
@@ -202,7 +206,7 @@ def api_page() -> str:
         thing = getattr(harness, name)
         kind = "autoclass" if isinstance(thing, type) else "autofunction"
         members = "   :members:\n" if isinstance(thing, type) else ""
-        lines.append(f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: {thing.__module__}.{name}\n{members}```\n")
+        lines.append(f"## {name}\n\n```{{eval-rst}}\n.. {kind}:: harness.{name}\n{members}```\n")
     lines += ["## What they return and take\n"]
     for path in ("harness.decoders.DecodeResult", "harness.decoders.LayerTrace", "harness.flows.CausalFlow"):
         lines.append(f"```{{eval-rst}}\n.. autoclass:: {path}\n   :members:\n```\n")
