@@ -296,5 +296,5 @@ def study_page(path: Path) -> str:
 
 def repository_page(name: str) -> str:
     """A document of the repository; what it links to and is not on this site is named instead."""
-    text = (ROOT / name).read_text(encoding="utf-8")
+    text = re.sub(r"<!-- file: (\S+) -->", r"`\1`:\n", (ROOT / name).read_text(encoding="utf-8"))
     return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", r"\1 (`\2`)", text)
