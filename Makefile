@@ -9,7 +9,7 @@ STUDIES ?= runs/studies
 FASTEST ?= runs/fastest
 BASE ?= results/baselines/asv.json
 
-.PHONY: demo test test-slow fuzz test-faults lint report fastest figures studies format bench bench-compare clean
+.PHONY: demo test test-slow fuzz test-faults lint report fastest figures studies docs format bench bench-compare clean
 
 demo: $(READY)  ## measure the shipped digits flow, print the table, render the report
 	$(BIN)/harness run quickstart --out $(RUN) --resume
@@ -49,6 +49,11 @@ studies: $(READY)  ## the paper's claims measured from the shipped flows; fails 
 fastest: $(READY)  ## every decoder on every shipped flow; results/fastest.md says which is fastest at which deviation
 	$(BIN)/harness run fastest --out $(FASTEST) --resume --workers 2
 	$(BIN)/python -m analysis.fastest $(FASTEST) results/fastest.md
+
+docs: $(READY)  ## the site, in docs/_build/html/index.html: no network is needed to build it or to read it
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -d docs/_build/doctrees docs docs/_build/html
+	@echo "the site is docs/_build/html/index.html"
 
 bench: $(READY)  ## asv in this environment, stored by commit under .asv; PROFILE= takes the whole matrix
 	$(BIN)/asv machine --yes

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.flows import load_flow
     from harness.measure.sampling import draw_samples, sample
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Decoder", "Guidance", "build_decoder", "draw_samples", "load", "load_dataset", "load_flow", "prepare", "recommend",
     "run", "sample",

@@ -1,18 +1,23 @@
-"""Options: how a value is read from text, what each kind may be, and those that decoders and probes declare as fields.
+"""What a user may set: how a value is read from text, what each kind of number may be, options of decoders and probes,
+which are typed fields of dataclasses, and the tables of TOML files.
 
 A range is stated once, here, for matrices, probes and the command line.
 """
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar, get_type_hints
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from harness.errors import HarnessError, unknown
 from harness.files import parse_toml
@@ -55,6 +60,27 @@ def parse_value(text: str) -> Any:
     return text
 
 
+def parse_decoder(spec: str) -> dict[str, Any]:
+    """A decoder and its options from one command-line argument, as a table of a matrix; see `parse_value` for values.
+
+    >>> parse_decoder("sejd initial=input tau=.1 sequential_layers=[1, 2]")
+    {'name': 'sejd', 'initial': 'input', 'tau': 0.1, 'sequential_layers': [1, 2]}
+    """
+    if not spec.strip():
+        raise HarnessError("a decoder is given as 'name option=value ...'")
+    first, *options = re.split(r"(?<![{,=\s])\s+(?=[^\s=\[\]{}\"']+\s*=)", spec.strip())
+    name, *rest = first.split(None, 1)
+    table: dict[str, Any] = {"name": name}
+    for option in [*rest, *options]:
+        key, equals, value = (part.strip() for part in option.partition("="))
+        if not equals or not key:
+            raise HarnessError(f"'{option}' in decoder '{spec}' should read option=value")
+        if key in table:
+            raise HarnessError(f"decoder '{spec}' gives '{key}' twice")
+        table[key] = parse_value(value)
+    return table
+
+
 def split_values(text: str) -> list[str]:
     """The parts between commas, but for those in brackets, which may be left away around the whole.
 
@@ -86,21 +112,66 @@ class Option:
 
     name: str
     help: str
+    type: str  # as a reader writes it: "number >= 0", "zeros|normal", "list of integer"
     default: Any
+    required: bool
     many: bool
     """Whether it takes several values, written with commas between them."""
 
 
 def options_of(cls: type) -> list[Option]:
-    """The options of a class in the order declared, those of the classes it is made from first."""
-    hints = get_type_hints(cls, include_extras=True)
+    """The options of a class in the order declared, those of the classes it is made from first.
+
+    They are a dataclass's fields, or what another class is constructed with; their meaning is a field's description or
+    stands under ``Args:`` in the docstring of the class or of one that it is made from.
+    """
+    hints = get_type_hints(cls if is_dataclass(cls) else cls.__init__, include_extras=True)  # type: ignore[misc]
+    meanings = {name: text for base in reversed(cls.__mro__) for name, text in _arguments(base).items()}
+    stated = fields(cls) if is_dataclass(cls) else ()
+    made = {entry.name: entry.default_factory() for entry in stated if callable(entry.default_factory)}
     found = []
-    for entry in fields(cls):
-        marks = getattr(hints[entry.name], "__metadata__", ())
+    for name, parameter in inspect.signature(cls).parameters.items():
+        marks = getattr(hints.get(name), "__metadata__", ())
         described = [mark.description for mark in marks if getattr(mark, "description", None)]
-        default = entry.default_factory() if callable(entry.default_factory) else entry.default
-        found.append(Option(entry.name, " ".join(described), default, isinstance(default, tuple)))
+        help = " ".join(described) or meanings.get(name, "")
+        default = made.get(name, parameter.default)
+        required = default is inspect.Parameter.empty
+        kind = _written(hints.get(name, Any))
+        found.append(Option(name, help, kind, None if required else default, required, isinstance(default, tuple)))
     return found
+
+
+def about(cls: type) -> str:
+    """What the docstring of a class says before its arguments."""
+    return re.split(r"\n\s*(?:Args|Raises|Returns|Example):\n", inspect.getdoc(cls) or "")[0].strip()
+
+
+def _arguments(cls: type) -> dict[str, str]:
+    """The text of each argument in a class's own docstring."""
+    _, _, below = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", below.partition("\n\n")[0], re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+_WORDS = {int: "integer", float: "number", str: "text", bool: "true|false", Path: "file", NoneType: "none"}
+
+
+def _written(hint: Any) -> str:
+    """A type as a reader of options writes its values."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        marks = [part for mark in inner[1:] for part in getattr(mark, "metadata", [mark])]
+        bounds = [f"{sign} {getattr(mark, key):g}" for mark in marks for key, sign in _BOUNDS.items()
+                  if abs(getattr(mark, key, None) or 0) < 2**53 and getattr(mark, key, None) is not None]  # fmt: skip
+        return " ".join([_written(inner[0]), *bounds])
+    if origin is Literal:
+        return "|".join(map(str, inner))
+    if origin in (tuple, list):
+        return f"list of {_written(inner[0])}"
+    if inner:
+        return " or ".join(dict.fromkeys(map(_written, inner)))
+    return str(_WORDS.get(hint) or getattr(hint, "__name__", hint))
 
 
 def build(cls: type[T], kind: str, name: str, options: Mapping[str, Any]) -> T:
@@ -130,6 +201,26 @@ def build(cls: type[T], kind: str, name: str, options: Mapping[str, Any]) -> T:
 @lru_cache(maxsize=256)
 def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
+
+
+class Table(BaseModel):
+    """A TOML table whose unknown keys are refused with the nearest known one."""
+
+    besides: ClassVar[tuple[str, ...]] = ()
+    """Keys that a file may have and the table, once read, has not."""
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and cls.model_config.get("extra") == "forbid":
+            known = (*cls.model_fields, *cls.besides)
+            for key in data:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(key, known, n=1)
+                    hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+                    raise ValueError(f"has no key '{key}'; {hint}")
+        return data
 
 
 def reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from documents import ROOT, files
 
 from harness.cli import app
 from harness.contract import check
@@ -18,9 +19,7 @@ from harness.measure.expand import expand
 from harness.measure.matrix import load_matrix
 from harness.runs.store import read_run
 
-ROOT = Path(__file__).parents[1]
-EXAMPLE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```\n", re.DOTALL)
-EXAMPLES = dict(EXAMPLE.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+EXAMPLES = files(ROOT / "CONTRIBUTING.md")
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def main() -> NoReturn:
     sys.path.append(os.getcwd())  # so that package.module:Class is found where the user stands, as with python -m
     _write_what_can_be_written()
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="harness", standalone_mode=False) or 0
     except HarnessError as error:
         code = _fail(str(error))
     except click.exceptions.NoArgsIsHelpError as error:

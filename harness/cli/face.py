@@ -18,10 +18,10 @@ from analysis.text import room
 from harness.errors import HarnessError
 from harness.flows.checkpoints import checkpoint_path
 from harness.flows.protocols import CausalFlow
-from harness.measure.matrix import parse_decoder
 from harness.measure.recommend import CANDIDATES, SECONDS, free, measure_choices
 from harness.measure.run_matrix import run_matrix
 from harness.measure.sources import matrix_of
+from harness.options import parse_decoder
 from harness.progress import reporter
 from harness.runs.store import Run
 

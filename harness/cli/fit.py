@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.app import FOLDER, Budget, Value, app, data_root, dataset, threads, weights
+from harness.cli.completion import names
 
 if TYPE_CHECKING:
     from harness.flows import CausalFlow
 
 
 @app.command()
-@click.argument("config", metavar="CONFIG|DATASET")
+@click.argument("config", metavar="CONFIG|DATASET", shell_complete=names("training", files=True))
 @click.option("--out", type=FOLDER, help="Run folder; by default runs/NAME.")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder; a finished one is released again.")
 @data_root
@@ -39,7 +40,7 @@ def train(
 
 
 @app.command()
-@click.argument("dataset")
+@click.argument("dataset", shell_complete=names("datasets"))
 @data_root
 def download(dataset: str, root: Path | None) -> None:
     """Fetch a dataset's files from its publisher and check them, where that is allowed: cifar10, cifar100."""
@@ -49,7 +50,7 @@ def download(dataset: str, root: Path | None) -> None:
 
 
 @app.command("train-features")
-@click.argument("dataset")
+@click.argument("dataset", shell_complete=names("datasets"))
 @click.option("--out", type=FOLDER, help="Folder; by default the user's own.")
 @data_root
 @click.option("--seed", type=Value("Seed"), default=0, show_default=True)
@@ -66,7 +67,7 @@ def train_features_command(dataset: str, out: Path | None, **options: Any) -> No
 
 
 @app.command("calibrate")
-@click.argument("flow", metavar="FLOW")
+@click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
 @click.option("--samples", type=Value("Calibrated"), help="Decoded exactly; by default as many as the fit asks for.")
 @click.option("--seed", type=Value("Seed"), default=0, show_default=True)
 @click.option("--seconds", type=Value("Share"), help="Learning corrections may take; 0: linear ones alone.")
@@ -83,7 +84,7 @@ def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float 
 
 
 @app.command("tune")
-@click.argument("flow", metavar="FLOW")
+@click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
 @click.option("--batch", "batches", type=Value("Batch"), required=True, multiple=True,
               help="Samples decoded together; may be repeated.")  # fmt: skip
 @click.option("--budget", "budgets", type=Budget("Share"), multiple=True, default=["sejd"], show_default=True,

@@ -9,18 +9,21 @@ from typing import Any
 import click
 
 from harness.cli.app import FOLDER, Budget, Command, Group, Value, app, data_root, dataset, device, threads, weights
+from harness.cli.completion import names
 from harness.errors import HarnessError, NonFiniteError
 from harness.registry import first_line
 
 
 @app.command("run")
-@click.argument("matrix")
+@click.argument("matrix", shell_complete=names("matrices", "published", files=True))
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; by default runs/NAME.")
 @click.option("--resume", is_flag=True, help="Finish what a killed run left; a finished one is only summarised.")
 @click.option("--profile", help="A variant of the matrix, such as fast or full.")
-@click.option("--decoder", "decoders", multiple=True, metavar="SPEC", help="One more: 'NAME option=value ...', where "
+@click.option("--decoder", "decoders", multiple=True, metavar="SPEC",
+              shell_complete=names("decoders"), help="One more: 'NAME option=value ...', where "
               "NAME may be package.module:Class (repeatable).")  # fmt: skip
-@click.option("--against", metavar="BASELINE", help="Then compare with a stored baseline or another run.")
+@click.option("--against", metavar="BASELINE", shell_complete=names("baselines", files=True),
+              help="Then compare with a stored baseline or another run.")  # fmt: skip
 @dataset
 @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
 @click.option("--inception-weights", type=click.Path(), help="Compare by Inception's features, from this file.")
@@ -41,10 +44,10 @@ def run_command(
     """Measure a matrix, by name or .toml file, or a checkpoint: speed, cost, quality and memory of every cell."""
     from analysis.compare.render import print_comparison
     from harness.cli.face import print_run
-    from harness.measure.matrix import parse_decoder
     from harness.measure.run_matrix import run_matrix
     from harness.measure.sources import matrix_of
     from harness.measure.workers.local import executor
+    from harness.options import parse_decoder
     from harness.progress import reporter
     from harness.runs.baselines import open_run
 
@@ -59,7 +62,7 @@ def run_command(
 
 
 @app.command("recommend")
-@click.argument("checkpoint", metavar="CHECKPOINT")
+@click.argument("checkpoint", metavar="CHECKPOINT", shell_complete=names("flows", "published", files=True))
 @click.option("--batch-size", "batches", type=Value("Batch"), multiple=True, default=[16], show_default=True,
               help="Samples decoded together; may be repeated.")  # fmt: skip
 @click.option("--budget", "budgets", type=Budget("Share"), multiple=True, default=["sejd"], show_default=True,
@@ -85,9 +88,9 @@ def recommend_command(checkpoint: str, out: Path | None, resume: bool, **options
 
 
 @app.command("sample")
-@click.argument("flow", metavar="FLOW")
-@click.option("--decoder", "spec", metavar="SPEC", help="'NAME option=value ...'; by default auto where it was tuned "
-              "for FLOW, else sejd.")  # fmt: skip
+@click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
+@click.option("--decoder", "spec", metavar="SPEC", shell_complete=names("decoders"),
+              help="'NAME option=value ...'; by default auto where it was tuned for FLOW, else sejd.")  # fmt: skip
 @click.option("--tau", type=Value("Share"), help="Stopping threshold; by default the decoder's.")
 @click.option("-n", "--number", "count", type=Value("Count"), default=64, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
@@ -162,10 +165,14 @@ class ProbeGroup(Group):
         declared = options_of(cls)
 
         @click.command(cmd_name, cls=Command, help=first_line(cls))
-        @click.argument("checkpoint")
+        @click.argument("checkpoint", shell_complete=names("flows", "published", files=True))
         @click.option("--out", type=FOLDER, help="Run folder, new or not; by default runs/probe-CHECKPOINT.")
         @click.option("--resume", is_flag=True, help="Add to what the run folder holds; nothing is measured twice.")
-        @click.option("--dataset", help="That the flow was trained on; by default what the checkpoint says.")
+        @click.option(
+            "--dataset",
+            shell_complete=names("datasets"),
+            help="That the flow was trained on; by default what the checkpoint says.",
+        )
         @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
         @device
         @weights
@@ -203,7 +210,7 @@ def probe() -> None:
 
 
 @app.command("study")
-@click.argument("name", metavar="NAME|FOLDER|all")
+@click.argument("name", metavar="NAME|FOLDER|all", shell_complete=names("studies", besides=("all",), files=True))
 @click.option("--profile", type=click.Choice(["fast", "full"]), default="fast", show_default=True)
 @click.option("--out", type=FOLDER, default="runs/studies", show_default=True, help="Where the runs go.")
 @click.option("--results", type=FOLDER, default="results/studies", show_default=True,

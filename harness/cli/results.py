@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from harness.cli.app import FOLDER, Group, Value, app, weights
+from harness.cli.completion import names, names_of_kind
 
 
 @app.command()
-@click.argument("decoder")
-@click.option("--flow", "flows", multiple=True, help="Flow to check on: a contract flow, a shipped one, or a path.")
+@click.argument("decoder", shell_complete=names("decoders"))
+@click.option("--flow", "flows", multiple=True, shell_complete=names("flows", files=True),
+              help="Flow to check on: a contract flow, a shipped one, or a path.")  # fmt: skip
 @click.option("--clause", "clauses", multiple=True, help="Only this clause (repeatable).")
 @click.option("--seed", type=Value("Seed"), default=0, show_default=True, help="Of latents and random flows.")
 @weights
@@ -23,8 +26,8 @@ def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: 
 
 
 @app.command()
-@click.argument("base")
-@click.argument("new")
+@click.argument("base", shell_complete=names("baselines", files=True))
+@click.argument("new", shell_complete=names("baselines", files=True))
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 @click.option("--only", type=click.Choice(["regressed"]), help="Leave the other cells out.")
 @click.option("--tolerance", type=Value("Share"), default=0.05, show_default=True, help="Share that is no regression.")
@@ -61,12 +64,23 @@ def bench_compare(base: str, new: str, tolerance: float) -> int:
 
 
 @app.command("list")
-@click.argument("kind", required=False, metavar="[decoders|flows|datasets|probes|matrices|baselines]")
-def list_command(kind: str | None) -> None:
-    """List decoders, flows, datasets, probes, matrices and baselines, and where they come from."""
+@click.argument("kind", required=False, metavar="[decoders|flows|datasets|probes|matrices|baselines]",
+                shell_complete=names("kinds"))  # fmt: skip
+@click.argument("name", required=False, shell_complete=names_of_kind)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_command(kind: str | None, name: str | None, as_json: bool) -> None:
+    """List what there is and where it comes from; with a NAME, one of a kind, and the options it takes."""
     from harness.cli.catalog import print_catalog
 
-    print_catalog(kind)
+    print_catalog(kind, name, as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a matrix file, for editors that complete and check TOML."""
+    from harness.measure.matrix import Matrix
+
+    print(json.dumps(Matrix.model_json_schema(), indent=2))
 
 
 @app.group(cls=Group)

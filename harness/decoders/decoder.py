@@ -207,10 +207,15 @@ def build_decoder(name: str, **options: Any) -> Decoder:
         >>> build_decoder("sejd", tau=0.1).tau
         0.1
     """
+    return build(decoder_class(name), "decoder", name, options)
+
+
+def decoder_class(name: str) -> type[Decoder]:
+    """The class of a decoder. Raises HarnessError: there is no such, or it is no decoder."""
     cls = decoders.get(name)
     if not (isinstance(cls, type) and issubclass(cls, Decoder)):
         raise HarnessError(f"'{name}' is no decoder: a decoder is a subclass of harness.decoders:Decoder")
-    return build(cls, "decoder", name, options)
+    return cls
 
 
 def _mark(device: torch.device) -> Any:

@@ -11,7 +11,8 @@ from itertools import product
 from typing import Any
 
 from harness.decoders import Decoder, build_decoder, decoders
-from harness.errors import HarnessError
+from harness.decoders.decoder import decoder_class
+from harness.errors import HarnessError, unknown
 from harness.flows import CausalFlow
 from harness.measure.cells import Cell, content_hash, resolve_device
 from harness.measure.matrix import DatasetTable, DecoderTable, Matrix
@@ -61,7 +62,11 @@ def expand(
 
 
 def _variants(table: DecoderTable, matrix: Matrix) -> Iterator[_Variant]:
-    cls = decoders.get(table.name)
+    cls = decoder_class(table.name)
+    known = [*inspect.signature(cls).parameters, "label"]
+    for option in table.options:
+        if option not in known:
+            raise unknown(f"option of decoder '{table.name}':", option, known)
     if table.tau is not None and not cls.takes_tau:
         raise HarnessError(f"decoder '{table.name}' takes no tau; remove it from its entry in matrix '{matrix.name}'")
     taus = tuple(table.tau or matrix.grid.tau) if cls.takes_tau else (None,)

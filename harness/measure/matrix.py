@@ -5,20 +5,18 @@ Every mistake in a file becomes one sentence that names the key and what would b
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import HarnessError, unknown
 from harness.files import file_name, read_toml
-from harness.options import Batch, Count, Positive, Real, Seed, Share, parse_value, sentence
+from harness.options import Batch, Count, Positive, Real, Seed, Share, Table, sentence
 from harness.registry import BrokenCode, load_foreign
 
 SHIPPED = Path(str(files("harness.measure"))) / "matrices"
@@ -28,23 +26,6 @@ GROUP = "harness.matrices"
 Some = Field(min_length=1)
 MOST_CELLS, MOST_DECODES = 10_000, 1_000_000
 """Cells of a matrix before its filters, and times that all of them are timed in all: more is refused."""
-
-
-class Table(BaseModel):
-    """A TOML table whose unknown keys are refused with the nearest known one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and cls.model_config.get("extra") == "forbid":
-            for key in data:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(key, cls.model_fields, n=1)
-                    hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(cls.model_fields)}"
-                    raise ValueError(f"has no key '{key}'; {hint}")
-        return data
 
 
 class GuidanceTable(Table):
@@ -65,9 +46,9 @@ class DatasetTable(Table):
     """Real images and the flow that was trained on them.
 
     `checkpoint` is a flow's name or a file, by default the dataset's name; `weights` are which ones of it, where it
-    holds several, see `load_flow`; `size` is the side of the images, by default the flow's; `guidance` and `denoise`
-    override the grid's, and with `published` they are what the publishers evaluated the checkpoint with. With
-    `optional` a checkpoint that is not there costs rows of the status "skipped".
+    holds several, see `load_flow`; `root` is the folder of the images, by default $HARNESS_DATA; `size` their side, by
+    default the flow's; `guidance` and `denoise` override the grid's, and with `published` they are what the publishers
+    evaluated the checkpoint with. With `optional` a checkpoint that is not there costs rows of the status "skipped".
     """
 
     name: str
@@ -84,7 +65,8 @@ class DatasetTable(Table):
 class DecoderTable(Table):
     """A decoder by name or ``package.module:Class``; every further key is an option of it.
 
-    An option written as ``{ grid = [...] }`` takes part in the product; `tau` overrides the grid's.
+    An option written as ``{ grid = [...] }`` takes part in the product; `tau`, one or several, overrides the grid's.
+    `label` is what tables and figures call it, by default its name and the options that are not its defaults.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
@@ -93,7 +75,7 @@ class DecoderTable(Table):
     label: str | None = None
     tau: Annotated[list[Share], Some] | None = None
 
-    @field_validator("tau", mode="before")
+    @field_validator("tau", mode="before", json_schema_input_type=Share | Annotated[list[Share], Some])
     @classmethod
     def _one_tau(cls, tau: Any) -> Any:
         return [tau] if isinstance(tau, int | float) and not isinstance(tau, bool) else tau
@@ -104,7 +86,11 @@ class DecoderTable(Table):
 
 
 class Grid(Table):
-    """What every dataset and decoder is multiplied with."""
+    """What every dataset and decoder is multiplied with.
+
+    `tau` are stopping thresholds, `batch_sizes` samples decoded together, `seeds` those of the latents; for `guidance`
+    and `denoise` see the entries of datasets.
+    """
 
     tau: Annotated[list[Share], Some] = [0.5]
     batch_sizes: Annotated[list[Batch], Some] = [16]
@@ -114,7 +100,10 @@ class Grid(Table):
 
 
 class Filter(Table):
-    """Names cells: those whose every given field is the value, or one of the values, given here."""
+    """Names cells: those whose every given key is the value, or one of the values, given here.
+
+    The keys are `dataset`, `checkpoint`, `decoder`, `label`, `tau`, `batch_size` and `seed`.
+    """
 
     dataset: str | list[str] | None = None
     checkpoint: str | list[str] | None = None
@@ -130,7 +119,7 @@ class Filter(Table):
 
 
 class Timing(Table):
-    """Paired rounds; each decodes every cell of a group once."""
+    """Paired `rounds`, after `warmup` that are not kept; each decodes every cell of a group once."""
 
     rounds: Count = 5
     warmup: Annotated[int, Field(ge=0, le=MOST_DECODES)] = 1
@@ -140,8 +129,8 @@ class Quality(Table):
     """Samples against the sequential ones and against real images.
 
     Samples are decoded in the cell's own batch size, since the batch is the scope of stopping rules; `max_batches`
-    bounds the cost of small batches, whose rows then rest on fewer samples and carry no FID. A cell is valid when its
-    deviation is at most `max_deviation` (RMSE in image units) and its FID at most sequential's times
+    bounds the cost of small batches, whose rows then rest on fewer than `num_samples` and carry no FID. A cell is valid
+    when its deviation is at most `max_deviation` (RMSE in image units) and its FID at most sequential's times
     1 + `max_fid_increase`.
     """
 
@@ -153,13 +142,29 @@ class Quality(Table):
 
 
 class Switch(Table):
-    """A pass that can be switched off."""
+    """A pass that can be switched off: `enabled` is false."""
 
     enabled: bool = True
 
 
+def _of_a_file(schema: dict[str, Any]) -> None:
+    """A file need not state its name, and may hold profiles, each a part of it."""
+    schema["required"].remove("name")
+    part = {"type": "object", "additionalProperties": False, "properties": dict(schema["properties"])}
+    schema["properties"]["profiles"] = {"type": "object", "additionalProperties": part}
+
+
 class Matrix(Table):
-    """A validated matrix, the profile applied."""
+    """An experiment: every dataset is decoded by every decoder, at every setting of the grid.
+
+    A file may be without `name`, which is then its own, and hold `profiles` by name, each a table of keys that override
+    these. `device` "auto" is CUDA where there is one; `dtype` is of the networks. Of the cells, those that a filter of
+    `include` names are measured, or all where it has none, less those that one of `exclude` names. `memory` and
+    `residuals` are passes of their own, beside `timing` and `quality`.
+    """
+
+    besides: ClassVar[tuple[str, ...]] = ("profiles",)
+    model_config = ConfigDict(json_schema_extra=_of_a_file)
 
     name: str
     description: str = ""
@@ -275,27 +280,6 @@ def build_matrix(
         return Matrix.model_validate(merged(tables, overrides))
     except ValidationError as error:
         raise HarnessError(f"{where}: {sentence(error)}") from error
-
-
-def parse_decoder(spec: str) -> dict[str, Any]:
-    """A decoder and its options from one command-line argument, as a table of a matrix; see `parse_value` for values.
-
-    >>> parse_decoder("sejd initial=input tau=.1 sequential_layers=[1, 2]")
-    {'name': 'sejd', 'initial': 'input', 'tau': 0.1, 'sequential_layers': [1, 2]}
-    """
-    if not spec.strip():
-        raise HarnessError("a decoder is given as 'name option=value ...'")
-    first, *options = re.split(r"(?<![{,=\s])\s+(?=[^\s=\[\]{}\"']+\s*=)", spec.strip())
-    name, *rest = first.split(None, 1)
-    table: dict[str, Any] = {"name": name}
-    for option in [*rest, *options]:
-        key, equals, value = (part.strip() for part in option.partition("="))
-        if not equals or not key:
-            raise HarnessError(f"'{option}' in decoder '{spec}' should read option=value")
-        if key in table:
-            raise HarnessError(f"decoder '{spec}' gives '{key}' twice")
-        table[key] = parse_value(value)
-    return table
 
 
 def merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

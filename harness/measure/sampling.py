@@ -26,11 +26,10 @@ from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import Denoises
 from harness.measure.cells import Subject, resolve_device
 from harness.measure.drawn import Sampled, name_of
-from harness.measure.matrix import parse_decoder
 from harness.measure.tasks.quality import real_images
 from harness.measure.units import batches
 from harness.metrics.quality import distances, features_of
-from harness.options import Labels, Positive, read_value
+from harness.options import Labels, Positive, parse_decoder, read_value
 from harness.progress import Reporter, reporter
 
 MOST_NUMBERS = 1 << 27

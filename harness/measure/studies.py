@@ -10,11 +10,11 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.errors import HarnessError, unknown
-from harness.measure.matrix import Matrix, Table, build_matrix, matrix_path, merged, read_toml
+from harness.measure.matrix import Matrix, build_matrix, matrix_path, merged, read_toml
 from harness.measure.probes.probe import build_probe
 from harness.measure.run_matrix import run_matrix
 from harness.measure.run_probe import run_probe
-from harness.options import Few, sentence
+from harness.options import Few, Table, sentence
 from harness.progress import Reporter
 
 SHIPPED = Path(str(files("analysis"))) / "studies"

@@ -31,7 +31,8 @@ SMALL = {
 
 
 def call(*arguments):
-    return CliRunner().invoke(app, [str(part) for part in arguments], standalone_mode=False)
+    environment = {"COLUMNS": "170"}
+    return CliRunner().invoke(app, [str(part) for part in arguments], standalone_mode=False, env=environment)
 
 
 @pytest.fixture

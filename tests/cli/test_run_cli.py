@@ -18,7 +18,8 @@ from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.latents import indexed_latents
 from harness.measure.expand import expand
-from harness.measure.matrix import load_matrix, parse_decoder
+from harness.measure.matrix import load_matrix
+from harness.options import parse_decoder
 
 MATRIX = '[[datasets]]\nname = "digits"\ncheckpoint = "{}"\n[[decoders]]\nname = "{}"\n{}'
 

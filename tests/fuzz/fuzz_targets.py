@@ -37,8 +37,9 @@ from harness.fitting.calibrate import calibrate
 from harness.flows import load_flow
 from harness.flows.tarflow import TarFlow, TarFlowConfig
 from harness.measure.expand import expand
-from harness.measure.matrix import SHIPPED, load_matrix, parse_decoder
+from harness.measure.matrix import SHIPPED, load_matrix
 from harness.measure.probes.probe import build_probe
+from harness.options import parse_decoder
 from harness.runs.store import MANIFEST, RunStore, read_run
 from harness.runs.tables import TABLES
 from harness.training.config import read_config, shipped_configs

@@ -1,7 +1,14 @@
+import tomllib
+
 import pytest
 
 from harness.errors import HarnessError
-from harness.measure.matrix import load_matrix, matrices, parse_decoder
+from harness.measure.expand import expand
+from harness.measure.matrix import Matrix, load_matrix, matrices
+from harness.options import parse_decoder
+
+UNSAID = {"name", "description", "enabled", "components", "annealed", "temperature"}
+"""Keys that say themselves, and those of `Guidance`, which its table refers to."""
 
 BASE = """
 [[datasets]]
@@ -22,8 +29,6 @@ def write(tmp_path):
 
 
 def test_shipped_matrices_are_valid_in_every_profile():
-    import tomllib
-
     assert "quickstart" in matrices()
     for name, path in matrices().items():
         for profile in [None, *tomllib.loads(path.read_text()).get("profiles", {})]:
@@ -58,6 +63,7 @@ def test_decoders_of_the_command_line_are_added(write):
         (BASE + "[grid]\nbatchsizes = [1]", ["[grid] has no key 'batchsizes'", "did you mean 'batch_sizes'"]),
         (BASE + "[timing]\nrounds = 0", ["'timing.rounds'"]),
         (BASE + "[tming]\nrounds = 5", ["has no key 'tming'", "did you mean 'timing'"]),
+        (BASE + "[profile.fast]\ntiming = {rounds=5}", ["has no key 'profile'", "did you mean 'profiles'"]),
         (BASE + "label = 3", ["'decoders[0].label'", "string"]),
         (BASE + "tau = 'low'", ["'decoders[0].tau'"]),
         (BASE + "[[exclude]]\ndecoder = 'sejdd'", ["unknown decoder 'sejdd'", "did you mean 'sejd'"]),
@@ -73,6 +79,57 @@ def test_a_mistake_is_one_sentence_that_names_the_key(write, text, parts):
         load_matrix(write(text))
     assert all(part in str(caught.value) for part in parts), str(caught.value)
     assert "\n" not in str(caught.value) and "mine.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "meant"),
+    [("lable", "label"), ("labell", "label"), ("ta", "tau"), ("sequential_layer", "sequential_layers")],
+)
+def test_a_misspelt_key_of_a_decoder_finds_the_matrix_s_own_keys_too(write, mistake, meant):
+    with pytest.raises(HarnessError, match=f"unknown option of decoder 'sejd': '{mistake}'; did you mean '{meant}'"):
+        expand(load_matrix(write(BASE + f"{mistake} = 'mine'")))
+
+
+def test_what_is_no_decoder_is_told_so(write):
+    with pytest.raises(HarnessError, match="'json:dumps' is no decoder"):
+        expand(load_matrix(write(BASE.replace("sejd", "json:dumps"))))
+
+
+def test_the_schema_knows_every_key_of_the_shipped_matrices():
+    """Each table of a file by the schema that an editor would check it with."""
+    schema = Matrix.model_json_schema()
+
+    def unknown(data, table):
+        if "$ref" in table:
+            table = schema["$defs"][table["$ref"].rpartition("/")[2]]
+        if isinstance(data, list):
+            options = [table, *table.get("anyOf", [])]
+            items = next((option["items"] for option in options if "items" in option), {})
+            return [key for part in data for key in unknown(part, items)]
+        if not isinstance(data, dict):
+            return []
+        known, more = table.get("properties", {}), table.get("additionalProperties", True)
+        assert set(table.get("required", ())) <= set(data)
+        return [
+            found
+            for key, value in data.items()
+            for found in (
+                unknown(value, known[key]) if key in known else unknown(value, more) if isinstance(more, dict)
+                else [] if more else [key]
+            )
+        ]  # fmt: skip
+
+    for path in matrices().values():
+        assert unknown(tomllib.loads(path.read_text()), schema) == []
+    wrong = {"datasets": [{"name": "a", "siz": 1}], "decoders": [], "profiles": {"fast": {"tming": {}}}}
+    assert unknown(wrong, schema) == ["siz", "tming"]
+
+
+def test_every_key_of_a_matrix_is_explained():
+    schema = Matrix.model_json_schema()
+    for table in (schema, *schema["$defs"].values()):
+        told = table["description"]
+        assert [key for key in table["properties"] if key.rstrip("s") not in told and key not in UNSAID] == []
 
 
 def test_unknown_matrix_and_profile(write):

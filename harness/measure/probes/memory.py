@@ -18,13 +18,13 @@ from harness.flows.protocols import CausalLayer
 from harness.flows.tap import Call, Observer, tap
 from harness.measure.cells import Cell, Subject
 from harness.measure.expand import expand
-from harness.measure.matrix import build_matrix, parse_decoder
+from harness.measure.matrix import build_matrix
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.shapes import network_columns, tarflow_of
 from harness.measure.tasks.memory import KERNELS, need_of
 from harness.measure.units import Bench, Rows, Unit, batch_of
 from harness.metrics.live import live_peak
-from harness.options import Batch, Count
+from harness.options import Batch, Count, parse_decoder
 from harness.runs.tables import FLOW, INTEGER, NETWORK, OUTCOME, TEXT
 
 TWICE = "max_iterations=2 fallback=leave"

@@ -20,10 +20,9 @@ from harness.errors import HarnessError
 from harness.flows import CausalFlow
 from harness.flows.ising import HasTarget, Ising
 from harness.measure.cells import BASELINE, Subject
-from harness.measure.matrix import parse_decoder
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit, batches
-from harness.options import Batch, Count
+from harness.options import Batch, Count, parse_decoder
 from harness.runs.tables import INTEGER, REAL, TEXT
 
 OBSERVABLES = probe_table(
