@@ -219,7 +219,7 @@ class Table(BaseModel):
                 if key not in cls.model_fields:
                     near = difflib.get_close_matches(key, known, n=1)
                     hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-                    raise ValueError(f"has no key '{key}'; {hint}")
+                    raise ValueError(f"has no key {key!r}; {hint}")
         return data
 
 
@@ -240,6 +240,7 @@ def sentence(error: ValidationError, whole: str = "the matrix", root: tuple[str,
         if isinstance(step, int):
             where += f"[{step}]"
         elif not step.endswith("]") and step not in ("str", "int", "float"):  # pydantic's names of union members
+            step = step if step.isprintable() else repr(step)
             where += f".{step}" if where else step
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":

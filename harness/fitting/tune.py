@@ -6,9 +6,8 @@ matters in the sample is measured too, by decoding the rest exactly from a pertu
 candidate is then timed on one layer of the flow, in shuffled rounds. With errors of different layers taken as
 independent, the fastest schedule for every deviation is found exactly, layer by layer. The fastest within the budget is
 decoded on latents that it was not chosen on; while it cannot be said there, with 95 % confidence, that it keeps the
-budget on others, a safer one is tried, and sequential decoding ends the list. What is left to choose is the
-dtype of its networks, where a layer's clock tells least: the schedule, and itself with all networks in one dtype, are
-timed as whole decodes.
+budget on others, a safer one is tried, and sequential decoding ends the list. The dtype of its networks, where the
+clock of a layer tells least, is chosen by whole decodes.
 """
 
 from __future__ import annotations
@@ -54,9 +53,7 @@ Layers = tuple[LayerChoice, ...]
 
 
 def candidates(flow: CausalFlow) -> list[LayerChoice]:
-    """What a layer may be decoded by, each a fixed amount of work; also in half precision, which has its own error, on
-    a device that gains by it.
-    """
+    """What a layer may be decoded by, each a fixed amount of work; in half precision too where that gains."""
     longest = flow.num_tokens - 1
     fitted: list[dict[str, Any]] = [{"iterations": [n]} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
     found = find_calibration(flow)

@@ -26,9 +26,8 @@ from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import Denoises
 from harness.measure.cells import Subject, resolve_device
 from harness.measure.drawn import Sampled, name_of
-from harness.measure.tasks.quality import real_images
+from harness.measure.tasks.quality import compared
 from harness.measure.units import batches
-from harness.metrics.quality import distances, features_of
 from harness.options import Labels, Positive, parse_decoder, read_value
 from harness.progress import Reporter, reporter
 
@@ -273,25 +272,6 @@ def sample_to_grid(
         f"forward-pass equivalents each, {drawn.state}"
     )
     return said if dataset is None else f"{said}\n{compared(drawn.images, dataset, request.subject.device, data_root)}"
-
-
-def compared(images: Tensor, dataset: str, device: str = "cpu", data_root: str | None = None) -> str:
-    """FID and KID of (N, C, H, W) images to the real ones of a dataset, as a sentence that says what they rest on.
-
-    Raises HarnessError: too few images, no such dataset, or none of its images and features at hand.
-    """
-    shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-    real = real_images(dataset, shape, device=device, data_root=data_root)
-    if real.value is None:
-        raise HarnessError(real.error or "")
-    found = distances(features_of(images, real.value.extractor), real.value.reference)
-    if found["fid"] is None:
-        raise HarnessError("FID needs at least 3 samples")
-    return (
-        f"FID {found['fid']:.4g}, KID {found['kid']:.4f} ± {found['kid_std']:.4f}, {found['num_samples']} samples to "
-        f"{found['num_reference']} images of {dataset}, features of {found['fid_features']}; FID is biased at few "
-        "samples: compare it at equal numbers only"
-    )
 
 
 def refuse_nonfinite(bad: int, count: int, out: Path) -> None:

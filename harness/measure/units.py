@@ -189,6 +189,8 @@ class Bench:
             with settings_kept() as changed:
                 value = measure()
             return Attempt("ok", value=value)
+        except KeyboardInterrupt:  # the user's
+            raise
         except BaseException as error:  # whatever a decoder raises, even an exit, is its own row's business
             status, sentence = "failed", f"{type(error).__name__}: {error}"
             if isinstance(error, NonFiniteError):

@@ -87,11 +87,6 @@ def train_features(
 
 def _require_fit(recipe: Recipe, train: Images, test: Images) -> None:
     """A `HarnessError` where the splits are of no use for a recipe: what would otherwise be found out at the end."""
-    if train.pixels.shape[1:] != test.pixels.shape[1:]:
-        shapes = f"{tuple(train.pixels.shape[1:])}, those to test on {tuple(test.pixels.shape[1:])}"
-        raise HarnessError(
-            f"the images to learn from are of shape {shapes}; give a size, or make the channels the same"
-        )
     if min(len(train), len(test)) < 3:
         raise HarnessError(f"{len(train)} images to learn from and {len(test)} to test on are too few: at least 3 each")
     if recipe.task == "labels" and test.labels is None:

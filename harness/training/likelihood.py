@@ -70,11 +70,6 @@ class Splits:
     @classmethod
     def of(cls, train: Images, test: Images, config: TrainingConfig) -> Splits:
         """The splits as `config` uses them."""
-        if train.pixels.shape[1:] != test.pixels.shape[1:]:
-            shapes = f"{tuple(train.pixels.shape[1:])}, those of the test split {tuple(test.pixels.shape[1:])}"
-            raise HarnessError(
-                f"the images of the train split are of shape {shapes}; give a size, or make them the same"
-            )
         levels = to_unit(torch.cat([train.pixels.unique(), test.pixels.unique()]).unique())
         return cls(train, _first(test, config.held_out), levels, config, train.skipped + test.skipped, test.digest)
 

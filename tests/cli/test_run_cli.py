@@ -369,7 +369,8 @@ def test_seconds_and_counts_that_are_printed_are_those_that_passed(harness, tiny
     began = time.perf_counter()
     code, out, _ = harness("sample", tiny_checkpoint, "-n", "4", "--batch-size", "2", "--out", "x.png")
     passed = time.perf_counter() - began
-    found = re.fullmatch(r"x.png: 4 samples in ([\d.]+) s, ([\d.]+) forward-pass equivalents each\n", out)
+    said = r"x.png: 4 samples by sejd in ([\d.]+) s, ([\d.]+) forward-pass equivalents each, converged\n"
+    found = re.fullmatch(said, out)
     assert code == 0 and found, out
     assert 0 <= float(found[1]) <= passed + 0.01 and 0 < float(found[2]) <= 64
     code, out, _ = harness("check", "sequential", "--flow", "coupled", "--clause", "shapes", "--clause", "trace")

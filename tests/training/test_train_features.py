@@ -156,7 +156,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path):
     [
         (slice(30), slice(2), "30 images to learn from and 2 to test on are too few"),
         (slice(30), "unlabelled", "the test split has none"),
-        (slice(30), "colour", "are of shape"),
+        (slice(30), "colour", "the test split of 'digits' holds images"),
     ],
 )
 def test_splits_of_no_use_are_told_before_training(tmp_path, monkeypatch, digits, train, test, said):
@@ -164,7 +164,7 @@ def test_splits_of_no_use_are_told_before_training(tmp_path, monkeypatch, digits
     if test == "unlabelled":
         held_out = replace(held_out, labels=None)
     elif test == "colour":
-        held_out = replace(held_out, pixels=held_out.pixels.expand(-1, 3, -1, -1))
+        held_out = replace(held_out, pixels=torch.randint(255, (9, 3, 8, 8), dtype=torch.uint8))
     else:
         held_out = replace(held_out, pixels=held_out.pixels[test], labels=held_out.labels[test])
     learned = replace(digits[0], pixels=digits[0].pixels[train], labels=digits[0].labels[train])

@@ -448,8 +448,8 @@ BLACK = Images(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.arange(8) % 2)
         (replace(BLACK, labels=torch.arange(8) % 2 * 2), BLACK, {}, "images of class 1 "),
         (BLACK, BLACK, {"batch_size": 9}, "batch_size = 9 is more than the 8 rows"),
         (BLACK, BLACK, {"patch": 16}, "image size 8 is not a multiple of the patch size 16"),
-        (BLACK, replace(BLACK, pixels=torch.zeros(8, 3, 8, 8, dtype=torch.uint8)), {}, "those of the test split"),
-        (BLACK, replace(BLACK, pixels=torch.zeros(8, 1, 4, 4, dtype=torch.uint8)), {}, "those of the test split"),
+        (BLACK, replace(BLACK, pixels=torch.arange(3)[:, None, None].expand(8, 3, 8, 8).byte()), {}, "the test split"),
+        (BLACK, replace(BLACK, pixels=torch.zeros(8, 1, 4, 4, dtype=torch.uint8)), {}, "the test split"),
         (replace(BLACK, pixels=torch.zeros(8, 1, 8, 4, dtype=torch.uint8)),) * 2 + ({}, "TarFlow needs squares"),
     ],
 )

@@ -24,7 +24,7 @@ from harness.measure.units import Attempt, Bench, Rows, Unit, batches, failed_ce
 from harness.metrics.features import FeatureExtractor, feature_extractor
 from harness.metrics.fid import rise_interval
 from harness.metrics.perceptual import Perceptual
-from harness.metrics.quality import ReferenceFeatures, distances, reference_features, shipped_reference
+from harness.metrics.quality import ReferenceFeatures, distances, features_of, reference_features, shipped_reference
 from harness.metrics.reconstruction import reconstruction
 from harness.runs.store import RunStore
 
@@ -210,6 +210,25 @@ def real_images(
             return Attempt("skipped", f"{nothing}: {because(error)}")
         reason = f"compared with the features of the test split that are shipped, since {because(error)}"
         return Attempt("ok", value=Real(None, extractor, shipped, reason))
+
+
+def compared(images: Tensor, dataset: str, device: str = "cpu", data_root: str | None = None) -> str:
+    """FID and KID of (N, C, H, W) images to the real ones of a dataset, as a sentence that says what they rest on.
+
+    Raises HarnessError: too few images, no such dataset, or none of its images and features at hand.
+    """
+    shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+    real = real_images(dataset, shape, device=device, data_root=data_root)
+    if real.value is None:
+        raise HarnessError(real.error or "")
+    found = distances(features_of(images, real.value.extractor), real.value.reference)
+    if found["fid"] is None:
+        raise HarnessError("FID needs at least 3 samples")
+    return (
+        f"FID {found['fid']:.4g}, KID {found['kid']:.4f} ± {found['kid_std']:.4f}, {found['num_samples']} samples to "
+        f"{found['num_reference']} images of {dataset}, features of {found['fid_features']}; FID is biased at few "
+        "samples: compare it at equal numbers only"
+    )
 
 
 def unknown_dataset(name: str) -> str | None:
