@@ -157,6 +157,7 @@ def load_foreign(title: str, load: Callable[[], T]) -> T:
 def settings_kept() -> Iterator[list[str]]:
     """Put back what the block changes of the process, and name it in the list: one decoder's settings are no other's.
 
+    Filters of warnings are not named, since the first import of many a library changes them.
     Torch's random numbers go on from where they were; that they were drawn is not named, that they were seeded is.
     """
     changed: list[str] = []
@@ -167,7 +168,7 @@ def settings_kept() -> Iterator[list[str]]:
     finally:
         for name, (get, put) in SETTINGS.items():
             if _read(get) != before[name]:
-                changed.append(name)
+                changed += [] if name == FILTERS else [name]
                 with suppress(RuntimeError, OSError, ValueError, TypeError):
                     put(before[name])
         if torch.initial_seed() != seed:
@@ -221,6 +222,7 @@ def _flags(module: Any, *names: str) -> tuple[Callable[[], Any], Callable[[Any],
     return lambda: [getattr(module, name) for name in names], put
 
 
+FILTERS = "the filters of warnings"
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the number of torch's threads": (torch.get_num_threads, torch.set_num_threads),
     "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -243,7 +245,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "the settings of cuDNN": _flags(torch.backends.cudnn, "enabled", "benchmark", "deterministic", "allow_tf32"),
     "the settings of oneDNN": _flags(torch.backends.mkldnn, "enabled"),
     "whether garbage is collected": (gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
-    "the filters of warnings": (lambda: list(warnings.filters), _filter),
+    FILTERS: (lambda: list(warnings.filters), _filter),
     "how signals are handled": (
         _handlers,
         lambda handlers: [signal.signal(*pair) for pair in handlers.items()],
