@@ -118,7 +118,8 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort) as stopped:
         print(str(stopped) or "interrupted", file=sys.stderr)
         code = 130
-    threading.Thread(target=_end, args=(code,), daemon=True).start()
+    if all(one.name != _end.__name__ for one in threading.enumerate()):  # once in a process that calls this again
+        threading.Thread(target=_end, args=(code,), name=_end.__name__, daemon=True).start()
     sys.exit(code)
 
 
