@@ -574,8 +574,9 @@ def _mutate_arguments(seeds: list[bytes], rng: random.Random) -> bytes:
 
 
 def _arguments(data: bytes, folder: Path) -> None:
-    """A command line in a folder with a broken checkpoint, a broken matrix and an empty run, no flow for `check`: nothing
-    long can start.
+    """A command line in a folder with a broken checkpoint, a broken matrix and an empty run, no flow for `check`.
+
+    So nothing long can start.
     """
     (folder / "x.pth").write_bytes(b"PK\3\4 broken")
     (folder / "x.toml").write_bytes(b"[[datasets]]\nname = 'absent'\n")
