@@ -27,7 +27,13 @@ class StoreError(HarnessError):
 
 
 class NonFiniteError(HarnessError):
-    """Samples that are NaN or infinite, which are written nowhere; what else was drawn is there. Exit code 1."""
+    """Samples that are NaN or infinite: a failed row of a run; drawn by a command they are in no file, exit code 1."""
+
+
+def because(error: BaseException) -> str:
+    """Why something failed that costs its own value alone, in one line: a sentence of ours as it is."""
+    said = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
+    return " ".join(said.split())[:500]
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> HarnessError:

@@ -29,17 +29,17 @@ MOST, MOST_BATCH = 10_000_000, 65_536
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Batch = Annotated[int, Field(ge=1, le=MOST_BATCH)]
-Few = Annotated[int, Field(ge=1, le=1024)]
+Processes = Annotated[int, Field(ge=1, le=1024)]
 """Threads, or processes."""
-Again = Annotated[int, Field(ge=0, le=1024)]
+Retries = Annotated[int, Field(ge=0, le=1024)]
 """Retries."""
 Real = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Labels = Annotated[list[Annotated[int, Field(ge=-1, lt=2**31)]], Field(min_length=1)]
-Calibrated = Annotated[int, Field(ge=16, le=MOST)]
+CalibrationSamples = Annotated[int, Field(ge=16, le=MOST)]
 """Samples to calibrate by."""
-Tuned = Annotated[int, Field(ge=8, le=MOST)]
+TuningSamples = Annotated[int, Field(ge=8, le=MOST)]
 """Samples to tune by."""
 
 

@@ -9,12 +9,13 @@ from importlib.metadata import EntryPoint
 import pytest
 import torch
 
-from harness import registry as registry_module
 from harness.cli.catalog import print_catalog
 from harness.decoders import decoders
 from harness.errors import HarnessError
 from harness.measure.matrix import load_matrix
 from harness.registry import Registry, first_line, settings_kept
+from harness.registry import registry as registry_module
+from harness.registry.settings import FILTERS, SETTINGS
 
 
 def registry():
@@ -183,20 +184,20 @@ MEDDLING = {
 }
 
 
-@pytest.mark.parametrize("setting", [*registry_module.SETTINGS, "the seed of torch"])
+@pytest.mark.parametrize("setting", [*SETTINGS, "the seed of torch"])
 def test_every_setting_is_put_back_and_named(setting, monkeypatch, tmp_path):
     if setting == "the processors that it may use" and len(os.sched_getaffinity(0)) < 2:
         pytest.skip("there is one")
     monkeypatch.chdir(tmp_path)
-    read = {name: get() for name, (get, _) in registry_module.SETTINGS.items()}
+    read = {name: get() for name, (get, _) in SETTINGS.items()}
     numbers = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError), settings_kept() as changed:
         MEDDLING[setting]()
         1 / 0  # noqa: B018 - put back also where something is raised
     assert (setting in changed) != (
-        setting == registry_module.FILTERS
+        setting == FILTERS
     )  # some bring others: torch imports what it needs for deterministic algorithms
-    assert {name: get() for name, (get, _) in registry_module.SETTINGS.items()} == read
+    assert {name: get() for name, (get, _) in SETTINGS.items()} == read
     assert torch.equal(torch.get_rng_state(), numbers)
 
 

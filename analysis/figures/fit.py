@@ -9,6 +9,7 @@ from functools import cache
 from textwrap import fill
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
@@ -20,6 +21,8 @@ WIDTHS = {"column": 3.4, "page": 7.0}
 _WIDTH: ContextVar[float | None] = ContextVar("width", default=None)
 NARROWEST = 1.6
 """Inches that a panel needs."""
+POINT = 4.0
+"""Half the side of a drawn point, in pixels of the layout."""
 MOST_LETTERS = 44
 """Of a name in a figure; in one as wide as a column, half of them."""
 
@@ -78,25 +81,36 @@ def wrap(drawn: Figure, renderer: RendererBase) -> None:
     """Break titles and labels that are longer than their axes into lines."""
     for ax in drawn.axes:
         box = ax.get_window_extent(renderer)
-        for text, room in ((ax._left_title, box.width), (ax.xaxis.label, box.width), (ax.yaxis.label, box.height)):  # type: ignore[attr-defined]
+        titles = [one for one in ax.get_children() if isinstance(one, Text) and one not in ax.texts and one.get_text()]
+        for text in (*titles, ax.xaxis.label, ax.yaxis.label):
+            room = box.height if text is ax.yaxis.label else box.width
             own = text.get_window_extent(renderer)
             if (share := room / max(own.width, own.height, 1)) < 1:
                 text.set_text(fill(text.get_text(), max(8, int(share * len(text.get_text())))))
 
 
 def keep_apart(drawn: Figure, renderer: RendererBase) -> None:
-    """Of labels that overlap, move those beside points up or down, and leave out what still does; so too of ticks."""
+    """Of labels that overlap, or lie on what another names, move those beside points up or down, and leave out what
+    still does; so too of ticks.
+    """
     for ax in drawn.axes:
-        taken: list[Bbox] = []
+        named = {text: _point(ax, text) for text in ax.texts if isinstance(text, Annotation)}
+        placed: list[Bbox] = []
         for text in ax.texts:
-            if isinstance(text, Annotation) and not _free(text, taken, renderer):
+            if isinstance(text, Annotation):
+                taken = placed + [point for other, point in named.items() if other is not text]
                 x, y = map(float, text.get_position())
                 steps = (step * sign * float(text.get_fontsize()) for step in (1, 2, 3) for sign in (1, -1))
-                text.set_visible(any(_moved(text, (x, y + step), taken, renderer) for step in steps))
+                text.set_visible(any(_moved(text, (x, y + step), taken, renderer) for step in (0.0, *steps)))
             if text.get_visible():
-                taken.append(text.get_window_extent(renderer))
+                placed.append(text.get_window_extent(renderer))
         for axis in (ax.xaxis, ax.yaxis):
             _thin([tick.label1 for tick in axis.get_major_ticks() if tick.label1.get_visible()], renderer)
+
+
+def _point(ax: Axes, text: Annotation) -> Bbox:
+    x, y = ax.transData.transform(text.xy)
+    return Bbox.from_extents(x - POINT, y - POINT, x + POINT, y + POINT)
 
 
 def _moved(text: Annotation, place: tuple[float, float], taken: list[Bbox], renderer: RendererBase) -> bool:

@@ -66,7 +66,7 @@ data_root = click.option(
     type=click.Path(path_type=Path),
     help="Where the real images lie; by default $HARNESS_DATA.",
 )
-threads = click.option("--threads", type=Value("Few"), help="CPU threads; by default torch's own choice.")
+threads = click.option("--threads", type=Value("Processes"), help="CPU threads; by default torch's own choice.")
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 weights = click.option("--weights", metavar="KEY", help="Which weights of a checkpoint with several, as ema.")
 dataset = click.option(
@@ -100,7 +100,7 @@ def main() -> NoReturn:
     if logging.lastResort is not None:  # what the library notes goes to stderr, whatever else listens to it
         logging.getLogger("harness").addHandler(logging.lastResort)
     sys.path.append(os.getcwd())  # so that package.module:Class is found where the user stands, as with python -m
-    _write_what_can_be_written()
+    _tolerate_narrow_encodings()
     try:
         code = app(prog_name="harness", standalone_mode=False) or 0
     except HarnessError as error:
@@ -154,7 +154,7 @@ _ASCII = {
 }
 
 
-def _write_what_can_be_written() -> None:
+def _tolerate_narrow_encodings() -> None:
     """Let no character end a command that its terminal, pipe or locale cannot show: one like it takes its place."""
 
     def replaced(error: UnicodeError) -> tuple[str, int]:

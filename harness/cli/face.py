@@ -58,11 +58,22 @@ def run(
         weights: which ones of a checkpoint, see `load_flow`.
         resume: finish what is there.
     """
+    return load(
+        measured(
+            str(matrix), out, profile, decoders, dataset, weights, device, resume=resume, threads=threads,
+            data_root=data_root, inception_weights=inception_weights,
+        ).path
+    )  # fmt: skip
+
+
+def measured(
+    matrix: str, out: Path | str | None, profile: str | None, decoders: Sequence[str], dataset: str | None,
+    weights: str | None, device: str | None, **options: Any,
+) -> Run:  # fmt: skip
+    """The finished run of a matrix or checkpoint; `options` are further ones of `run_matrix`."""
     overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
-    parsed = matrix_of(str(matrix), profile, overrides, dataset, weights)
-    folder = Path(out or Path("runs") / parsed.name)
-    more = {"data_root": data_root, "inception_weights": inception_weights}
-    return load([run_matrix(parsed, folder, reporter(), resume=resume, threads=threads, **more).path])  # type: ignore[arg-type]
+    parsed = matrix_of(matrix, profile, overrides, dataset, weights)
+    return run_matrix(parsed, Path(out or Path("runs") / parsed.name), reporter(), **options)
 
 
 @dataclass(frozen=True)

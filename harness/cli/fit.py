@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @data_root
 @click.option("--steps", type=Value("Count"), help="In place of the configuration's.")
 @click.option("--seed", type=Value("Seed"), help="In place of the configuration's.")
-@click.option("--threads", type=Value("Few"), help="CPU threads, in place of the configuration's.")
+@click.option("--threads", type=Value("Processes"), help="CPU threads, in place of the configuration's.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out; the model card says how many.")
 def train(
     config: str, out: Path | None, resume: bool, root: Path | None, skip_corrupt: bool, **overrides: int | None
@@ -68,9 +68,9 @@ def train_features_command(dataset: str, out: Path | None, **options: Any) -> No
 
 @app.command("calibrate")
 @click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
-@click.option("--samples", type=Value("Calibrated"), help="Decoded exactly; by default as many as the fit asks for.")
+@click.option("--samples", type=Value("CalibrationSamples"), help="Decoded exactly; by default as many as it takes.")
 @click.option("--seed", type=Value("Seed"), default=0, show_default=True)
-@click.option("--seconds", type=Value("Share"), help="Learning corrections may take; 0: linear ones alone.")
+@click.option("--seconds", type=Value("NonNegative"), help="Learning corrections may take; 0: linear ones alone.")
 @weights
 def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float | None, weights: str | None) -> None:
     """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" or "learned", and 'fitted'."""
@@ -87,9 +87,9 @@ def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float 
 @click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
 @click.option("--batch", "batches", type=Value("Batch"), required=True, multiple=True,
               help="Samples decoded together; may be repeated.")  # fmt: skip
-@click.option("--budget", "budgets", type=Budget("Share"), multiple=True, default=["sejd"], show_default=True,
+@click.option("--budget", "budgets", type=Budget("NonNegative"), multiple=True, default=["sejd"], show_default=True,
               help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
-@click.option("--samples", type=Value("Tuned"), help="Tuned on, and held out; by default as many as it takes.")
+@click.option("--samples", type=Value("TuningSamples"), help="Tuned on, and held out; by default as many as it takes.")
 @click.option("--seconds", type=Value("Positive"), default=60, show_default=True,
               help="That measuring what was chosen may take, about.")  # fmt: skip
 @click.option("--out", type=FOLDER, help="Run folder of that; by default runs/tune-NAME, or the next that is free.")

@@ -33,9 +33,9 @@ from harness.registry import first_line
 @threads
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
               help="Where it runs: here, or on a Ray cluster.")  # fmt: skip
-@click.option("--workers", type=Value("Few"), default=1, show_default=True,
+@click.option("--workers", type=Value("Processes"), default=1, show_default=True,
               help="Processes of this machine at a time on the CPU; what is timed is always alone.")  # fmt: skip
-@click.option("--retries", type=Value("Again"), default=2, show_default=True,
+@click.option("--retries", type=Value("Retries"), default=2, show_default=True,
               help="Times that what a lost process or machine had begun is run again.")  # fmt: skip
 def run_command(
     matrix: str, out: Path | None, profile: str | None, decoders: tuple[str, ...], against: str | None,
@@ -43,19 +43,13 @@ def run_command(
 ) -> int:  # fmt: skip
     """Measure a matrix, by name or .toml file, or a checkpoint: speed, cost, quality and memory of every cell."""
     from analysis.compare.render import print_comparison
-    from harness.cli.face import print_run
-    from harness.measure.run_matrix import run_matrix
-    from harness.measure.sources import matrix_of
+    from harness.cli.face import measured, print_run
     from harness.measure.workers.local import executor
-    from harness.options import parse_decoder
-    from harness.progress import reporter
     from harness.runs.baselines import open_run
 
     stored = open_run(against) if against else None  # a wrong name is told before anything is measured
-    overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
-    parsed = matrix_of(matrix, profile, overrides, dataset, weights)
     where = executor(on, workers)
-    run = run_matrix(parsed, out or Path("runs") / parsed.name, reporter(), executor=where, **options)
+    run = measured(matrix, out, profile, decoders, dataset, weights, device, executor=where, **options)
     print(f"{run.path}; `harness report {run.path}` draws it")
     print_run(run)
     return 0 if stored is None else print_comparison(stored, run)
@@ -65,7 +59,7 @@ def run_command(
 @click.argument("checkpoint", metavar="CHECKPOINT", shell_complete=names("flows", "published", files=True))
 @click.option("--batch-size", "batches", type=Value("Batch"), multiple=True, default=[16], show_default=True,
               help="Samples decoded together; may be repeated.")  # fmt: skip
-@click.option("--budget", "budgets", type=Budget("Share"), multiple=True, default=["sejd"], show_default=True,
+@click.option("--budget", "budgets", type=Budget("NonNegative"), multiple=True, default=["sejd"], show_default=True,
               help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
 @click.option("--seconds", type=Value("Positive"), default=300, show_default=True,
               help="That measuring may take, about; fitting, done once for a checkpoint, comes before.")  # fmt: skip
@@ -91,7 +85,7 @@ def recommend_command(checkpoint: str, out: Path | None, resume: bool, **options
 @click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
 @click.option("--decoder", "spec", metavar="SPEC", shell_complete=names("decoders"),
               help="'NAME option=value ...'; by default auto where it was tuned for FLOW, else sejd.")  # fmt: skip
-@click.option("--tau", type=Value("Share"), help="Stopping threshold; by default the decoder's.")
+@click.option("--tau", type=Value("NonNegative"), help="Stopping threshold; by default the decoder's.")
 @click.option("-n", "--number", "count", type=Value("Count"), default=64, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True)
 @click.option("--seed", type=Value("Seed"), default=0, show_default=True, help="Of the latents.")
@@ -113,7 +107,7 @@ def recommend_command(checkpoint: str, out: Path | None, resume: bool, **options
 @threads
 @click.option("--on", default="local", show_default=True, metavar="local|ray|ray://HOST:PORT|ray:ADDRESS",
               help="Where folders and Parquet files are drawn.")  # fmt: skip
-@click.option("--workers", type=Value("Few"), default=1, show_default=True, help="CPU processes at a time.")
+@click.option("--workers", type=Value("Processes"), default=1, show_default=True, help="CPU processes at a time.")
 def sample_command(
     out: Path, threads: int | None, on: str, workers: int, dataset: str | None, root: Path | None, **options: Any
 ) -> int:

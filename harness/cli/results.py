@@ -30,7 +30,7 @@ def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: 
 @click.argument("new", shell_complete=names("baselines", files=True))
 @click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
 @click.option("--only", type=click.Choice(["regressed"]), help="Leave the other cells out.")
-@click.option("--tolerance", type=Value("Share"), default=0.05, show_default=True, help="Share that is no regression.")
+@click.option("--tolerance", type=Value("NonNegative"), default=0.05, show_default=True, help="Growth that is none.")
 @click.option("--require-evidence", is_flag=True, help="Exit 1 also where a cell is missing on one side, was not "
               "measured, or so seldom that no change could be seen.")  # fmt: skip
 def compare(base: str, new: str, form: str, only: str | None, tolerance: float, require_evidence: bool) -> int:
@@ -55,7 +55,7 @@ def show(run: str, as_json: bool) -> None:
 @app.command("bench-compare")
 @click.argument("base")
 @click.argument("new", default="HEAD")
-@click.option("--tolerance", type=Value("Share"), default=0.1, show_default=True, help="Share that is no regression.")
+@click.option("--tolerance", type=Value("NonNegative"), default=0.1, show_default=True, help="Growth that is none.")
 def bench_compare(base: str, new: str, tolerance: float) -> int:
     """Compare asv's stored results of NEW with those of BASE, each a commit or a file; exit 1 on a regression."""
     from analysis.compare.asv import find_results, print_comparison

@@ -275,17 +275,17 @@ def find_calibration(flow: CausalFlow, given: Calibration | Path | None = None) 
     return flow.fits[version]
 
 
-def calibration_of(flow: CausalFlow, given: Calibration | Path | None = None) -> Calibration:
-    """As `find_calibration`.
+def calibration_of(flow: CausalFlow, given: Calibration | Path | None = None, learned: bool = False) -> Calibration:
+    """As `find_calibration`, one for which learned corrections were tried where `learned`.
 
     Raises:
         HarnessError: nothing was fitted to the flow, or what was given does not fit it.
     """
     found = find_calibration(flow, given)
-    if found is None:
+    if found is None or (learned and not found.complete):
         raise HarnessError(
-            f"nothing is fitted to {flow.source or 'this flow'} yet: run `harness calibrate {called(flow)}`, or call "
-            "harness.fitting.prepare(decoder, flow, batch)"
+            f"{'nothing is' if found is None else 'no learned correction is'} fitted to {flow.source or 'this flow'} "
+            f"yet: run `harness calibrate {called(flow)}`, or call harness.fitting.prepare(decoder, flow, batch)"
         )
     return found
 

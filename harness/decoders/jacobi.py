@@ -128,11 +128,14 @@ class JacobiDecoder(Decoder):
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
         if not self.reads_fits:
             return None
-        found = calibration_of(flow, self.calibration)
+        found = self._calibration(flow)
         return found.learned_content if self.correction == LEARNED else found.content
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
-        return replace(self, calibration=calibration_of(flow, self.calibration)) if self.reads_fits else self
+        return replace(self, calibration=self._calibration(flow)) if self.reads_fits else self
+
+    def _calibration(self, flow: CausalFlow) -> Calibration:
+        return calibration_of(flow, self.calibration, learned=self.correction == LEARNED)
 
     def fit(self, layer: CausalLayer) -> LayerFit:
         if not isinstance(self.calibration, Calibration):

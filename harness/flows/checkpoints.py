@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from harness.errors import CheckpointError, unknown
 from harness.files import TORCH, cache_folder, in_order, kind_of, make_folder, not_as, read_safetensors, replacing
-from harness.flows.held import held_flow
+from harness.flows.held import held_state
 from harness.flows.modules import nonfinite
 from harness.flows.precision import to_dtype
 from harness.flows.protocols import CausalFlow, flows
 from harness.flows.published import SUFFIXES, find_checkpoint, not_there, published, sigma_in_name
 from harness.flows.synthetic import synthetic_checkpoint
-from harness.flows.wrapped import choose, weights_in
+from harness.flows.wrapped import State, choose, weights_in
 
 logger = logging.getLogger(__name__)
 
@@ -84,10 +84,10 @@ def load_flow(
 
     Args:
         name_or_path: such as ``"digits"``, ``"tarflow-afhq-256"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or
-            ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights; or a state dict of the published
-            layout, or a module that has one, see `harness.flows.held`.
+            ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights; or a state dict, or a module that
+            has one: they are copied, and what is fitted to the flow is kept with it.
         dtype: of its networks; latents and tokens are float32 where it is narrower.
-        weights: which ones, where the file holds several, see `unwrapped`.
+        weights: which ones, where there are several, see `unwrapped`.
 
     Example:
         >>> flow = load_flow("digits")
@@ -95,19 +95,25 @@ def load_flow(
         (64, (1, 8, 8))
     """
     if not isinstance(name_or_path, str | Path):
-        return held_flow(name_or_path, device, dtype)
+        return _built("the state dict", held_state(name_or_path, weights), {}, device, dtype)
     path = unwrapped(checkpoint_path(name_or_path), weights)
-    state, metadata = read_state(path)
+    flow = _built(f"'{path}'", *read_state(path), device, dtype)
+    flow.source = path
+    return flow
+
+
+def _built(
+    title: str, state: State, metadata: dict[str, str], device: str | torch.device, dtype: torch.dtype
+) -> CausalFlow:
     family = next(family for _, family in flows.items() if family.recognises(state))
     try:
         flow = to_dtype(family.from_state(state, metadata), device, dtype)
     except CheckpointError as error:
-        raise CheckpointError(f"'{path}' is not a checkpoint this harness can read: {error}") from error
+        raise CheckpointError(f"{title} is not a checkpoint this harness can read: {error}") from error
     if (broken := nonfinite(flow.state_dict())) is not None:
         name = nonfinite(state)
         what = f"'{name}' holds NaN or infinite weights" if name else f"'{broken}' holds weights too large for {dtype}"
-        raise CheckpointError(f"'{path}' cannot be sampled: {what}; every weight is to be finite")
-    flow.source = path
+        raise CheckpointError(f"{title} cannot be sampled: {what}; every weight is to be finite")
     return flow
 
 
@@ -131,8 +137,7 @@ def unwrapped(path: Path, weights: str | None = None) -> Path:
 @lru_cache(maxsize=32)
 def _unwrapped(path: Path, wanted: str | None, modified_ns: int, size: int) -> Path:
     content, metadata = _read(path)
-    found = weights_in(content, lambda state: any(family.recognises(state) for _, family in flows.items()))
-    if not found:
+    if not (found := weights_in(content)):
         _require_plain(path, content)
         raise CheckpointError(
             f"'{path}' is no flow of a known family ({', '.join(flows.names())}): its tensors have other names"
@@ -158,7 +163,7 @@ def _unwrapped(path: Path, wanted: str | None, modified_ns: int, size: int) -> P
     return alone
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_state(path: Path) -> tuple[State, dict[str, str]]:
     """Tensors and metadata of a checkpoint file that holds nothing else, memory-mapped on the CPU."""
     content, metadata = _read(path)
     _require_plain(path, content)

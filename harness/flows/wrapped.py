@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from harness.errors import CheckpointError
+from harness.flows.protocols import flows
 
 State = dict[str, Tensor]
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -38,10 +39,10 @@ class Weights:
     plain: bool  # the checkpoint is these tensors and nothing else
 
 
-def weights_in(content: Mapping[Any, Any], recognises: Callable[[State], bool]) -> dict[str, Weights]:
+def weights_in(content: Mapping[Any, Any]) -> dict[str, Weights]:
     """All weights of what a file holds, tensors by name and dicts of such below keys; by key, without wrappers."""
     found: dict[str, Weights] = {}
-    for weights in _found(content, recognises, (), set()):
+    for weights in _found(content, (), set()):
         key = _bare(weights.path) or OWN
         found[weights.path if key in found else key] = weights
     return found
@@ -80,9 +81,7 @@ def choose(found: Mapping[str, Weights], content: Mapping[Any, Any], wanted: str
     return weights, f"{why}{off}{left}"
 
 
-def _found(
-    content: Mapping[Any, Any], recognises: Callable[[State], bool], path: tuple[str, ...], seen: set[int]
-) -> Iterator[Weights]:
+def _found(content: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]) -> Iterator[Weights]:
     seen.add(id(content))  # a pickle may hold a dict in two places, and even in itself
     raw = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
     state = {_bare(name): tensor for name, tensor in raw.items()}
@@ -93,7 +92,7 @@ def _found(
         for depth in range(min(name.count(".") + 1, DEEPEST)):
             parts = name.split(".", depth)
             below["".join(f"{part}." for part in parts[:-1])][parts[-1]] = tensor
-    known = [prefix for prefix, inner in below.items() if recognises(inner)]
+    known = [prefix for prefix, inner in below.items() if _recognised(inner)]
     for prefix in known:
         nested = tuple(other for other in known if other != prefix and other.startswith(prefix))
         inner = {
@@ -106,7 +105,11 @@ def _found(
         yield Weights(where, inner, tuple(wrappers), not path and inner.keys() == content.keys())
     for name, value in content.items():
         if isinstance(value, dict) and id(value) not in seen and len(path) < DEEPEST:
-            yield from _found(value, recognises, (*path, str(name)), seen)
+            yield from _found(value, (*path, str(name)), seen)
+
+
+def _recognised(state: State) -> bool:
+    return any(family.recognises(state) for _, family in flows.items())
 
 
 def _bare(name: str) -> str:

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 
 from harness.errors import HarnessError, unknown
 from harness.files import file_name, read_toml
-from harness.options import Batch, Count, Positive, Real, Seed, Share, Table, sentence
+from harness.options import Batch, Count, NonNegative, Positive, Real, Seed, Table, sentence
 from harness.registry import BrokenCode, load_foreign
 
 SHIPPED = Path(str(files("harness.measure"))) / "matrices"
@@ -73,9 +73,9 @@ class DecoderTable(Table):
 
     name: str
     label: str | None = None
-    tau: Annotated[list[Share], Some] | None = None
+    tau: Annotated[list[NonNegative], Some] | None = None
 
-    @field_validator("tau", mode="before", json_schema_input_type=Share | Annotated[list[Share], Some])
+    @field_validator("tau", mode="before", json_schema_input_type=NonNegative | Annotated[list[NonNegative], Some])
     @classmethod
     def _one_tau(cls, tau: Any) -> Any:
         return [tau] if isinstance(tau, int | float) and not isinstance(tau, bool) else tau
@@ -92,7 +92,7 @@ class Grid(Table):
     and `denoise` see the entries of datasets.
     """
 
-    tau: Annotated[list[Share], Some] = [0.5]
+    tau: Annotated[list[NonNegative], Some] = [0.5]
     batch_sizes: Annotated[list[Batch], Some] = [16]
     seeds: Annotated[list[Seed], Some] = [0]
     guidance: Annotated[list[GuidanceTable], Some] = [GuidanceTable(scale=0.0)]
@@ -137,8 +137,8 @@ class Quality(Table):
     enabled: bool = True
     num_samples: Annotated[Count, Field(ge=2)] = 1000
     max_batches: Count = 1000
-    max_deviation: Share = 0.15
-    max_fid_increase: Share = 0.05
+    max_deviation: NonNegative = 0.15
+    max_fid_increase: NonNegative = 0.05
 
 
 class Switch(Table):

@@ -16,6 +16,7 @@ from harness.datasets import datasets
 from harness.datasets.decode import EXTENSIONS
 from harness.datasets.images import finite_images, save_grid
 from harness.decoders import Decoder, Guidance, build_decoder
+from harness.decoders.decoder import ScheduleRequest
 from harness.decoders.schedule import find_schedule
 from harness.errors import HarnessError, NonFiniteError
 from harness.files import require_writable
@@ -132,7 +133,8 @@ def default_decoder(flow: CausalFlow, batch: int, guidance: Guidance | None = No
     """
     auto = build_decoder("auto")
     tuned = guidance is None and find_schedule(flow, batch, None) is not None
-    return auto if tuned and "calibration" not in auto.missing(flow, batch) else build_decoder("sejd")
+    ready = tuned and all(isinstance(need, ScheduleRequest) for need in auto.missing(flow, batch))
+    return auto if ready else build_decoder("sejd")
 
 
 @dataclass(frozen=True)
@@ -200,13 +202,9 @@ def read_request(
     """
     path = unwrapped(checkpoint_path(flow), weights)
     guided = None if guidance is None else Guidance(guidance, guidance_components, annealed, temperature)
-    sigma = (
-        None
-        if denoise is None
-        else training_noise(path)
-        if denoise == "auto"
-        else read_value("--denoise", Positive, denoise)
-    )
+    sigma = None
+    if denoise is not None:
+        sigma = training_noise(path) if denoise == "auto" else read_value("--denoise", Positive, denoise)
     subject = Subject.of(path, path.stem, seed=seed, device=resolve_device(device))
     chosen = name_of(default_decoder(subject.load(), batch_size, guided)) if spec is None else spec
     table = parse_decoder(chosen)

@@ -14,7 +14,7 @@ from harness.measure.matrix import Matrix, build_matrix, matrix_path, merged, re
 from harness.measure.probes.probe import build_probe
 from harness.measure.run_matrix import run_matrix
 from harness.measure.run_probe import run_probe
-from harness.options import Few, Table, sentence
+from harness.options import Processes, Table, sentence
 from harness.progress import Reporter
 
 SHIPPED = Path(str(files("analysis"))) / "studies"
@@ -68,7 +68,7 @@ class StudyPlan(Table):
     folder: Path  # where the plan lies, with the study's text and findings
     title: str  # heading of the text and of the list of studies
     reads: list[Name] = []  # other studies whose runs this one's text rests on too; they are run before it
-    threads: Few = 2
+    threads: Processes = 2
     run: list[MatrixRun] = []  # matrices
     probe: list[ProbeRun] = []  # probes
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.datasets.images import image_grid
 from harness.decoders import Decoder, DecodeResult
 from harness.decoders.exact import ExactBatch
-from harness.errors import HarnessError
+from harness.errors import NonFiniteError, because
 from harness.flows import CausalFlow
 from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import Denoises
@@ -192,11 +192,9 @@ class Bench:
         except KeyboardInterrupt:  # the user's
             raise
         except BaseException as error:  # whatever a decoder raises, even an exit, is its own row's business
-            status, sentence = "failed", f"{type(error).__name__}: {error}"
+            status, sentence = "failed", because(error)
             if isinstance(error, NonFiniteError):
-                status, sentence = "non-finite", str(error)
-            elif isinstance(error, HarnessError):
-                sentence = str(error)
+                status = "non-finite"
             elif _out_of_memory(error):
                 status = "out-of-memory"
             name = "".join(letter if letter.isalnum() or letter in "+-." else "-" for letter in work)
@@ -204,7 +202,7 @@ class Bench:
         finally:
             self._tell(subject, changed)
         release_memory()  # here, where the exception and the frames it holds are gone
-        return Attempt(status, " ".join(sentence.split())[:500])
+        return Attempt(status, sentence)
 
     def _tell(self, subject: Subject, changed: Sequence[str]) -> None:
         if changed and subject.cell_id not in self._told:
@@ -248,10 +246,6 @@ def batch_of(subject: Subject, flow: CausalFlow, indices: Sequence[int]) -> Exac
     """The samples of a subject with these global indices: the same ones whatever is measured of them."""
     latents, labels = indexed_latents(flow, subject.seed, indices), cycling_labels(flow, indices)
     return ExactBatch(flow, latents, None if labels is None else labels.to(flow.device), subject.build_guidance())
-
-
-class NonFiniteError(HarnessError):
-    """A decode gave infinities or NaN."""
 
 
 def require_finite(result: DecodeResult) -> None:

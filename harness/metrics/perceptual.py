@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness.datasets import to_pixels
 from harness.datasets.images import finite_images
+from harness.errors import because
 from harness.files import shown
 from harness.metrics.torchvision_compat import declare_missing_operators
 
@@ -85,7 +86,7 @@ def _metric(name: str, weights: list[Path], allow_download: bool) -> Callable[[T
     try:
         return piq.CLIPIQA(data_range=1.0) if name == "clip_iqa" else partial(piq.brisque, reduction="none")
     except Exception as error:  # no network; broken weights: it costs its own column, whatever it is
-        return _sentence(error)
+        return because(error)
 
 
 def _total(metric: Callable[[Tensor], Tensor] | str, pixels: Tensor) -> Total:
@@ -94,9 +95,5 @@ def _total(metric: Callable[[Tensor], Tensor] | str, pixels: Tensor) -> Total:
     try:
         sums = [metric(batch).double().sum().item() for batch in pixels.split(BATCH) if len(batch)]
     except Exception as error:  # broken weights; images without texture
-        return Total(reason=_sentence(error))
+        return Total(reason=because(error))
     return Total(sum(sums), len(pixels))
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -339,7 +339,10 @@ def test_learned_corrections_are_stored_and_named_by_what_reads_them(checkpoint,
     assert again.complete and not linear.complete
     assert again.content == linear.content and again.learned_content == both.learned_content != linear.learned_content
     flow.fits[Calibration] = linear
-    assert build_decoder("fitted", correction="learned", calibration=linear).missing(flow, 1)
+    asking = build_decoder("fitted", correction="learned", calibration=linear)
+    assert asking.missing(flow, 1) == ["calibration with learned corrections"]
+    with pytest.raises(HarnessError, match="no learned correction is fitted to"):
+        asking.decode(flow, latents_of(flow))
     results = [
         build_decoder("fitted", correction="learned", calibration=fits).decode(flow, latents_of(flow)).tokens
         for fits in (both, again)

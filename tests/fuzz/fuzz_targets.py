@@ -299,7 +299,10 @@ def _decoder(data: bytes, folder: Path) -> None:
 
 
 VALUES = [b"value=7", b"value=0.5", b"value=.5", b"value=[0, 1]", b"value=0,1,2", b"value=1e3", b"value=true"]
-KINDS = ("Seed", "Count", "Batch", "Few", "Again", "Real", "Share", "Positive", "Labels", "Calibrated", "Tuned")
+KINDS = (
+    "Seed", "Count", "Batch", "Processes", "Retries", "Real", "NonNegative", "Positive", "Labels", "CalibrationSamples",
+    "TuningSamples",
+)  # fmt: skip
 
 
 def _value(data: bytes, folder: Path) -> None:

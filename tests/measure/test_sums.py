@@ -83,5 +83,7 @@ def test_a_perceptual_score_that_breaks_costs_its_own_column(cell, monkeypatch, 
     monkeypatch.setattr("harness.metrics.perceptual._metric", lambda name, *more: score)
     (row,) = QualityTask(Quality(num_samples=8)).measure(Unit("all", (cell,)), Bench("one"))["quality"]
     assert (row["status"], row["error"], row["clip_iqa"]) == ("ok", None, None)
-    assert row["perceptual_error"] == "clip_iqa: it breaks; brisque: it breaks"
+    assert row["perceptual_error"] == "; ".join(
+        f"{name}: {error.__name__}: it breaks" for name in ("clip_iqa", "brisque")
+    )
     assert row["fid"] > 0

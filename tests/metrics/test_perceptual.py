@@ -58,7 +58,7 @@ def test_a_download_that_fails_is_a_reason(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "piq", types.SimpleNamespace(CLIPIQA=no_network, brisque=no_network))
     scores = perceptual_scores(IMAGES, allow_download=True)
-    assert [score.reason for score in scores.values()] == ["no network", "no network"]
+    assert [score.reason for score in scores.values()] == ["OSError: no network"] * 2
 
 
 def test_means_are_over_all_images(tmp_path, monkeypatch):

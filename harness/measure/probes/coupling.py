@@ -24,7 +24,7 @@ from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.probes.shapes import image_columns, network_columns, tarflow_of
 from harness.measure.units import Bench, Rows, Unit
-from harness.options import Batch, Share
+from harness.options import Batch, NonNegative
 from harness.runs.tables import FLAG, FLOW, INTEGER, NETWORK, REAL
 
 COUPLINGS = probe_table(
@@ -53,11 +53,11 @@ class Coupling(Probe):
 
     tables = (COUPLINGS,)
 
-    gains: Annotated[tuple[Share, ...], Field(description="Factors on what tokens depend on.")] = (1.0,)
+    gains: Annotated[tuple[NonNegative, ...], Field(description="Factors on what tokens depend on.")] = (1.0,)
     batches: Annotated[tuple[Batch, ...], Field(description="Samples decoded together.")] = (
         1, 16, 64,
     )  # fmt: skip
-    tau: Annotated[Share, Field(description="Stopping threshold.")] = 0.5
+    tau: Annotated[NonNegative, Field(description="Stopping threshold.")] = 0.5
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         tarflow_of(flow)

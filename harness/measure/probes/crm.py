@@ -17,7 +17,7 @@ from harness.flows import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
-from harness.options import Batch, Count, Share
+from harness.options import Batch, Count, NonNegative
 from harness.runs.tables import FLAG, INTEGER, REAL, TEXT
 
 SOURCES = ("images", "samples")
@@ -55,7 +55,7 @@ class Crm(Probe):
     ] = "images"
     samples: Annotated[Count, Field(description="Images, or samples, of the forward pass.")] = 256
     batch: Annotated[Batch, Field(description="Samples whose iterations are counted together.")] = 16
-    tau: Annotated[Share, Field(description="Threshold of these iterations.")] = 0.01
+    tau: Annotated[NonNegative, Field(description="Threshold of these iterations.")] = 0.01
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         if self.data not in SOURCES:

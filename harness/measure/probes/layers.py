@@ -26,7 +26,7 @@ from harness.measure.probes.probe import Probe, alternating, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
 from harness.metrics.deviation import Deviation
 from harness.metrics.timing import timed
-from harness.options import Batch, Count, Share
+from harness.options import Batch, Count, NonNegative
 from harness.runs.tables import INTEGER, REAL, TEXT
 
 Choice = tuple[int, ...]
@@ -100,7 +100,7 @@ class Layers(Probe):
     batches: Annotated[tuple[Batch, ...], Field(description="Samples decoded together.")] = (
         1, 16, 64,
     )  # fmt: skip
-    tau: Annotated[Share, Field(description="Stopping threshold of the others.")] = 0.5
+    tau: Annotated[NonNegative, Field(description="Stopping threshold of the others.")] = 0.5
     rounds: Annotated[Count, Field(description="Of every timing.")] = 7
     best: Annotated[Count, Field(description="How many of the fastest choices within a deviation to time.")] = 8
 

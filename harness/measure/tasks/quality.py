@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from harness.datasets import Images, datasets, load_dataset
-from harness.errors import HarnessError
+from harness.errors import HarnessError, because
 from harness.measure.cells import Cell
 from harness.measure.matrix import Quality
 from harness.measure.references import reference_name
-from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, because, exact_samples, measure_samples
+from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, exact_samples, measure_samples
 from harness.measure.units import Attempt, Bench, Rows, Unit, batches, failed_cells, sample_file
 from harness.metrics.features import FeatureExtractor, feature_extractor
-from harness.metrics.fid import rise_interval
+from harness.metrics.fid import MOST_DIM, rise_interval
 from harness.metrics.perceptual import Perceptual
 from harness.metrics.quality import ReferenceFeatures, distances, features_of, reference_features, shipped_reference
 from harness.metrics.reconstruction import reconstruction
@@ -100,7 +100,11 @@ class QualityTask:
         real = self._real(cell, bench).value
         exact, flow, decoder = self._exact(cell, indices, bench), bench.flow(cell), bench.decoder(cell)
         perceptual = bench.keep("perceptual", None, Perceptual) if flow.image_shape else None
-        return measure_samples(cell, flow, decoder, indices, exact, real and real.extractor, perceptual)
+        sums = measure_samples(cell, flow, decoder, indices, exact, real and real.extractor, perceptual)
+        if real and sums.features and real.extractor.dim <= MOST_DIM:  # the same for all cells of these samples
+            key = (shared_samples(cell), cell.dataset, cell.data_root, indices)
+            sums.exact_features = [bench.keep("exact features", key, lambda: features_of(exact, real.extractor))]
+        return sums
 
     def _measure(self, cell: Cell, bench: Bench) -> dict[str, Any]:
         flow, count, real = bench.flow(cell), self._count(cell), self._real(cell, bench)
@@ -171,10 +175,9 @@ class QualityTask:
         return bench.keep("real", (cell.dataset, cell.data_root, cell.data_size), lambda: self._load(cell, bench))
 
     def _load(self, cell: Cell, bench: Bench) -> Attempt[Real]:
-        root = cell.data_root or self.data_root
         return real_images(
-            cell.dataset, bench.flow(cell).image_shape, cell.data_size, cell.device, root, self.inception_weights,
-            self.skip_corrupt,
+            cell.dataset, bench.flow(cell).image_shape, cell.data_size, cell.device, cell.data_root or self.data_root,
+            self.inception_weights, self.skip_corrupt,
         )  # fmt: skip
 
 
@@ -187,10 +190,7 @@ def real_images(
     inception_weights: str | None = None,
     skip_corrupt: bool = False,
 ) -> Attempt[Real]:
-    """What samples of a shape (C, H, W) are compared with, or why with nothing; a `size` in place of the samples' own.
-
-    Images that are no known dataset's have a sentence of their own, which says how to name it.
-    """
+    """What samples of shape (C, H, W) are compared with, or why with nothing; a `size` in place of the samples' own."""
     if shape is None:
         return Attempt("skipped", "the flow's data are no images, so they have no FID")
     nothing = "no comparison with real images"

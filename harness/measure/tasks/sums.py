@@ -17,13 +17,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from harness.decoders import Decoder, DecodeResult, build_decoder
-from harness.errors import HarnessError
+from harness.errors import because
 from harness.flows import CausalFlow
 from harness.measure.cells import BASELINE, Cell
 from harness.measure.units import batch_of, batches, denoise, nonfinite_retries
 from harness.metrics.deviation import Deviation
 from harness.metrics.features import FeatureExtractor
-from harness.metrics.fid import MOST_DIM
 from harness.metrics.perceptual import Perceptual, Total
 from harness.metrics.quality import features_of
 
@@ -114,13 +113,10 @@ def measure_samples(
     for rows in batches(indices, cell.batch_size):
         samples, result = draw(cell, flow, decoder, rows)
         sums.nonfinite_retries += nonfinite_retries(result)
-        wanted = exact[rows.start - indices.start : rows.stop - indices.start]
-        sums.deviation.add(samples, wanted)
+        sums.deviation.add(samples, exact[rows.start - indices.start : rows.stop - indices.start])
         if extractor is not None and sums.features_error is None:
             try:
                 sums.features.append(features_of(samples, extractor))
-                if extractor.dim <= MOST_DIM:
-                    sums.exact_features.append(features_of(wanted, extractor))
             except Exception as error:  # an optional measure costs its own columns
                 sums.features_error = because(error)
         if perceptual is not None:
@@ -128,12 +124,6 @@ def measure_samples(
         if rows.start < GRID:
             sums.shown.append(samples[: GRID - rows.start])
     return sums
-
-
-def because(error: Exception) -> str:
-    """Why an optional measure has no value, in one line."""
-    said = str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"
-    return " ".join(said.split())[:300]
 
 
 def exact_samples(cell: Cell, flow: CausalFlow, indices: range) -> Tensor:
