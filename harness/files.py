@@ -173,9 +173,12 @@ def require_writable(folder: Path) -> None:
     """
     make_folder(folder)
     tried = folder / f".{secrets.token_hex(4)}"
-    with replacing(tried):
-        pass
-    tried.unlink(missing_ok=True)
+    try:
+        tried.write_bytes(b"\0")  # which a full disk refuses
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        tried.unlink(missing_ok=True)
 
 
 def locked(folder: Path, doing: str) -> AcquireReturnProxy:

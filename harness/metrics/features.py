@@ -88,12 +88,13 @@ def shipped_network(
 
 
 def _require_same_images(extractor: NetworkFeatures, path: Path, dataset: str, root: Path | str | None) -> None:
-    trained_on = extractor.metadata.get("images")
+    if (trained_on := extractor.metadata.get("images")) is None:  # of a network that was stored before they were noted
+        return
     try:
         here = dataset_fingerprint(dataset, "train", root)
     except HarnessError:  # no images are at hand, so nothing is compared with them
         return
-    if trained_on is not None and trained_on != here:
+    if trained_on != here:
         raise HarnessError(
             f"the feature network '{shown(path)}' was trained on other images of '{dataset}' than those given; "
             f"'harness train-features {dataset}' with their --data-root trains one on these, in its place"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from harness.errors import CheckpointError, HarnessError
-from harness.files import replacing, unwritable
+from harness.files import TORCH, not_as, replacing, unwritable
 from harness.training.config import TrainingConfig
 
 Row = dict[str, Any]
@@ -46,19 +46,20 @@ class TrainingFolder:
             before = type(config).model_validate_json(state["config"])
             done, seen = int(state["step"]), {key: str(state.get(key, digest)) for key, digest in data.items()}
         except Exception as error:
-            reason = str(error).partition("\n")[0]
+            reason = not_as(self.checkpoint, TORCH)
             raise CheckpointError(f"'{self.checkpoint}' cannot be read as the state of a training: {reason}") from error
         if (key := before.difference(config, done)) is not None:
             then, now = (of.model_dump()[key] for of in (before, config))
             raise HarnessError(
                 f"the run in '{self.path}' has {key} = {then!r}, not {now!r}; --out names another folder"
             )
-        for key, (before_, now_) in {key: (seen[key], data[key]) for key in data if seen[key] != data[key]}.items():
-            what = "trained on other data" if key == "data" else "judged on other data"
-            raise HarnessError(
-                f"the run in '{self.path}' was {what}: SHA-256 {before_[:16]}, not {now_[:16]}; give the "
-                "--data-root that it was started with, or another folder with --out"
-            )
+        for key, digest in data.items():
+            if seen[key] != digest:
+                raise HarnessError(
+                    f"the run in '{self.path}' was {'trained' if key == 'data' else 'judged'} on other data: SHA-256 "
+                    f"{seen[key][:16]}, not {digest[:16]}; give the --data-root that it was started with, or another "
+                    "folder with --out"
+                )
         return state
 
     def save(self, state: dict[str, Any]) -> None:

@@ -18,15 +18,13 @@ from torch import nn
 
 from harness.datasets.images import save_grid
 from harness.errors import HarnessError, StoreError
-from harness.files import in_order, make_folder, replacing, write_text
+from harness.files import in_order, replacing, require_writable, write_text
 from harness.training.config import TrainingConfig, percent
 from harness.training.targets import Decode, Samples, Target
 from harness.training.targets.base import device_of
 
 GRID_SIDE = 1024
 """Pixels of a grid's side, about."""
-TRIED = ".tried"
-"""A file that comes and goes, to learn whether a folder can be written."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +46,12 @@ class Release:
 
     def prepare(self, resume: bool) -> None:
         """Make the folder; a `StoreError` where it, or a file that will be released, cannot be written, or is there."""
-        make_folder(self.folder)
+        require_writable(self.folder)  # a read-only or full folder is told now, not at the end
         for name in (self.name, *map(self._snapshot_name, self.config.snapshots)):
             for kind in ("safetensors", "md", "png"):
                 path = self.folder / f"{name}.{kind}"
                 if path.exists() and not (resume and path.is_file()):
                     raise StoreError(f"'{path}' is there already; --out names another folder")
-        with replacing(self.folder / TRIED) as partial:  # a read-only or full folder is told now, not at the end
-            partial.write_bytes(b"\0")
-        (self.folder / TRIED).unlink()
 
     def write(self, averaged: nn.Module, curve: list[dict[str, str]]) -> None:
         """Weights, samples and card at the end of training; the figures are those of the weights as stored."""
