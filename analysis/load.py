@@ -57,7 +57,7 @@ class Runs:
 
     def summary(self) -> pd.DataFrame:
         """One row per cell of every run that was measured by a matrix: speed-up, quality, costs, and how it ended."""
-        found = [summarise(run) for run in self.runs if matrix_of(run)]
+        found = [summarise(run) for run in self.runs if run.matrix]
         return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ class Runs:
         return f"<{paths}: {len(self.tables['cells'])} cells of {flows} flow{'' if flows == 1 else 's'}>"
 
     def _repr_html_(self) -> str:
-        told = [str(found) for run in self.runs if matrix_of(run) for found in recommendations(run)]
+        told = [str(found) for run in self.runs if run.matrix for found in recommendations(run)]
         table = self.summary().reindex(columns=list(SHOWN)).rename(columns=SHOWN)
         sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in told)
         return table.to_html(index=False, border=0, na_rep="", float_format=lambda one: f"{one:.3g}") + sentences
@@ -121,18 +121,12 @@ class Runs:
     @property
     def tolerance(self) -> dict[str, float]:
         """By how much a decoder may differ from sequential and stay valid: the strictest that the matrices state."""
-        stated = [matrix_of(run).get("quality") or {} for run in self.runs]
+        stated = [run.matrix.get("quality", {}) for run in self.runs]
         limits = {
-            name: [float(quality[name]) for quality in stated if isinstance(quality.get(name), int | float)]
+            name: [quality[name] for quality in stated if quality.get(name) is not None]
             for name in ("max_deviation", "max_fid_increase")
         }
         return {name: min(values) for name, values in limits.items() if values}
-
-
-def matrix_of(run: Run) -> dict[str, Any]:
-    """The matrix that a run's manifest states; empty where it states none."""
-    matrix = run.manifest.get("matrix")
-    return matrix if isinstance(matrix, dict) else {}
 
 
 def load(paths: Path | str | Sequence[Path | str]) -> Runs:

@@ -120,7 +120,7 @@ def _fid(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> str:
             return f"FID {(row['fid'] / of_exact - 1) * 100:+.1f} %{interval} ({row['num_samples']:,.0f} samples)"
         if pd.notna(row["fid"]):
             return "FID not compared, because sequential's was not measured alike"
-        wanted = run.manifest["matrix"]["quality"].get("num_samples", 0)
+        wanted = run.matrix.get("quality", {}).get("num_samples") or 0
         few = f"{row['num_samples']:,.0f} samples are too few" if row["num_samples"] < wanted else "nothing was said"
         reason = few if pd.isna(row["error"]) else row["error"].removeprefix("no comparison with real images: ")
         return f"FID not measured, because {reason}"
@@ -132,7 +132,7 @@ def _given(run: Run, row: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if not row:
         return BASELINE, {}
     known = parsed(row["options"])
-    tables = run.manifest["matrix"].get("decoders", [])
+    tables = run.matrix.get("decoders", [])
     names = {key for table in tables if table.get("name") == row["decoder"] for key in table} - {"name", "label", "tau"}
     given = {name: known[name] for name in sorted(names) if known.get(name) is not None}
     tau = {} if pd.isna(row["tau"]) or "budget" in known else {"tau": row["tau"]}
@@ -145,7 +145,7 @@ def _toml(value: Any) -> str:
 
 def _python(run: Run, setting: Mapping[str, Any], decoder: str, options: Mapping[str, Any]) -> str:
     """Lines that load the flow as it was named and sample with a decoder as the run did."""
-    tables = run.manifest["matrix"].get("datasets", [])
+    tables = run.matrix.get("datasets", [])
     named = {table.get("checkpoint") or table.get("name", ""): table.get("weights") for table in tables}
     alike = [one for one in named if setting["checkpoint"] in (one, Path(one).name, Path(one).stem)]
     flow = repr(str(alike[0] if alike else setting["checkpoint"]))

@@ -46,7 +46,7 @@ def tolerance(run: Run) -> dict[str, float]:
     """How much a cell's quality may differ from sequential's, as the run's matrix states it."""
     names = ("max_deviation", "max_fid_increase")
     try:
-        return {name: float(run.manifest["matrix"]["quality"][name]) for name in names}
+        return {name: float(run.matrix["quality"][name]) for name in names}
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"the manifest of '{run.path}' does not state what its matrix tolerates: {error!r}") from error
 

@@ -218,7 +218,7 @@ def kind_of(path: Path) -> str:
         return SAFETENSORS
     if head[257:262] == b"ustar":
         return "a tar archive"
-    if head[:1] == b"\x80" and head[1] < 6:
+    if head[:1] == b"\x80" and head[1:2] < b"\x06":
         return "a pickle"
     try:
         text = head.decode(errors="strict" if len(head) < 1024 else "ignore")

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from harness.datasets import load_dataset
 from harness.errors import StoreError
-from harness.files import data_root, replacing, write_text
+from harness.files import data_root, kind_of, replacing, write_text
 from harness.flows.synthetic import synthetic_checkpoint
 from harness.metrics.features import shipped_network
 from harness.metrics.quality import reference_features
@@ -64,3 +64,14 @@ def test_the_data_root_given_comes_before_the_environment(monkeypatch, tmp_path)
     monkeypatch.setenv("HARNESS_DATA", "~/data")
     assert data_root() == tmp_path.home() / "data"
     assert data_root(tmp_path) == tmp_path
+
+
+def test_the_beginning_of_any_file_is_of_some_kind(tmp_path):
+    path, whole = (
+        tmp_path / "x",
+        [b"\x80\x02\x8a\nl\xfc\x9c", b"PK\3\4", b"\x93NUMPY", b"<html>", b"\0" * 9 + b"{", b"\xff"],
+    )
+    for content in whole:
+        for size in range(len(content) + 1):
+            path.write_bytes(content[:size])
+            assert kind_of(path)

@@ -37,7 +37,7 @@ def cells_of(run: Run) -> dict[str, CellFacts]:
     timings = run.table("timings")
     good = paired_ratios(timings[timings["status"] == "ok"], BASELINE)
     quality = run.table("quality").drop(columns="cell_key").join(cells[["group_id", "decoder"]], on="cell_id")
-    tolerances = run.manifest.get("matrix", {}).get("quality", {})
+    tolerances = run.matrix.get("quality", {})
     valid = dict(zip(quality["cell_id"], valid_cells(quality, tolerances, BASELINE), strict=True))
     memory = run.table("memory")
     failed = pd.concat([table[table["status"] != "ok"] for table in (timings, quality, memory)], ignore_index=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.drift import doubts
-from analysis.load import Runs, matrix_of
+from analysis.load import Runs
 from analysis.quality import break_conditions, warnings
 from analysis.report.render import Grid
 from analysis.statistics import MIN_ROUNDS
@@ -84,7 +84,7 @@ def method(runs: Runs) -> list[str]:
         "calls that must follow each other. Both are the same on every machine.",
     ]
     for run in runs.runs:
-        matrix = matrix_of(run)
+        matrix = run.matrix
         timing, quality = matrix.get("timing") or {}, matrix.get("quality") or {}
         words = []
         if "rounds" in timing:
@@ -127,14 +127,12 @@ def environment(runs: Runs) -> Grid:
 
 
 def _environment(manifest: dict[str, Any]) -> dict[str, Any]:
-    found = manifest.get("environment")
-    return found if isinstance(found, dict) else {}
+    return manifest.get("environment") or {}
 
 
 def _started(manifest: dict[str, Any]) -> str:
-    sessions = manifest.get("sessions")
-    held = sessions.values() if isinstance(sessions, dict) else ()
-    times = sorted(str(one["started"]) for one in held if isinstance(one, dict) and one.get("started"))
+    sessions = (manifest.get("sessions") or {}).values()
+    times = sorted(str(one["started"]) for one in sessions if one.get("started"))
     return ", ".join(times) or DASH
 
 

@@ -120,7 +120,7 @@ def _matrix_details(name: str) -> dict[str, Any]:
 def _baseline_details(name: str) -> dict[str, Any]:
     run = open_run(name)
     cells = run.table("cells")
-    return {"about": _baseline_line(run), "folder": str(run.path), "matrix": run.manifest.get("matrix", {})} | {
+    return {"about": _baseline_line(run), "folder": str(run.path), "matrix": run.matrix} | {
         column: sorted(cells[column].unique().tolist()) for column in ("dataset", "label", "batch_size")
     }
 
@@ -171,7 +171,7 @@ def _baselines() -> Iterator[Entry]:
 
 
 def _baseline_line(run: Run) -> str:
-    environment, matrix = run.manifest.get("environment", {}), run.manifest.get("matrix", {})
+    environment, matrix = run.manifest.get("environment", {}), run.matrix
     machine = environment.get("gpu") or environment.get("cpu")
     return f"matrix {matrix.get('name')} on {machine}, {environment.get('threads')} threads"
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from rich.console import Console
 
 from analysis.load import Runs, load
-from analysis.load import matrix_of as matrix_in
 from analysis.recommendation import Recommendation
 from analysis.summary import print_summary, recommendations, summarise
 from analysis.text import room
@@ -160,7 +159,7 @@ def print_choice(run: Run) -> None:
 
 def print_run(run: Run, as_json: bool = False) -> None:
     """Print what a run found, as tables or as JSON."""
-    if not matrix_in(run):  # of a probe, whose tables are its own
+    if not run.matrix:  # of a probe, whose tables are its own
         rows = {name: len(run.table(name)) for name in run.tables}
         held = {name: count for name, count in rows.items() if count}
         told = [f"{run.path}: a probe's run", *(f"  {name}: {count} rows" for name, count in held.items())]

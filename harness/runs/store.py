@@ -15,9 +15,11 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from pydantic import BaseModel, ValidationError
 
 from harness.errors import HarnessError, StoreError, unknown
 from harness.files import locked, unwritable, write_text
+from harness.options import sentence
 from harness.runs.parts import Parts
 from harness.runs.tables import TABLES, Rows, Table, declared
 
@@ -38,6 +40,11 @@ class Run:
     def tables(self) -> dict[str, Table]:
         """Those of every run, and those that probes declared for this one."""
         return declared(self.manifest.get("tables", {})) | TABLES
+
+    @property
+    def matrix(self) -> dict[str, Any]:
+        """That the run measured; empty of a probe's."""
+        return self.manifest.get("matrix") or {}
 
     def table(self, name: str) -> pd.DataFrame:
         """One table, each row once; empty but typed when nothing was measured.
@@ -199,6 +206,21 @@ def require_new(path: Path) -> None:
         raise StoreError(f"'{path}' is not empty and no run folder (it has no {MANIFEST}); give another --out")
 
 
+class _Matrix(BaseModel):
+    quality: dict[str, float | None] = {}
+    datasets: list[dict[str, Any]] = []
+    decoders: list[dict[str, Any]] = []
+
+
+class _Manifest(BaseModel):
+    """What readers of a manifest rely on; it holds more."""
+
+    matrix: _Matrix | None = None
+    environment: dict[str, Any] | None = None
+    sessions: dict[str, dict[str, Any]] | None = None
+    checkpoints: dict[str, Any] | None = None
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
@@ -209,13 +231,12 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise StoreError(f"'{file}' cannot be read as JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise StoreError(f"'{file}' is no manifest of this harness's format {FORMAT}")
-    for name in ("matrix", "environment", "sessions", "checkpoints"):
-        if manifest.get(name) is not None and not isinstance(manifest[name], dict):
-            raise StoreError(f"'{file}' was not written by this harness: its '{name}' is no table of values")
     try:
+        _Manifest.model_validate(manifest)
         declared(manifest.get("tables", {}))
-    except HarnessError as error:
-        raise StoreError(f"'{file}' was not written by this harness: {error}") from error
+    except (ValidationError, HarnessError) as error:
+        why = sentence(error) if isinstance(error, ValidationError) else error
+        raise StoreError(f"'{file}' was not written by this harness: {why}") from error
     return manifest
 
 

@@ -133,7 +133,7 @@ class Started:
             self.started += below
             if below and rng.random() < 2 / 3:
                 chosen = rng.choice(sorted(below, key=lambda process: process.pid))
-                head = chosen.name() == "gcs_server"
+                head = chosen.name() in ("gcs_server", "raylet")
                 chosen.kill()
                 return "head" if head else "worker"
         with suppress(psutil.NoSuchProcess):

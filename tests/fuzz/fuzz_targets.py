@@ -27,7 +27,7 @@ from safetensors.torch import save
 from analysis.compare.render import print_comparison
 from analysis.load import load
 from analysis.report.provenance import environment, summary
-from analysis.summary import summarise
+from analysis.summary import recommendations, summarise
 from harness import options
 from harness.cli import main
 from harness.datasets import dataset_fingerprint, load_dataset
@@ -360,7 +360,8 @@ def _read_everything(run: Path) -> None:
 
     def reported() -> None:
         runs = load([run])
-        runs.cells, runs.tolerance  # noqa: B018
+        runs.cells, runs.tolerance, runs.summary()
+        repr(runs), runs._repr_html_(), [recommendations(run) for run in runs.runs]
         environment(runs)
         summary(runs)
 

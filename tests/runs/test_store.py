@@ -102,7 +102,14 @@ def test_a_read_only_folder_is_a_sentence(tmp_path):
         RunStore.create(tmp_path / "locked" / "run", {})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '"run"'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", '{"format": 99}', '"run"', '{"format": 1, "matrix": {"quality": 0.5}}',
+        '{"format": 1, "matrix": {"decoders": [1]}}', '{"format": 1, "sessions": {"a": 1}}',
+        '{"format": 1, "matrix": {"quality": {"max_deviation": "much"}}}',
+    ],
+)  # fmt: skip
 def test_a_broken_manifest_is_a_sentence(store, text):
     (store.path / MANIFEST).write_text(text)
     with pytest.raises(StoreError, match=MANIFEST):
