@@ -580,7 +580,7 @@ def _mutate_arguments(seeds: list[bytes], rng: random.Random) -> bytes:
 def _arguments(data: bytes, folder: Path) -> None:
     """A command line in a folder with a broken checkpoint, a broken matrix and an empty run, no flow for `check`.
 
-    So nothing long can start.
+    So nothing long can start. A place outside of the folder is the user's to name, and the guard's to refuse: none is.
     """
     (folder / "x.pth").write_bytes(b"PK\3\4 broken")
     (folder / "x.toml").write_bytes(b"[[datasets]]\nname = 'absent'\n")
@@ -588,7 +588,8 @@ def _arguments(data: bytes, folder: Path) -> None:
     before, said = os.getcwd(), io.StringIO()
     os.chdir(folder)
     try:
-        sys.argv = ["harness", *data.decode(errors="surrogateescape").split("\0")]
+        words = data.decode(errors="surrogateescape").split("\0")
+        sys.argv = ["harness", *(re.sub(r"(^|=)/|\.\.", r"\1_", word) for word in words)]
         no_flows = mock.patch("harness.contract.checking.default_flows", return_value=[])
         with no_flows, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             main()
