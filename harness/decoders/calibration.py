@@ -11,8 +11,8 @@ short sequence A, too, is the class's own.
 first order, and J is strictly causal; so ``e[l] ~ sum_k A_k r[l - k]`` with lags k from 1 and without bias. Where r is
 0 on a prefix nothing is added to it, nor to the token behind it: the fixed point and the exact prefix stay as they are.
 
-*Learned correction*: the same, gated by the layer's hidden state (see `harness.decoders.learned`), one for each of the
-first iterations from the guess, and a linear one for those after them.
+*Learned correction*: a linear one and, gated by the hidden state, what that leaves (`harness.decoders.learned`),
+for each of the first iterations from the guess; a linear one alone for those after them.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from harness.flows.modules import nonfinite
 from harness.flows.protocols import CausalFlow, CausalLayer, Explained
 from harness.options import reason
 
-FORMAT = "4"
+FORMAT = "5"
 READABLE = ("3", FORMAT)
-"""A file of format 3 has no learned corrections; else it is the same."""
+"""A file of format 3 has no learned corrections, else it is the same; those of format 4 were of another form."""
 SUFFIX = ".safetensors"
 Lags = tuple[int, ...] | None
 Hops = list[tuple[tuple[int, ...], int]]
@@ -77,28 +77,29 @@ class LayerFit(nn.Module):
         guess: of the layer's outputs, from its inputs and classes.
         corrections: one per iteration, all of one kind; the last one also stands for the iterations after it.
         learned: one per iteration from the guess; none where nothing was learned or nothing gained by it.
-        after: the linear one for the iterations after the learned ones.
+        beside: the linear ones of those iterations, and the one for all after them; none where nothing was learned.
     """
 
     corrections: Any  # a ModuleList, which cannot say of what
     learned: Any
+    beside: Any
 
     def __init__(
         self,
         guess: Guess,
         corrections: Sequence[CausalMap],
         learned: Sequence[GatedMap] = (),
-        after: CausalMap | None = None,
+        beside: Sequence[CausalMap] = (),
     ) -> None:
         super().__init__()
-        if len({fitted.lags for fitted in corrections}) != 1:
+        if len({fitted.lags for fitted in (*corrections, *beside)}) != 1 or not corrections:
             raise ValueError("a layer has no corrections of one kind")
-        if not all(fitted.strictly_causal for fitted in corrections):
+        if not all(fitted.strictly_causal for fitted in (*corrections, *beside)):
             raise ValueError("a correction is not a strictly causal map")
-        if (after is None) != (not learned) or (after is not None and not after.strictly_causal):
-            raise ValueError("learned corrections need one strictly causal map for the iterations after them")
+        if len(beside) != (len(learned) + 1 if learned else 0):
+            raise ValueError("learned corrections need a linear one each, and one for the iterations after them")
         self.guess, self.corrections = guess, nn.ModuleList(corrections)
-        self.learned, self.after = nn.ModuleList(learned), after
+        self.learned, self.beside = nn.ModuleList(learned), nn.ModuleList(beside)
 
     @property
     def linear_tensors(self) -> list[Tensor]:
@@ -106,7 +107,7 @@ class LayerFit(nn.Module):
 
     @property
     def learned_tensors(self) -> list[Tensor]:
-        return [] if self.after is None else [*self.learned.state_dict().values(), self.after.weight]
+        return [*self.learned.state_dict().values(), *(fitted.weight for fitted in self.beside)]
 
     @property
     def linear(self) -> Correction:
@@ -116,7 +117,7 @@ class LayerFit(nn.Module):
     @property
     def gated(self) -> Correction:
         """A window's tokens by what was learned for their iteration; linear where nothing was."""
-        return _Gated(list(self.learned), self.after, self.linear) if self.after is not None else self.linear
+        return _Gated(list(self.learned), _Linear(list(self.beside)), self.linear) if self.learned else self.linear
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class _Linear(Correction):
 @dataclass(frozen=True)
 class _Gated(Correction):
     maps: list[GatedMap]
-    after: CausalMap
+    beside: Correction
     linear: Correction
 
     def asks(self, visits: list[Visit]) -> bool:
@@ -149,9 +150,8 @@ class _Gated(Correction):
     ) -> Tensor:
         if len(visits) > 1:
             return self.linear(change, known, labels, start, visits)
-        if known is None:
-            return self.after.span(self.after.features(change), labels, start, 0, change.shape[1])
-        return self.maps[visits[0][2]](change, known.scaled, known.hidden)
+        error = self.beside(change, known, labels, start, visits)
+        return error if known is None else error + self.maps[visits[0][2]](change, known.scaled, known.hidden)
 
 
 class Calibration(nn.Module):
@@ -237,19 +237,23 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 
 def _layer(tensors: dict[str, Tensor], name: str, guess: Lags, corrections: Lags, learned: Hops) -> LayerFit:
-    fitted: list[CausalMap] = []
-    while (key := f"{name}.corrections.{len(fitted)}.weight") in tensors:
-        fitted.append(causal_map(corrections, tensors[key]))
+    fitted, beside = (_maps(tensors, f"{name}.{kind}", corrections) for kind in ("corrections", "beside"))
     causal = causal_map(guess, tensors[f"{name}.guess.map.weight"])
     gated = [_gated(tensors, f"{name}.learned.{place}.", *of) for place, of in enumerate(learned)]
-    after = causal_map(corrections, tensors[f"{name}.after.weight"]) if gated else None
-    return LayerFit(Guess(causal, tensors[f"{name}.guess.bias"]), fitted, gated, after)
+    return LayerFit(Guess(causal, tensors[f"{name}.guess.bias"]), fitted, gated, beside)
+
+
+def _maps(tensors: dict[str, Tensor], name: str, lags: Lags) -> list[CausalMap]:
+    fitted: list[CausalMap] = []
+    while (key := f"{name}.{len(fitted)}.weight") in tensors:
+        fitted.append(causal_map(lags, tensors[key]))
+    return fitted
 
 
 def _gated(tensors: dict[str, Tensor], prefix: str, lags: tuple[int, ...], hops: int) -> GatedMap:
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    (width, dim), hidden = state["out"].shape, state["gate.weight"].shape[1]
-    gated = GatedMap(lags, hops, dim, hidden, width)
+    (width, twice), hidden = state["leave"].shape, state["gate.weight"].shape[1]
+    gated = GatedMap(lags, hops, twice // 2, hidden, width)
     try:
         gated.load_state_dict(state)
     except RuntimeError as error:

@@ -10,25 +10,23 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from harness.decoders.calibration import LayerFit
 from harness.decoders.exact import LayerProblem
-from harness.decoders.learned import WIDTH, GatedMap
+from harness.decoders.learned import GatedMap
 from harness.decoders.maps import CausalMap
 from harness.fitting.regression import Samples, fit_correction, held_out
 
 MOST = 8
 """Learned corrections of a layer, at most."""
-HOPS = 4
-"""At most: in narrow networks of long tokens a hop costs as much as a transformer layer, and there is one."""
-STEPS, BATCH, RATE = 300, 16, 3e-3
-"""Of AdamW, at least so many, its rate falling as a cosine."""
-START = 0.6
-"""Share of the linear weights that A starts from; the series' later hops add the rest."""
+MOST_HOPS, MOST_WIDTH = 16, 32
+"""As many hops as an image's row has tokens follow the error down a column; wider maps learned more slowly."""
+STEPS, AGAIN, BATCH, RATE = 300, 150, 16, 3e-3
+"""Of AdamW, at least so many, from random weights and from those of the iteration before; a cosine lowers the rate."""
 CLEARLY = 0.9
 """A learned correction that leaves no less than this share of the linear one's squared error is not kept."""
 ENOUGH = 2e-3
@@ -37,7 +35,7 @@ ENOUGH = 2e-3
 
 @dataclass(frozen=True)
 class _Iteration:
-    """What one network call made of the training samples: all (N, L, ...)."""
+    """What one network call, with the linear correction, made of the training samples: all (N, L, ...)."""
 
     change: Tensor
     error: Tensor
@@ -57,55 +55,62 @@ def fit_learned(
     tokens = fit.guess(problem.inputs, samples.labels)
     tokens[:, 0] = problem.inputs[:, 0]
     learned: list[GatedMap] = []
+    beside: list[CausalMap] = []
     scale = float(problem.exact.square().mean().sqrt())
     chosen = held_out(len(tokens), tokens.device)
     while True:
-        seen = _seen(problem, tokens)
-        linear = fit_correction(seen.change, seen.error, samples)
-        left = float(seen.error.square().mean().sqrt()) / scale
-        if len(learned) == MOST or not ENOUGH < left < math.inf or time.monotonic() > deadline:
+        known = problem.explain(tokens)
+        change, error = known.tokens - tokens, problem.exact - known.tokens
+        beside.append(fit_correction(change, error, samples))
+        linear = beside[-1](change, samples.labels)
+        seen = _Iteration(change, error - linear, known.scaled, known.hidden)
+        left, by_linear = (float(of[chosen].square().mean().sqrt()) / scale for of in (error, seen.error))
+        if len(learned) == MOST or not ENOUGH < by_linear < math.inf or time.monotonic() > deadline:
             break
-        start = fit_correction(seen.change, seen.error, replace(samples, lags=lags))
-        gated, remaining = _train(seen, chosen, start.weight, lags, generator)
-        by_linear = _remaining(linear(seen.change, samples.labels)[chosen], seen.error[chosen])
-        report(f"layer {problem.layer.number}, iteration {len(learned) + 1}: leaves {remaining:.3f} of the error of "
-               f"one plain iteration, {left:.3f}; a linear correction {by_linear:.3f}")  # fmt: skip
-        if remaining > math.sqrt(CLEARLY) * by_linear:
+        before = learned[-1] if learned else None
+        start = before or _new(seen, lags, generator)
+        gated, remaining = _train(seen, chosen, start, AGAIN if before else STEPS, generator)
+        report(f"layer {problem.layer.number}, iteration {len(learned) + 1}: an iteration leaves {left:.4f} of the "
+               f"output, with a linear correction {by_linear:.4f}, learned {remaining * by_linear:.4f}")  # fmt: skip
+        if remaining > math.sqrt(CLEARLY):
             break
         learned.append(gated)
-        tokens = tokens + seen.change
+        tokens = known.tokens + linear
         for rows in torch.arange(len(tokens), device=tokens.device).split(BATCH):
             tokens[rows] += gated(seen.change[rows], seen.scaled[rows], seen.hidden[rows])
-    after: CausalMap | None = linear if learned else None
-    return LayerFit(fit.guess, list(fit.corrections), learned, after)
+    return LayerFit(fit.guess, list(fit.corrections), learned, beside if learned else [])
 
 
-def hops_of(lags: tuple[int, ...], token_dim: int, hidden_dim: int) -> int:
-    """As many hops as multiply about a quarter of what two transformer layers do for a token.
+def width_of(lags: tuple[int, ...], hops: int, token_dim: int, hidden_dim: int) -> int:
+    """The most channels, in eights, whose products are at most a 24th of what two transformer layers do for a token.
 
-    >>> hops_of((1, 2, 7, 8, 9), 48, 128), hops_of((1, 2, 15, 16, 17), 12, 256), hops_of((1, 2, 15, 16, 17), 48, 64)
-    (2, 4, 1)
+    >>> width_of((1, 2, 7, 8, 9), 8, 48, 128), width_of((1, 2, 15, 16, 17), 16, 12, 256)
+    (16, 24)
     """
-    hop = len(lags) * token_dim * (2 * token_dim + WIDTH)
-    return max(1, min(HOPS, 6 * hidden_dim**2 // hop))
+
+    def products(width: int) -> int:
+        places = len(lags)
+        return (places + 2) * token_dim * width + hidden_dim * width + (hops - 1) * places * width**2
+
+    return max((width for width in range(8, MOST_WIDTH + 1, 8) if products(width) <= hidden_dim**2), default=8)
 
 
-def _seen(problem: LayerProblem, tokens: Tensor) -> _Iteration:
-    """One Jacobi iteration; token 0, which is given, has a change of 0."""
-    update, scaled, hidden = problem.explain(tokens)
-    return _Iteration(update - tokens, problem.exact - update, scaled, hidden)
+def _new(seen: _Iteration, lags: tuple[int, ...], generator: torch.Generator) -> GatedMap:
+    _, length, dim = seen.change.shape
+    hops, hidden_dim = min(max(math.isqrt(length), 8), MOST_HOPS), seen.hidden.shape[-1]
+    gated = GatedMap(lags, hops, dim, hidden_dim, width_of(lags, hops, dim, hidden_dim)).to(seen.change)
+    gated.initialise(generator)
+    return gated
 
 
 def _train(
-    seen: _Iteration, chosen: Tensor, start: Tensor, lags: tuple[int, ...], generator: torch.Generator
+    seen: _Iteration, chosen: Tensor, start: GatedMap, steps: int, generator: torch.Generator
 ) -> tuple[GatedMap, float]:
     """A correction, and the share of a plain iteration's error (RMS) that it leaves on the samples `chosen`."""
-    dim, hidden_dim = seen.change.shape[-1], seen.hidden.shape[-1]
     rows, kept = (torch.nonzero(mask)[:, 0] for mask in (~chosen, chosen))
-    gated = GatedMap(lags, hops_of(lags, dim, hidden_dim), dim, hidden_dim).to(seen.change)
-    gated.initialise(START * start, generator)
+    gated = copy.deepcopy(start).requires_grad_(True)
     per_epoch = math.ceil(len(rows) / BATCH)
-    epochs = math.ceil(STEPS / per_epoch)
+    epochs = math.ceil(steps / per_epoch)
     whole = float(seen.error.square().mean())
     optimizer = torch.optim.AdamW(gated.parameters(), RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)

@@ -57,7 +57,7 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
     longest = flow.num_tokens - 1
     fitted: list[dict[str, Any]] = [{"iterations": [n]} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
     found = find_calibration(flow)
-    if found is not None and any(fit.after is not None for fit in found.layers):
+    if found is not None and any(len(fit.learned) for fit in found.layers):
         fitted += [options | {"correction": "learned"} for options in fitted]
     strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 8]
     shared = {"initial": "fitted", "correction": "fitted", "fallback": "leave"}

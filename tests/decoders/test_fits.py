@@ -298,9 +298,9 @@ def test_tau_0_is_exact_whatever_was_learned(flow, learned, decoder):
 
 def test_a_gated_map_is_strictly_causal_and_adds_nothing_to_what_is_exact():
     gated = GatedMap((1, 3), 2, 2, 5, width=4)
-    gated.initialise(torch.randn(4, 2), torch.Generator().manual_seed(0))
-    torch.nn.init.normal_(gated.out)
-    torch.nn.init.normal_(gated.mix)
+    gated.initialise(torch.Generator().manual_seed(0))
+    for part in (gated.again, gated.leave):
+        torch.nn.init.normal_(part)
     change, scaled, hidden = torch.randn(2, 9, 2), torch.randn(2, 9, 2), torch.randn(2, 9, 5)
     change[:, :4] = 0
     assert not gated(change, scaled, hidden)[:, :5].any() and gated(change, scaled, hidden)[:, 5:].any()
