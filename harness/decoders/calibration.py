@@ -32,6 +32,7 @@ from harness.decoders.learned import GatedMap
 from harness.decoders.maps import CausalMap, Guess, causal_map
 from harness.decoders.solver import Correction
 from harness.decoders.stored import called, checkpoint_digest, stored
+from harness.decoders.trace import Ratio
 from harness.decoders.windows import Visit
 from harness.errors import CheckpointError, HarnessError
 from harness.files import make_folder, read_safetensors, replacing
@@ -39,9 +40,10 @@ from harness.flows.modules import nonfinite
 from harness.flows.protocols import CausalFlow, CausalLayer, Explained
 from harness.options import reason
 
-FORMAT = "4"
-READABLE = ("3", FORMAT)
-"""A file of format 3 has no learned corrections; else it is the same."""
+FORMAT = "5"
+READABLE = ("3", "4", FORMAT)
+"""A file of format 4 has no ratio of certificates, and one of format 3 no learned corrections either; else it is the
+same."""
 SUFFIX = ".safetensors"
 Lags = tuple[int, ...] | None
 Hops = list[tuple[tuple[int, ...], int]]
@@ -161,6 +163,7 @@ class Calibration(nn.Module):
         samples: how many exactly decoded samples they were fitted on.
         metrics: one per layer, or None where layers do not show their output weights.
         complete: whether learned corrections were tried for; a layer that gains nothing by them has none.
+        ratio: what certificates are to deviations; None where that was not measured.
     """
 
     layers: Any  # a ModuleList of `LayerFit`
@@ -172,8 +175,10 @@ class Calibration(nn.Module):
         samples: int,
         metrics: list[LayerMetrics] | None = None,
         complete: bool = False,
+        ratio: Ratio | None = None,
     ) -> None:
         super().__init__()
+        self.ratio = ratio
         self.digest, self.samples, self.metrics, self.complete = digest, samples, metrics, complete
         self.layers = nn.ModuleList(layers)
 
@@ -199,6 +204,8 @@ class Calibration(nn.Module):
             facts["learned"] = json.dumps([[[gated.lags, gated.hops] for gated in fit.learned] for fit in self.layers])
         if self.metrics is not None:
             facts["metrics"] = json.dumps([asdict(of) for of in self.metrics])
+        if self.ratio is not None:
+            facts["certificate"] = json.dumps(asdict(self.ratio))
         make_folder(path.parent)
         with replacing(path) as partial:
             save_file(tensors, partial, facts)
@@ -215,6 +222,7 @@ class Calibration(nn.Module):
         try:
             lags = TypeAdapter(list[tuple[Lags, Lags]]).validate_json(metadata["lags"])
             metrics = TypeAdapter(list[LayerMetrics] | None).validate_json(metadata.get("metrics", "null"))
+            ratio = TypeAdapter(Ratio | None).validate_json(metadata.get("certificate", "null"))
             learned = TypeAdapter(list[Hops]).validate_json(metadata.get("learned", json.dumps([[]] * len(lags))))
             layers = [
                 _layer(tensors, f"layers.{place}", *kinds, hops)
@@ -222,7 +230,7 @@ class Calibration(nn.Module):
             ]
             if (broken := nonfinite(tensors)) is not None:
                 raise ValueError(f"'{broken}' is not finite")
-            return cls(metadata["digest"], layers, int(metadata["samples"]), metrics, "learned" in metadata)
+            return cls(metadata["digest"], layers, int(metadata["samples"]), metrics, "learned" in metadata, ratio)
         except (KeyError, ValueError) as error:
             raise CheckpointError(
                 f"the calibration '{path}' is damaged: {reason(error)}; run `harness calibrate`"
