@@ -283,6 +283,12 @@ def find_calibration(flow: CausalFlow, given: Calibration | Path | None = None) 
     return flow.fits[version]
 
 
+def ratio_of(flow: CausalFlow) -> Ratio | None:
+    """What the certificates of a flow are to deviations; None where that was not measured."""
+    found = find_calibration(flow)
+    return None if found is None else found.ratio
+
+
 def calibration_of(flow: CausalFlow, given: Calibration | Path | None = None, learned: bool = False) -> Calibration:
     """As `find_calibration`, one for which learned corrections were tried where `learned`.
 

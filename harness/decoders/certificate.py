@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from harness.decoders.calibration import ratio_of
 from harness.decoders.solver import solve_sequential, solve_windows
 from harness.decoders.trace import Certificate, Laps, LayerTrace, Ratio
 from harness.decoders.windows import Blocks
 from harness.flows.modules import LayerWrapper
-from harness.flows.protocols import CausalLayer, Condition, invert
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition, invert
 
 SHARES = (0.5, 0.1, 0.02)
 """Of the tolerance: the RMS of a sample's last update in a layer, round by round of polishing. After them the samples
@@ -74,8 +75,7 @@ class Walked:
             x = layer.arrange(tokens)
             tokens = layer.restore(x.index_copy(0, rows, invert(layer, x[rows], condition)[0]))
             self._add(place, (layer.num_tokens - 1) * condition.passes, 1, len(rows))
-        difference = (tokens - self.latents)[rows]
-        return difference.square().mean(dim=(1, 2)).sqrt(), difference.abs().amax(dim=(1, 2))
+        return _norms((tokens - self.latents)[rows])
 
     def _polish(self, rows: Tensor, tau: float | None) -> None:
         """Go through the layers again for some samples, until the RMS of an update is below `tau`; None is exact."""
@@ -104,6 +104,28 @@ class Walked:
             flags=tuple(dict.fromkeys((*trace.flags, *flags))),
         )
         self.laps.lap(place)
+
+
+@torch.no_grad()
+def certify(flow: CausalFlow, images: Tensor, latents: Tensor, labels: Tensor | None = None) -> Certificate:
+    """How far samples are from the exact ones of their latents, estimated by one forward pass.
+
+    The deviations are known where `harness calibrate` measured what certificates are to them. Samples that were
+    guided, denoised, clipped or rounded have none.
+
+    Args:
+        images: (B, C, H, W), or what else `flow.encode` takes, as a decoder gave them.
+        latents: (B, L, D) standard normal numbers that they were decoded from.
+        labels: (B,) their classes, negative for none.
+    """
+    encoded, _ = flow.encode(images.to(flow.device, flow.dtype), labels)
+    rms, largest = _norms(encoded - flow.scale_latents(latents.to(flow.device)))
+    return Certificate(rms, largest, torch.zeros_like(rms, dtype=torch.bool), ratio_of(flow))
+
+
+def _norms(difference: Tensor) -> tuple[Tensor, Tensor]:
+    """RMS and maximum of each sample of (B, L, D), (B,) each."""
+    return difference.square().mean(dim=(1, 2)).sqrt(), difference.abs().amax(dim=(1, 2))
 
 
 def certifiable(layers: Sequence[CausalLayer]) -> bool:

@@ -16,7 +16,7 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from harness.decoders.calibration import find_calibration
+from harness.decoders.calibration import find_calibration, ratio_of
 from harness.decoders.certificate import Walked, certifiable
 from harness.decoders.micro_batches import SEQUENTIAL, Bytes, Footprint, MicroBatches, parse_bytes
 from harness.decoders.solver import solve_sequential
@@ -127,27 +127,28 @@ class Decoder(ABC):
         """Digest of what it reads, or None. Part of a measured cell's identity."""
         return None
 
+    @property
+    def reads(self) -> bool:
+        """Whether what it returns depends on anything that is kept for the flow: fits, or what certificates are to it."""
+        return self.reads_fits or self.certify is not None
+
     def needs(self, flow: CausalFlow, batch: int) -> list[Missing]:
         """All that is to be made: what is `missing`, and what the certificate is calibrated by."""
         missing = self.missing(flow, batch)
         made = {CALIBRATION, LEARNED_TOO} & {*missing}
-        if self._tolerance is None or self._ratio(flow) is not None or made or not certifiable(flow.layers):
+        if self._tolerance is None or ratio_of(flow) is not None or made or not certifiable(flow.layers):
             return missing
         return [*missing, CERTIFICATE if find_calibration(flow) else CALIBRATION]
 
     def digest(self, flow: CausalFlow, batch: int) -> str | None:
         """Digest of all that it reads, or None: as `fits_digest`, and what the certificate is calibrated by."""
         found = self.fits_digest(flow, batch) if self.reads_fits else None
-        ratio = None if self.certify is None else self._ratio(flow)
+        ratio = None if self.certify is None else ratio_of(flow)
         return found if ratio is None else hashlib.sha256(f"{found} {ratio}".encode()).hexdigest()[:16]
 
     @property
     def _tolerance(self) -> float | None:
         return None if isinstance(self.certify, str) else self.certify
-
-    def _ratio(self, flow: CausalFlow) -> Ratio | None:
-        found = find_calibration(flow)
-        return None if found is None else found.ratio
 
     def options(self) -> dict[str, Any]:
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
@@ -191,7 +192,7 @@ class Decoder(ABC):
             raise HarnessError("layers of this flow define their own update: no call inverts them, so none certifies")
         if self.max_memory is not None:
             raise HarnessError("certify keeps the output of every layer, which max_memory would have to bound")
-        ratio = self._ratio(flow)
+        ratio = ratio_of(flow)
         if ratio is None and self._tolerance is not None:
             raise HarnessError(
                 f"certificates of {flow.source or 'this flow'} are not calibrated, so no deviation is known from them: "

@@ -144,6 +144,13 @@ class Certificate:
             return torch.zeros_like(self.polished)
         return ~(self.upper <= self.tolerance)
 
+    @property
+    def counts(self) -> dict[str, float]:
+        """As plain numbers: how many were polished and are above, the largest certificate and, if known, `upper`."""
+        known = {} if self.upper is None else {"upper": float(self.upper.nan_to_num(nan=torch.inf).max())}
+        counts = {"polished": int(self.polished.sum()), "above": int(self.above.sum())}
+        return {**counts, "largest_rms": float(self.rms.nan_to_num(nan=torch.inf).max()), **known}
+
     @classmethod
     def joined(cls, parts: Sequence[Certificate]) -> Certificate:
         """That of several batches of one decode."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.datasets.images import image_grid
 from harness.decoders import Decoder, DecodeResult, decoders
-from harness.decoders.trace import State, worst
+from harness.decoders.trace import Certificate, State, worst
 
 SHOWN = 64
 """Samples that a notebook shows, at most."""
@@ -33,6 +33,12 @@ class Sampled:
     def state(self) -> State:
         """The least certain state of any layer of any batch."""
         return worst(batch.state for batch in self.batches)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Of every sample, where the decoder certifies."""
+        told = [batch.certificate for batch in self.batches if batch.certificate is not None]
+        return Certificate.joined(told) if told else None
 
     @property
     def layers(self) -> pd.DataFrame:
@@ -55,7 +61,7 @@ class Sampled:
         iterations = " ".join(map(str, self.layers["iterations"]))
         return (
             f"<{len(self.images)} samples of {'x'.join(map(str, self.images.shape[1:]))}{by} in {self.wall_s:.2f} s, "
-            f"{self.fpe:.2f} forward-pass equivalents each; iterations {iterations}; {self.state}>"
+            f"{self.fpe:.2f} forward-pass equivalents each; iterations {iterations}; {self.state}{'' if self.certificate is None else f'; {self.certificate}'}>"
         )
 
     def _repr_html_(self) -> str:
