@@ -129,7 +129,7 @@ class Decoder(ABC):
 
     @property
     def reads(self) -> bool:
-        """Whether what it returns depends on anything that is kept for the flow: fits, or what certificates are to it."""
+        """Whether anything kept for the flow changes what it returns: fits, or what certificates are to deviations."""
         return self.reads_fits or self.certify is not None
 
     def needs(self, flow: CausalFlow, batch: int) -> list[Missing]:

@@ -59,9 +59,10 @@ class Sampled:
     def __repr__(self) -> str:
         by = "" if self.decoder is None else f" by {name_of(self.decoder)}"
         iterations = " ".join(map(str, self.layers["iterations"]))
+        certified = "" if self.certificate is None else f"; {self.certificate}"
         return (
             f"<{len(self.images)} samples of {'x'.join(map(str, self.images.shape[1:]))}{by} in {self.wall_s:.2f} s, "
-            f"{self.fpe:.2f} forward-pass equivalents each; iterations {iterations}; {self.state}{'' if self.certificate is None else f'; {self.certificate}'}>"
+            f"{self.fpe:.2f} forward-pass equivalents each; iterations {iterations}; {self.state}{certified}>"
         )
 
     def _repr_html_(self) -> str:
