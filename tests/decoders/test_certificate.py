@@ -1,4 +1,4 @@
-"""The certificate of a sample, what it is worth in deviation, and polishing of samples that may be above a tolerance."""
+"""Certificates of samples, what they are worth in deviation, and polishing what may be above a tolerance."""
 
 import math
 from dataclasses import replace
