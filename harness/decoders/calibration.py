@@ -42,8 +42,7 @@ from harness.options import reason
 
 FORMAT = "5"
 READABLE = ("3", "4", FORMAT)
-"""A file of format 4 has no ratio of certificates, and one of format 3 no learned corrections either; else it is the
-same."""
+"""A file of format 4 has no ratio of certificates, and one of format 3 no learned corrections either."""
 SUFFIX = ".safetensors"
 Lags = tuple[int, ...] | None
 Hops = list[tuple[tuple[int, ...], int]]
@@ -178,8 +177,7 @@ class Calibration(nn.Module):
         ratio: Ratio | None = None,
     ) -> None:
         super().__init__()
-        self.ratio = ratio
-        self.digest, self.samples, self.metrics, self.complete = digest, samples, metrics, complete
+        self.digest, self.samples, self.metrics, self.complete, self.ratio = digest, samples, metrics, complete, ratio
         self.layers = nn.ModuleList(layers)
 
     def fit(self, layer: CausalLayer) -> LayerFit:
@@ -202,10 +200,8 @@ class Calibration(nn.Module):
         facts = {"format": FORMAT, "digest": self.digest, "samples": str(self.samples), "lags": json.dumps(lags)}
         if self.complete:
             facts["learned"] = json.dumps([[[gated.lags, gated.hops] for gated in fit.learned] for fit in self.layers])
-        if self.metrics is not None:
-            facts["metrics"] = json.dumps([asdict(of) for of in self.metrics])
-        if self.ratio is not None:
-            facts["certificate"] = json.dumps(asdict(self.ratio))
+        facts |= {} if self.metrics is None else {"metrics": json.dumps([asdict(of) for of in self.metrics])}
+        facts |= {} if self.ratio is None else {"certificate": json.dumps(asdict(self.ratio))}
         make_folder(path.parent)
         with replacing(path) as partial:
             save_file(tensors, partial, facts)
@@ -281,12 +277,6 @@ def find_calibration(flow: CausalFlow, given: Calibration | Path | None = None) 
         fitted = _checked(Calibration.load(path), flow.source)
         flow.fits[version] = fitted.to(flow.device, flow.dtype)
     return flow.fits[version]
-
-
-def ratio_of(flow: CausalFlow) -> Ratio | None:
-    """What the certificates of a flow are to deviations; None where that was not measured."""
-    found = find_calibration(flow)
-    return None if found is None else found.ratio
 
 
 def calibration_of(flow: CausalFlow, given: Calibration | Path | None = None, learned: bool = False) -> Calibration:

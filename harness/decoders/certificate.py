@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from harness.decoders.calibration import ratio_of
+from harness.decoders.calibration import find_calibration
 from harness.decoders.solver import solve_sequential, solve_windows
 from harness.decoders.trace import Certificate, Laps, LayerTrace, Ratio
 from harness.decoders.windows import Blocks
@@ -121,6 +121,12 @@ def certify(flow: CausalFlow, images: Tensor, latents: Tensor, labels: Tensor | 
     encoded, _ = flow.encode(images.to(flow.device, flow.dtype), labels)
     rms, largest = _norms(encoded - flow.scale_latents(latents.to(flow.device)))
     return Certificate(rms, largest, torch.zeros_like(rms, dtype=torch.bool), ratio_of(flow))
+
+
+def ratio_of(flow: CausalFlow) -> Ratio | None:
+    """What the certificates of a flow are to deviations; None where that was not measured."""
+    found = find_calibration(flow)
+    return None if found is None else found.ratio
 
 
 def _norms(difference: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from harness.decoders.calibration import find_calibration, ratio_of
-from harness.decoders.certificate import Walked, certifiable
+from harness.decoders.calibration import find_calibration
+from harness.decoders.certificate import Walked, certifiable, ratio_of
 from harness.decoders.micro_batches import SEQUENTIAL, Bytes, Footprint, MicroBatches, parse_bytes
 from harness.decoders.solver import solve_sequential
 from harness.decoders.stored import called
@@ -136,7 +136,7 @@ class Decoder(ABC):
         """All that is to be made: what is `missing`, and what the certificate is calibrated by."""
         missing = self.missing(flow, batch)
         made = {CALIBRATION, LEARNED_TOO} & {*missing}
-        if self._tolerance is None or ratio_of(flow) is not None or made or not certifiable(flow.layers):
+        if self.certified_to is None or ratio_of(flow) is not None or made or not certifiable(flow.layers):
             return missing
         return [*missing, CERTIFICATE if find_calibration(flow) else CALIBRATION]
 
@@ -147,7 +147,8 @@ class Decoder(ABC):
         return found if ratio is None else hashlib.sha256(f"{found} {ratio}".encode()).hexdigest()[:16]
 
     @property
-    def _tolerance(self) -> float | None:
+    def certified_to(self) -> float | None:
+        """The deviation that it certifies samples to; None where it only states it."""
         return None if isinstance(self.certify, str) else self.certify
 
     def options(self) -> dict[str, Any]:
@@ -193,7 +194,7 @@ class Decoder(ABC):
         if self.max_memory is not None:
             raise HarnessError("certify keeps the output of every layer, which max_memory would have to bound")
         ratio = ratio_of(flow)
-        if ratio is None and self._tolerance is not None:
+        if ratio is None and self.certified_to is not None:
             raise HarnessError(
                 f"certificates of {flow.source or 'this flow'} are not calibrated, so no deviation is known from them: "
                 f"run `harness calibrate {called(flow)}`, or call harness.fitting.prepare(decoder, flow, batch)"
@@ -227,7 +228,7 @@ class Decoder(ABC):
             laps.lap(place)
         if self.certify is not None:
             walked = Walked(flow.layers, flow.scale_latents(latents), condition, outputs, traces, laps)
-            certificate = walked.certify(self._tolerance, ratio)
+            certificate = walked.certify(self.certified_to, ratio)
             tokens = walked.tokens
         seconds = laps.seconds(len(traces))
         layers = [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, seconds, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -146,10 +146,10 @@ class Certificate:
 
     @property
     def counts(self) -> dict[str, float]:
-        """As plain numbers: how many were polished and are above, the largest certificate and, if known, `upper`."""
-        known = {} if self.upper is None else {"upper": float(self.upper.nan_to_num(nan=torch.inf).max())}
-        counts = {"polished": int(self.polished.sum()), "above": int(self.above.sum())}
-        return {**counts, "largest_rms": float(self.rms.nan_to_num(nan=torch.inf).max()), **known}
+        """As plain numbers, for `told`: how many were polished and are above, and the largest of each figure."""
+        figures = {"rms": self.rms, "estimate": self.estimate, "upper": self.upper}
+        largest = {name: float(of.nan_to_num(torch.inf).max()) for name, of in figures.items() if of is not None}
+        return {"polished": int(self.polished.sum()), "above": int(self.above.sum()), **largest}
 
     @classmethod
     def joined(cls, parts: Sequence[Certificate]) -> Certificate:
@@ -160,16 +160,20 @@ class Certificate:
         return cls(rms, largest, polished, parts[0].ratio, parts[0].tolerance)
 
     def __str__(self) -> str:
-        rms = f"certificate {float(self.rms.median()):.2g} (median), {float(self.rms.max()):.2g} at most"
-        if self.estimate is None or self.upper is None:
-            return f"{rms}; what that is in deviation is not calibrated"
-        told = (
-            f"deviation estimated at {float(self.estimate.median()):.2g} (median), the largest at "
-            f"{float(self.estimate.max()):.2g} (95 % below {float(self.upper.max()):.2g})"
-        )
-        if self.tolerance is None:
-            return told
-        return f"{told}; {int(self.polished.sum())} polished, {int(self.above.sum())} above {self.tolerance:g}"
+        return told([self.counts], self.tolerance)
+
+
+def told(parts: Sequence[Mapping[str, float]], tolerance: float | None) -> str:
+    """What the `Certificate.counts` of all parts of the samples come to."""
+    if not all("upper" in part for part in parts):
+        largest = max(part["rms"] for part in parts)
+        return f"certificates up to {largest:.2g}; what that is in deviation is not calibrated"
+    estimate, upper = (max(part[name] for part in parts) for name in ("estimate", "upper"))
+    said = f"deviations estimated up to {estimate:.2g} (95 % of such samples are below {upper:.2g})"
+    if tolerance is None:
+        return said
+    polished, above = (int(sum(part[name] for part in parts)) for name in ("polished", "above"))
+    return f"{said}; {polished} polished, {above} above {tolerance:g}"
 
 
 @dataclass(frozen=True)

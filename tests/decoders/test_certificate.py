@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import harness
 from harness.decoders import Guidance, build_decoder
-from harness.decoders.calibration import Calibration, ratio_of
+from harness.decoders.calibration import Calibration
+from harness.decoders.certificate import ratio_of
 from harness.decoders.exact import ExactBatch
 from harness.decoders.schedule import LayerChoice, LayerSchedule
 from harness.decoders.solver import solve_windows
@@ -252,5 +253,5 @@ def test_certificates_are_joined_and_tell_themselves():
     both = Certificate.joined([one, one])
     assert both.above.tolist() == [False, True] * 2 and both.estimate.tolist() == pytest.approx([0.05, 0.2] * 2)
     assert "2 polished, 2 above 0.3" in str(both) and both.counts == pytest.approx(
-        {"polished": 2, "above": 2, "largest_rms": 0.4, "upper": 0.4}
+        {"polished": 2, "above": 2, "rms": 0.4, "estimate": 0.2, "upper": 0.4}
     )

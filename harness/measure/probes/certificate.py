@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from harness.decoders import Decoder, build_decoder
-from harness.decoders.calibration import ratio_of
+from harness.decoders.certificate import ratio_of
 from harness.flows import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes

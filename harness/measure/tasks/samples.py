@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from harness.datasets import to_pixels
+from harness.decoders.trace import told
 from harness.errors import HarnessError
 from harness.files import TEXT, not_as, replacing, write_text
 from harness.measure.engine import LostJobsError, run, write_files
@@ -176,20 +177,9 @@ def draw_to_files(
         _join(folder.path, out, drawn_with, folder.certified)
         shutil.rmtree(folder.path)
     refuse_nonfinite(sum(folder.nonfinite.values()), request.count, out)
-    return f"{out}: {request.count} samples" + _told(folder.certified, request.build().certify)
-
-
-def _told(certified: dict[str, dict[str, float]], tolerance: Any) -> str:
-    """What the certificates of all shards come to."""
-    if not certified:
-        return ""
-    parts = list(certified.values())
-    largest = f"; certificates of {max(part['largest_rms'] for part in parts):.2g} at most"
-    if any("upper" not in part for part in parts):
-        return f"{largest}; what that is in deviation is not calibrated"
-    largest += f", deviations below {max(part['upper'] for part in parts):.2g} for 95 % of such"
-    polished, above = (int(sum(part[name] for part in parts)) for name in ("polished", "above"))
-    return largest if tolerance == "state" else f"{largest}; {polished} polished, {above} above {tolerance:g}"
+    if not folder.certified:
+        return f"{out}: {request.count} samples"
+    return f"{out}: {request.count} samples; {told([*folder.certified.values()], request.build().certified_to)}"
 
 
 def _to_parquet(drawn: Iterator[tuple[int, int | None, bytes]]) -> bytes:
