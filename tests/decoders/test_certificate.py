@@ -99,7 +99,7 @@ def test_no_sample_is_left_above_the_tolerance_and_all_that_costs_is_counted(flo
         counted = tally.layers[trace.layer]
         assert trace.token_evaluations == pytest.approx(counted.token_evaluations)
         assert trace.depth == counted.calls
-    assert result.fpe >= before.fpe + 1
+    assert result.fpe > before.fpe + 0.999
     left_alone = ~result.certificate.polished
     assert torch.equal(result.tokens[left_alone], before.tokens[left_alone])
 
