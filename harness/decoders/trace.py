@@ -100,12 +100,16 @@ class Ratio:
         median: of all of them.
         low: the least 5 % point of any of the decoders.
         high: likewise the largest 95 % point.
+        polished_median: of samples iterated on as polishing does, whose errors are told otherwise.
+        polished_low: likewise.
         samples: of each decoder.
     """
 
     median: float
     low: float
     high: float
+    polished_median: float
+    polished_low: float
     samples: int
 
 
@@ -130,12 +134,18 @@ class Certificate:
     @property
     def estimate(self) -> Tensor | None:
         """(B,) the deviation from the exact sample, estimated: RMSE in image units."""
-        return None if self.ratio is None else self.rms / self.ratio.median
+        return self._over("median")
 
     @property
     def upper(self) -> Tensor | None:
         """(B,) what 95 % of the deviations are below, as far as calibration goes; no bound."""
-        return None if self.ratio is None else self.rms / self.ratio.low
+        return self._over("low")
+
+    def _over(self, name: str) -> Tensor | None:
+        """The certificate over this of its kind of samples."""
+        if self.ratio is None:
+            return None
+        return self.rms / torch.where(self.polished, getattr(self.ratio, f"polished_{name}"), getattr(self.ratio, name))
 
     @property
     def above(self) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.decoders import build_decoder
 from harness.decoders.calibration import Calibration
+from harness.decoders.certificate import SHARES
 from harness.decoders.decoder import Decoder
 from harness.decoders.exact import ExactBatch
 from harness.decoders.trace import Certificate, Ratio
@@ -22,11 +25,19 @@ ROUNDING = 1e-5
 """Deviations below are rounding, and say nothing of the ratio."""
 
 
+POLISHED = (0.05, 0.01)
+"""Tolerances that samples are polished to."""
+
+
 def decoders_of(calibration: Calibration) -> list[Decoder]:
-    """Decoders whose samples are as inexact as those that are drawn in earnest, each in its own way."""
-    jacobi = [(name, {"tau": tau}) for name in ("sejd", "ujd") for tau in (0.5, 0.1)]
+    """Decoders whose samples are as inexact as those that are drawn in earnest, each in its own way.
+
+    The last ones, as many as `POLISHED`, leave a layer when polishing would.
+    """
+    jacobi = [("sejd", {"tau": 0.5}), ("sejd", {"tau": 0.1}), ("ujd", {"tau": 0.5})]
     fitted = [("fitted", {"iterations": each, "calibration": calibration}) for each in ([1], [2, 1])]
-    specs: list[tuple[str, dict[str, Any]]] = [*jacobi, *fitted]
+    polished = [("ujd", {"tau": SHARES[0] * one, "norm": "rms", "scope": "sample"}) for one in POLISHED]
+    specs: list[tuple[str, dict[str, Any]]] = [*jacobi, *fitted, *polished]
     return [build_decoder(name, certify="state", **options) for name, options in specs]
 
 
@@ -53,8 +64,15 @@ def measure_ratio(
         ratio = told.rms.double() / deviation.cpu()
         ratios.append(ratio[ratio.isfinite() & (deviation.cpu() > ROUNDING)])
     reporter.advance(1.0)
+    low, median, _ = _spread(ratios[-len(POLISHED) :])
+    drawn = dict(zip(("low", "median", "high"), _spread(ratios[: -len(POLISHED)]), strict=True))
+    return Ratio(**drawn, polished_median=median, polished_low=low, samples=samples)
+
+
+def _spread(ratios: Sequence[Tensor]) -> tuple[float, float, float]:
+    """The least 5 % point of any of them, the median of all, and the largest 95 % point; 1 where there are none."""
     known = [ratio for ratio in ratios if len(ratio)]
     if not known:
-        return Ratio(1.0, 1.0, 1.0, samples)
+        return 1.0, 1.0, 1.0
     low, high = (torch.stack([ratio.quantile(share) for ratio in known]) for share in (0.05, 0.95))
-    return Ratio(float(torch.cat(known).median()), float(low.min()), float(high.max()), samples)
+    return float(low.min()), float(torch.cat(known).median()), float(high.max())

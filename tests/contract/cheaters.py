@@ -164,7 +164,7 @@ class Flatters(UniformJacobi):
         nothing = torch.zeros(len(latents))
         tolerance = None if self.certify == "state" else self.certify
         return replace(
-            result, certificate=Certificate(nothing, nothing, nothing > 0, Ratio(1.0, 1.0, 1.0, 1), tolerance)
+            result, certificate=Certificate(nothing, nothing, nothing > 0, Ratio(1.0, 1.0, 1.0, 1.0, 1.0, 1), tolerance)
         )
 
 

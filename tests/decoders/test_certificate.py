@@ -75,6 +75,7 @@ def test_what_encodes_to_other_latents_is_as_far_as_its_certificate_says(flow):
 def test_a_certificate_is_in_proportion_to_the_deviation(flow):
     batch, ratio = drawn(flow, 64), ratio_of(flow)
     assert 0 < ratio.low < ratio.median < ratio.high < math.inf and ratio.samples == 128
+    assert 0 < ratio.polished_low < ratio.polished_median
     for options in ({"tau": 0.5}, {"tau": 0.1}):
         result = batch.result(build_decoder("ujd", certify="state", **options))
         true = deviation(result, batch)
@@ -208,7 +209,7 @@ def test_what_certificates_are_worth_is_part_of_what_a_certified_sample_depends_
     other = coupled_tarflow(seed=1, num_classes=4)
     other.fits[Calibration] = calibrate(other, samples=32)
     assert asked.digest(other, 2) is None
-    other.fits[Calibration].ratio = Ratio(1.0, 0.5, 2.0, 32)
+    other.fits[Calibration].ratio = Ratio(1.0, 0.5, 2.0, 1.0, 0.5, 32)
     assert asked.digest(other, 2) not in (None, before)
 
 
@@ -248,10 +249,10 @@ def test_a_bound_on_memory_and_a_certificate_exclude_each_other(flow):
 
 def test_certificates_are_joined_and_tell_themselves():
     one = Certificate(
-        torch.tensor([0.1, 0.4]), torch.ones(2), torch.tensor([True, False]), Ratio(2.0, 1.0, 4.0, 8), 0.3
+        torch.tensor([0.1, 0.4]), torch.ones(2), torch.tensor([True, False]), Ratio(2.0, 1.0, 4.0, 1.0, 0.5, 8), 0.3
     )
     both = Certificate.joined([one, one])
-    assert both.above.tolist() == [False, True] * 2 and both.estimate.tolist() == pytest.approx([0.05, 0.2] * 2)
+    assert both.above.tolist() == [False, True] * 2 and both.estimate.tolist() == pytest.approx([0.1, 0.2] * 2)
     assert "2 polished, 2 above 0.3" in str(both) and both.counts == pytest.approx(
         {"polished": 2, "above": 2, "rms": 0.4, "estimate": 0.2, "upper": 0.4}
     )
