@@ -19,7 +19,7 @@ from harness.decoders.exact import ExactBatch, LayerProblem
 from harness.decoders.maps import DENSE, CausalMap
 from harness.decoders.stored import checkpoint_digest, storage
 from harness.fitting.certificate import SAMPLES as CERTIFIED
-from harness.fitting.certificate import measure_ratio
+from harness.fitting.certificate import measured_ratios
 from harness.fitting.crm import metrics_of
 from harness.fitting.learned import fit_learned
 from harness.fitting.regression import Samples, fit_correction, fit_guess
@@ -46,17 +46,22 @@ def store_calibration(
     """
     digest = "" if flow.source is None else checkpoint_digest(flow.source)
     made = calibrate(flow, samples, seed, digest, reporter, learned=learned, seconds=seconds)
-    if certifiable(flow.layers):
-        made.ratio = measure_ratio(flow, made, min(made.samples, CERTIFIED), seed, reporter)
-    return _store(flow, made)
+    path = _store(flow, made)
+    return _certified(flow, made, min(made.samples, CERTIFIED), seed, reporter) if certifiable(flow.layers) else path
 
 
 def store_ratio(flow: CausalFlow, reporter: Reporter = SILENT) -> None:
     """Measure what certificates are to deviations for a flow that was calibrated before that was done."""
     made = find_calibration(flow)
     assert made is not None  # a decoder that asks for this alone found one
-    made.ratio = measure_ratio(flow, made, reporter=reporter)
-    _store(flow, made)
+    _certified(flow, made, CERTIFIED, 0, reporter)
+
+
+def _certified(flow: CausalFlow, made: Calibration, samples: int, seed: int, reporter: Reporter) -> Path | None:
+    for ratio in measured_ratios(flow, made, samples, seed, reporter):
+        made.ratio = ratio
+        path = _store(flow, made)
+    return path
 
 
 def _store(flow: CausalFlow, made: Calibration) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from harness.decoders import build_decoder
 from harness.decoders.calibration import Calibration
-from harness.decoders.certificate import SHARES
 from harness.decoders.decoder import Decoder
 from harness.decoders.exact import ExactBatch
 from harness.decoders.trace import Certificate, Ratio
@@ -29,44 +28,50 @@ POLISHED = (0.05, 0.01)
 """Tolerances that samples are polished to."""
 
 
-def decoders_of(calibration: Calibration) -> list[Decoder]:
-    """Decoders whose samples are as inexact as those that are drawn in earnest, each in its own way.
-
-    The last ones, as many as `POLISHED`, leave a layer when polishing would.
-    """
-    jacobi = [("sejd", {"tau": 0.5}), ("sejd", {"tau": 0.1}), ("ujd", {"tau": 0.5})]
-    fitted = [("fitted", {"iterations": each, "calibration": calibration}) for each in ([1], [2, 1])]
-    polished = [("ujd", {"tau": SHARES[0] * one, "norm": "rms", "scope": "sample"}) for one in POLISHED]
-    specs: list[tuple[str, dict[str, Any]]] = [*jacobi, *fitted, *polished]
-    return [build_decoder(name, certify="state", **options) for name, options in specs]
+def decoders_of(calibration: Calibration) -> list[list[Decoder]]:
+    """Decoders whose samples are as inexact as those that are drawn in earnest, each in its own way; and polishing."""
+    one = {"iterations": [1], "calibration": calibration}
+    jacobi: list[tuple[str, dict[str, Any]]] = [("sejd", {"tau": 0.5}), ("sejd", {"tau": 0.1}), ("ujd", {"tau": 0.5})]
+    drawn = [*jacobi, ("fitted", one), ("fitted", one | {"iterations": [2, 1]})]
+    polished = [(*jacobi[0], POLISHED[0]), ("fitted", one, POLISHED[1])]
+    return [
+        [build_decoder(name, certify="state", **options) for name, options in drawn],
+        [build_decoder(name, certify=tolerance, **options) for name, options, tolerance in polished],
+    ]
 
 
 @torch.no_grad()
-def measure_ratio(
+def measured_ratios(
     flow: CausalFlow, calibration: Calibration, samples: int = SAMPLES, seed: int = 0, reporter: Reporter = SILENT
-) -> Ratio:
-    """What a flow's certificates are to its deviations; 1 where no decoder left any deviation.
+) -> Iterator[Ratio]:
+    """What a flow's certificates are to its deviations: first without those of polished samples, then with them.
+
+    Samples are polished by what came first, which the caller has kept for the flow by then.
 
     Args:
         samples: latents, other ones than with the same seed were fitted on; with classes drawn uniformly.
     """
     batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(seed + 2**32), BATCH)
-    decoders, ratios = decoders_of(calibration), []
-    reporter.begin(1.0 + len(decoders))
+    plain, polishing = decoders_of(calibration)
+    reporter.begin(1.0 + len(plain) + len(polishing))
     reporter.unit("calibrate", f"certificates, {samples} samples decoded exactly")
     exact = batch.exact
-    for decoder in decoders:
-        reporter.advance(1.0)
-        reporter.unit("calibrate", f"certificates of {len(decoders)} decoders, {samples} samples")
-        results = [part.result(decoder) for part in batch.split(BATCH)]
-        deviation = (torch.cat([found.tokens for found in results]) - exact).double().square().mean(dim=(1, 2)).sqrt()
-        told = Certificate.joined([found.certificate for found in results if found.certificate is not None])
-        ratio = told.rms.double() / deviation.cpu()
-        ratios.append(ratio[ratio.isfinite() & (deviation.cpu() > ROUNDING)])
+    low, median, high = _spread([_ratios(batch, exact, decoder, reporter) for decoder in plain])
+    yield Ratio(median, low, high, median, low, samples)
+    polished_low, polished_median, _ = _spread([_ratios(batch, exact, decoder, reporter) for decoder in polishing])
+    yield Ratio(median, low, high, polished_median, polished_low, samples)
+
+
+def _ratios(batch: ExactBatch, exact: Tensor, decoder: Decoder, reporter: Reporter) -> Tensor:
+    """Of the samples of one decoder that deviate by more than rounding; of one that polishes, of those it polished."""
     reporter.advance(1.0)
-    low, median, _ = _spread(ratios[-len(POLISHED) :])
-    drawn = dict(zip(("low", "median", "high"), _spread(ratios[: -len(POLISHED)]), strict=True))
-    return Ratio(**drawn, polished_median=median, polished_low=low, samples=samples)
+    reporter.unit("calibrate", f"certificates of several decoders, {len(batch)} samples")
+    results = [part.result(decoder) for part in batch.split(BATCH)]
+    told = Certificate.joined([found.certificate for found in results if found.certificate is not None])
+    found = torch.cat([result.tokens for result in results])
+    deviation = (found - exact).double().square().mean(dim=(1, 2)).sqrt().cpu()
+    ratio, wanted = told.rms.double() / deviation, told.polished | (decoder.certified_to is None)
+    return ratio[ratio.isfinite() & (deviation > ROUNDING) & wanted]
 
 
 def _spread(ratios: Sequence[Tensor]) -> tuple[float, float, float]:

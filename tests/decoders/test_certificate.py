@@ -177,7 +177,7 @@ def test_without_calibration_a_certificate_is_told_but_no_tolerance_is_kept(chec
 
 
 def test_a_calibration_of_before_is_read_and_measured_on(checkpoint, monkeypatch):
-    monkeypatch.setattr("harness.fitting.certificate.SAMPLES", 32)
+    monkeypatch.setattr("harness.fitting.calibrate.CERTIFIED", 32)
     flow = load_flow(checkpoint)
     path = store_calibration(flow, samples=32)
     made = Calibration.load(path)
