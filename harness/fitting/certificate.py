@@ -33,7 +33,7 @@ def decoders_of(calibration: Calibration) -> list[list[Decoder]]:
     one = {"iterations": [1], "calibration": calibration}
     jacobi: list[tuple[str, dict[str, Any]]] = [("sejd", {"tau": 0.5}), ("sejd", {"tau": 0.1}), ("ujd", {"tau": 0.5})]
     drawn = [*jacobi, ("fitted", one), ("fitted", one | {"iterations": [2, 1]})]
-    polished = [(*jacobi[0], POLISHED[0]), ("fitted", one, POLISHED[1])]
+    polished = [*((*jacobi[0], tolerance) for tolerance in POLISHED), ("fitted", one, POLISHED[1])]
     return [
         [build_decoder(name, certify="state", **options) for name, options in drawn],
         [build_decoder(name, certify=tolerance, **options) for name, options, tolerance in polished],
