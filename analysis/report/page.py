@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from analysis.figures import (
+    certificate,
     convergence,
     guesses,
     iterations,
@@ -37,7 +38,7 @@ PLOTS: tuple[Plot, ...] = tuple(
     plot
     for family in (
         *(pareto, samples, iterations, time_breakdown, convergence, order),
-        *(guesses, jacobian_powers, tau, memory, redundancy),
+        *(guesses, jacobian_powers, tau, memory, redundancy, certificate),
     )
     for plot in family.PLOTS
 )

@@ -100,6 +100,9 @@ def recommend_command(checkpoint: str, out: Path | None, resume: bool, **options
 @click.option("--denoise", metavar="[SIGMA]", is_flag=False, flag_value="auto",
               help="One denoising step afterwards; SIGMA is the noise in training, by default the checkpoint's."
               )  # fmt: skip
+@click.option("--certify", metavar="[TOLERANCE]", is_flag=False, flag_value="state",
+              help="Estimate each sample's deviation by one forward pass; decode on what may be above TOLERANCE."
+              )  # fmt: skip
 @dataset
 @data_root
 @device

@@ -9,11 +9,15 @@ from torch import Tensor
 
 from harness.contract.case import TOLERANCE, Broken, Case, NotApplicable, clause, distance
 from harness.decoders import Decoder, DecodeResult, Guidance
+from harness.decoders.certificate import certifiable
 from harness.decoders.micro_batches import LiveBytes
 from harness.decoders.sequential import Sequential, solve_sequential
 from harness.errors import HarnessError
 from harness.flows import CausalFlow, CausalLayer
 from harness.flows.tap import Observer, Tally, tap
+
+CERTIFIED = 0.02
+"""The tolerance that the clause on certificates asks for."""
 
 
 @clause("exact")
@@ -206,6 +210,29 @@ def trace(case: Case) -> str:
             for problem in _dishonest(result, case.flow, tally, size):
                 raise Broken(problem)
     return f"{result.token_evaluations:g} token evaluations a sample and depth {result.depth} at tau = 0, as counted"
+
+
+@clause("certificate")
+def certificate(case: Case) -> str:
+    """Exact samples are certified to rounding, and those certified to a tolerance deviate by little more, if at all."""
+    if not (case.takes("certify") and certifiable(case.flow.layers)):
+        raise NotApplicable("the decoder has no option certify, or no call inverts the flow's layers")
+    exactly = case.build(tau=0.0, certify="state").decode(case.flow, case.latents, case.labels)
+    told = exactly.certificate
+    exact_enough = distance(exactly.tokens, case.exact) <= TOLERANCE
+    if told is None or (exact_enough and not float(told.rms.max()) <= TOLERANCE):
+        raise Broken(
+            f"an exact decode has {'no certificate' if told is None else f'a certificate of {told.rms.max():.1e}'}"
+        )
+    result = case.build(certify=CERTIFIED).decode(case.flow, case.latents, case.labels)
+    if result.certificate is None or result.certificate.estimate is None or result.certificate.upper is None:
+        raise Broken("a decode that was to be certified is not")
+    if not result.certificate.estimate.isfinite().all() or (result.certificate.upper > CERTIFIED).any():
+        raise Broken(f"{int(result.certificate.above.sum())} samples are left above the tolerance")
+    deviation = (result.tokens - case.exact).square().mean(dim=(1, 2)).sqrt()
+    if not float(deviation.max()) <= 2 * CERTIFIED:
+        raise Broken(f"certified to deviate by {CERTIFIED:g} at most, a sample deviates by {deviation.max():.2g}")
+    return f"certified to {CERTIFIED:g}, the largest deviation is {deviation.max():.1e}"
 
 
 class _Boundaries(Observer):

@@ -18,6 +18,7 @@ for each of the first iterations from the guess; a linear one alone for those af
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,22 +27,23 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
+from harness.decoders.corrections import GatedCorrection, LinearCorrection
 from harness.decoders.learned import GatedMap
 from harness.decoders.maps import CausalMap, Guess, causal_map
 from harness.decoders.solver import Correction
 from harness.decoders.stored import called, checkpoint_digest, stored
-from harness.decoders.windows import Visit
+from harness.decoders.trace import Ratio
 from harness.errors import CheckpointError, HarnessError
 from harness.files import make_folder, read_safetensors, replacing
 from harness.flows.modules import nonfinite
-from harness.flows.protocols import CausalFlow, CausalLayer, Explained
+from harness.flows.protocols import CausalFlow, CausalLayer
 from harness.options import reason
 
 FORMAT = "5"
 READABLE = ("3", FORMAT)
-"""A file of format 3 has no learned corrections, else it is the same; those of format 4 were of another form."""
+"""A file of format 3 has no learned corrections and no ratio of certificates; in 4 the former were of another form."""
 SUFFIX = ".safetensors"
 Lags = tuple[int, ...] | None
 Hops = list[tuple[tuple[int, ...], int]]
@@ -112,46 +114,16 @@ class LayerFit(nn.Module):
     @property
     def linear(self) -> Correction:
         """Every token by the map of its own number of updates."""
-        return _Linear(list(self.corrections))
+        return LinearCorrection(list(self.corrections))
 
     @property
     def gated(self) -> Correction:
         """A window's tokens by what was learned for their iteration; linear where nothing was."""
-        return _Gated(list(self.learned), _Linear(list(self.beside)), self.linear) if self.learned else self.linear
-
-
-@dataclass(frozen=True)
-class _Linear(Correction):
-    maps: list[CausalMap]
-
-    def asks(self, visits: list[Visit]) -> bool:
-        return False
-
-    def __call__(
-        self, change: Tensor, known: Explained | None, labels: Tensor | None, start: int, visits: list[Visit]
-    ) -> Tensor:
-        features, last = self.maps[0].features(change), len(self.maps) - 1
-        parts = [self.maps[min(n, last)].span(features, labels, start, first, end) for first, end, n in visits]
-        return cat(parts, dim=1) if len(parts) > 1 else parts[0]
-
-
-@dataclass(frozen=True)
-class _Gated(Correction):
-    maps: list[GatedMap]
-    beside: Correction
-    linear: Correction
-
-    def asks(self, visits: list[Visit]) -> bool:
-        """Only where all tokens of a window were updated equally often, as those were that it was fitted on."""
-        return len(visits) == 1 and visits[0][2] < len(self.maps)
-
-    def __call__(
-        self, change: Tensor, known: Explained | None, labels: Tensor | None, start: int, visits: list[Visit]
-    ) -> Tensor:
-        if len(visits) > 1:
-            return self.linear(change, known, labels, start, visits)
-        error = self.beside(change, known, labels, start, visits)
-        return error if known is None else error + self.maps[visits[0][2]](change, known.scaled, known.hidden)
+        return (
+            GatedCorrection(list(self.learned), LinearCorrection(list(self.beside)), self.linear)
+            if self.learned
+            else self.linear
+        )
 
 
 class Calibration(nn.Module):
@@ -161,6 +133,7 @@ class Calibration(nn.Module):
         samples: how many exactly decoded samples they were fitted on.
         metrics: one per layer, or None where layers do not show their output weights.
         complete: whether learned corrections were tried for; a layer that gains nothing by them has none.
+        ratio: what certificates are to deviations; None where that was not measured.
     """
 
     layers: Any  # a ModuleList of `LayerFit`
@@ -172,9 +145,10 @@ class Calibration(nn.Module):
         samples: int,
         metrics: list[LayerMetrics] | None = None,
         complete: bool = False,
+        ratio: Ratio | None = None,
     ) -> None:
         super().__init__()
-        self.digest, self.samples, self.metrics, self.complete = digest, samples, metrics, complete
+        self.digest, self.samples, self.metrics, self.complete, self.ratio = digest, samples, metrics, complete, ratio
         self.layers = nn.ModuleList(layers)
 
     def fit(self, layer: CausalLayer) -> LayerFit:
@@ -197,8 +171,8 @@ class Calibration(nn.Module):
         facts = {"format": FORMAT, "digest": self.digest, "samples": str(self.samples), "lags": json.dumps(lags)}
         if self.complete:
             facts["learned"] = json.dumps([[[gated.lags, gated.hops] for gated in fit.learned] for fit in self.layers])
-        if self.metrics is not None:
-            facts["metrics"] = json.dumps([asdict(of) for of in self.metrics])
+        facts |= {} if self.metrics is None else {"metrics": json.dumps([asdict(of) for of in self.metrics])}
+        facts |= {} if self.ratio is None else {"certificate": json.dumps(asdict(self.ratio))}
         make_folder(path.parent)
         with replacing(path) as partial:
             save_file(tensors, partial, facts)
@@ -215,6 +189,7 @@ class Calibration(nn.Module):
         try:
             lags = TypeAdapter(list[tuple[Lags, Lags]]).validate_json(metadata["lags"])
             metrics = TypeAdapter(list[LayerMetrics] | None).validate_json(metadata.get("metrics", "null"))
+            ratio = TypeAdapter(Ratio | None).validate_json(metadata.get("certificate", "null"))
             learned = TypeAdapter(list[Hops]).validate_json(metadata.get("learned", json.dumps([[]] * len(lags))))
             layers = [
                 _layer(tensors, f"layers.{place}", *kinds, hops)
@@ -222,7 +197,7 @@ class Calibration(nn.Module):
             ]
             if (broken := nonfinite(tensors)) is not None:
                 raise ValueError(f"'{broken}' is not finite")
-            return cls(metadata["digest"], layers, int(metadata["samples"]), metrics, "learned" in metadata)
+            return cls(metadata["digest"], layers, int(metadata["samples"]), metrics, "learned" in metadata, ratio)
         except (KeyError, ValueError) as error:
             raise CheckpointError(
                 f"the calibration '{path}' is damaged: {reason(error)}; run `harness calibrate`"
@@ -237,17 +212,14 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 
 def _layer(tensors: dict[str, Tensor], name: str, guess: Lags, corrections: Lags, learned: Hops) -> LayerFit:
-    fitted, beside = (_maps(tensors, f"{name}.{kind}", corrections) for kind in ("corrections", "beside"))
+    def maps(kind: str) -> list[CausalMap]:
+        start, places = f"{name}.{kind}.", itertools.count()
+        keys = itertools.takewhile(tensors.__contains__, (f"{start}{place}.weight" for place in places))
+        return [causal_map(corrections, tensors[key]) for key in keys]
+
     causal = causal_map(guess, tensors[f"{name}.guess.map.weight"])
     gated = [_gated(tensors, f"{name}.learned.{place}.", *of) for place, of in enumerate(learned)]
-    return LayerFit(Guess(causal, tensors[f"{name}.guess.bias"]), fitted, gated, beside)
-
-
-def _maps(tensors: dict[str, Tensor], name: str, lags: Lags) -> list[CausalMap]:
-    fitted: list[CausalMap] = []
-    while (key := f"{name}.{len(fitted)}.weight") in tensors:
-        fitted.append(causal_map(lags, tensors[key]))
-    return fitted
+    return LayerFit(Guess(causal, tensors[f"{name}.guess.bias"]), maps("corrections"), gated, maps("beside"))
 
 
 def _gated(tensors: dict[str, Tensor], prefix: str, lags: tuple[int, ...], hops: int) -> GatedMap:

@@ -6,10 +6,9 @@ the trace, the clock and the fallback live here, once.
 
 from __future__ import annotations
 
-import time
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,9 +16,12 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
+from harness.decoders.calibration import find_calibration
+from harness.decoders.certificate import Walked, certifiable, ratio_of
 from harness.decoders.micro_batches import SEQUENTIAL, Bytes, Footprint, MicroBatches, parse_bytes
 from harness.decoders.solver import solve_sequential
-from harness.decoders.trace import DecodeResult, LayerTrace
+from harness.decoders.stored import called
+from harness.decoders.trace import Certificate, DecodeResult, Laps, LayerTrace, Ratio
 from harness.errors import HarnessError
 from harness.flows.graphs import graphed
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Guidance
@@ -36,6 +38,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 
 CALIBRATION: Literal["calibration"] = "calibration"
 LEARNED_TOO: Literal["calibration with learned corrections"] = "calibration with learned corrections"
+CERTIFICATE: Literal["certificate"] = "certificate"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class ScheduleRequest:
     budget: float | None
 
 
-Missing = Literal["calibration", "calibration with learned corrections"] | ScheduleRequest
+Missing = Literal["calibration", "calibration with learned corrections", "certificate"] | ScheduleRequest
 """What `harness.fitting.prepare` makes."""
 
 
@@ -67,6 +70,9 @@ class Decoder(ABC):
             `harness.decoders.micro_batches`.
         cuda_graphs: replay network calls as captured CUDA graphs, see `harness.flows.graphs`: their memory is kept from
             decode to decode. A decode that is watched from outside is made without.
+        certify: the deviation, RMSE to the exact sample, that samples should not be above: one forward pass estimates
+            that of each, and those that may be above are decoded on, see `harness.decoders.certificate`; ``"state"``
+            only tells. None for no certificate.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
@@ -76,6 +82,7 @@ class Decoder(ABC):
     fallback: Fallback = "sequential"
     max_memory: Bytes | None = None
     cuda_graphs: bool = False
+    certify: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["state"] | None = None
 
     def __post_init__(self) -> None:  # noqa: B027 - a hook
         """For what the types of the options cannot check."""
@@ -120,6 +127,30 @@ class Decoder(ABC):
         """Digest of what it reads, or None. Part of a measured cell's identity."""
         return None
 
+    @property
+    def reads(self) -> bool:
+        """Whether anything kept for the flow changes what it returns: fits, or what certificates are to deviations."""
+        return self.reads_fits or self.certify is not None
+
+    def needs(self, flow: CausalFlow, batch: int) -> list[Missing]:
+        """All that is to be made: what is `missing`, and what the certificate is calibrated by."""
+        missing = self.missing(flow, batch)
+        made = {CALIBRATION, LEARNED_TOO} & {*missing}
+        if self.certified_to is None or ratio_of(flow) is not None or made or not certifiable(flow.layers):
+            return missing
+        return [*missing, CERTIFICATE if find_calibration(flow) else CALIBRATION]
+
+    def digest(self, flow: CausalFlow, batch: int) -> str | None:
+        """Digest of all that it reads, or None: as `fits_digest`, and what the certificate is calibrated by."""
+        found = self.fits_digest(flow, batch) if self.reads_fits else None
+        ratio = None if self.certify is None else ratio_of(flow)
+        return found if ratio is None else hashlib.sha256(f"{found} {ratio}".encode()).hexdigest()[:16]
+
+    @property
+    def certified_to(self) -> float | None:
+        """The deviation that it certifies samples to; None where it only states it."""
+        return None if isinstance(self.certify, str) else self.certify
+
     def options(self) -> dict[str, Any]:
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
@@ -152,9 +183,23 @@ class Decoder(ABC):
         if self.cuda_graphs and (latents.device.type != "cuda" or parts is not None):
             raise HarnessError("cuda_graphs needs a CUDA device, and keeps memory that max_memory would have to bound")
         with torch.inference_mode():  # a fifth faster than no_grad where the calls are small
-            tokens, layers = decoder._walk(flow, latents, condition, parts)
+            tokens, layers, certificate = decoder._walk(flow, latents, condition, parts)
         tokens = tokens.clone()  # an ordinary tensor again, which gradients may be taken of
-        return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers)
+        return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers, certificate=certificate)
+
+    def _calibrated(self, flow: CausalFlow) -> Ratio | None:
+        """What its certificates are calibrated by, after it was seen that it can give any."""
+        if not certifiable(flow.layers):
+            raise HarnessError("layers of this flow define their own update: no call inverts them, so none certifies")
+        if self.max_memory is not None:
+            raise HarnessError("certify keeps the output of every layer, which max_memory would have to bound")
+        ratio = ratio_of(flow)
+        if ratio is None and self.certified_to is not None:
+            raise HarnessError(
+                f"certificates of {flow.source or 'this flow'} are not calibrated, so no deviation is known from them: "
+                f"run `harness calibrate {called(flow)}`, or call harness.fitting.prepare(decoder, flow, batch)"
+            )
+        return ratio
 
     def _micro_batches(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> MicroBatches | None:
         """Whether there is room is known before any work is done; what is asked for that is no part of the decode."""
@@ -169,17 +214,25 @@ class Decoder(ABC):
 
     def _walk(
         self, flow: CausalFlow, latents: Tensor, condition: Condition, parts: MicroBatches | None
-    ) -> tuple[Tensor, list[LayerTrace]]:
-        tokens = flow.scale_latents(latents)
-        traces, marks = [], [_mark(tokens.device)]
-        for layer in flow.layers:
+    ) -> tuple[Tensor, list[LayerTrace], Certificate | None]:
+        ratio = None if self.certify is None else self._calibrated(flow)
+        tokens, certificate = flow.scale_latents(latents), None
+        outputs, traces, laps = list[Tensor](), list[LayerTrace](), Laps(latents.device)
+        for place, layer in enumerate(flow.layers):
             solved = graphed(layer) if self.cuda_graphs and untapped(flow) is flow else layer
             tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, parts)
+            if self.certify is not None:
+                outputs.append(tokens)
             tokens = layer.restore(tokens)
             traces.append(trace)
-            marks.append(_mark(tokens.device))
-        seconds = _seconds_between(marks, tokens.device)
-        return tokens, [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, seconds, strict=True)]
+            laps.lap(place)
+        if self.certify is not None:
+            walked = Walked(flow.layers, flow.scale_latents(latents), condition, outputs, traces, laps)
+            certificate = walked.certify(self.certified_to, ratio)
+            tokens = walked.tokens
+        seconds = laps.seconds(len(traces))
+        layers = [replace(trace, wall_s=wall_s) for trace, wall_s in zip(traces, seconds, strict=True)]
+        return tokens, layers, certificate
 
     def _solve_or_fall_back(
         self, layer: CausalLayer, inputs: Tensor, condition: Condition, parts: MicroBatches | None
@@ -216,20 +269,3 @@ def decoder_class(name: str) -> type[Decoder]:
     if not (isinstance(cls, type) and issubclass(cls, Decoder)):
         raise HarnessError(f"'{name}' is no decoder: a decoder is a subclass of harness.decoders:Decoder")
     return cls
-
-
-def _mark(device: torch.device) -> Any:
-    """A moment, without making the device wait for it: on CUDA an event, to be read at the end."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _seconds_between(marks: list[Any], device: torch.device) -> list[float]:
-    """On CUDA this waits for the last mark."""
-    if device.type != "cuda":
-        return [end - start for start, end in pairwise(marks)]
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) / 1000 for start, end in pairwise(marks)]

@@ -92,7 +92,7 @@ def solve_windows(
             when it is finite.
 
     Returns:
-        (B, L, D) outputs and their trace. A residual that grows is only flagged; a non-finite one ends the layer.
+        (B, L, D) outputs and their trace. A residual that grows is only flagged; a non-finite one ends its window.
     """
     last = layer.num_tokens - 1
     tokens[:, 0] = inputs[:, 0]
@@ -124,10 +124,9 @@ def solve_windows(
         if windows.adaptive:
             values = _read(norms)
             residuals.append(max((v for vs in values for v in vs), key=lambda v: math.inf if math.isnan(v) else v))
-            if not math.isfinite(residuals[-1]):
-                converged = False
-                break
             for lane, window_norms in zip(lanes, values, strict=True):
+                if not all(map(math.isfinite, window_norms)):  # the others go on
+                    lane.start, converged = last, False
                 converged &= lane.start >= last or lane.move(windows, min(lane.end, last) - lane.start, window_norms)
         else:
             settled = lanes[0].move(windows, end - start, [])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import pairwise
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 State = Literal["converged", "done", "not converged"]
@@ -32,7 +35,7 @@ class LayerTrace:
         residuals: the stopping rule's norm of the update, one per iteration; empty when nothing iterates.
         token_evaluations: tokens pushed through the layer's network, per sample, every pass and attempt counted.
         depth: network calls that had to follow each other, every attempt counted.
-        flags: what was noticed: ``"non-finite"``, ``"cap"``, ``"growing"``, ``"redecoded"``.
+        flags: what was noticed: ``"non-finite"``, ``"cap"``, ``"growing"``, ``"redecoded"``, ``"polished"``.
         exact: token by token, so that nothing is gained by decoding the layer again.
         fixed: a fixed amount of work, which no stopping rule judges.
     """
@@ -56,6 +59,133 @@ class LayerTrace:
         return "not converged" if not self.converged else "done" if self.fixed else "converged"
 
 
+class Laps:
+    """A clock whose laps belong to layers; on CUDA the device is waited for only when it is read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._places = device, list[int]()
+        self._marks = [self._mark()]
+
+    def lap(self, place: int) -> None:
+        """What was done since the last one was done for the layer at this place."""
+        self._places.append(place)
+        self._marks.append(self._mark())
+
+    def seconds(self, layers: int) -> list[float]:
+        """Of each layer."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+            laps = [start.elapsed_time(end) / 1000 for start, end in pairwise(self._marks)]
+        else:
+            laps = [end - start for start, end in pairwise(self._marks)]
+        sums = [0.0] * layers
+        for place, seconds in zip(self._places, laps, strict=True):
+            sums[place] += seconds
+        return sums
+
+    def _mark(self) -> Any:
+        """A moment, without making the device wait for it: on CUDA an event."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """What a flow's certificates are to the deviations of its samples, over samples of several decoders.
+
+    Args:
+        median: of all of them.
+        low: the least 5 % point of any of the decoders.
+        high: likewise the largest 95 % point.
+        polished_median: of samples iterated on as polishing does, whose errors are told otherwise.
+        polished_low: likewise.
+        samples: of each decoder.
+    """
+
+    median: float
+    low: float
+    high: float
+    polished_median: float
+    polished_low: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far the samples of a batch are from the exact ones, estimated; see `harness.decoders.certificate`.
+
+    Args:
+        rms: (B,) root mean square of ``encode(sample) - latents`` over each sample's numbers, on the prior's scale.
+        largest: (B,) its maximum.
+        polished: (B,) True for the samples that were decoded on, since they were above the tolerance.
+        ratio: None for a flow whose certificates are not calibrated: nothing is then known of deviations.
+        tolerance: that was asked for, in deviation; None for none.
+    """
+
+    rms: Tensor
+    largest: Tensor
+    polished: Tensor
+    ratio: Ratio | None = None
+    tolerance: float | None = None
+
+    @property
+    def estimate(self) -> Tensor | None:
+        """(B,) the deviation from the exact sample, estimated: RMSE in image units."""
+        return self._over("median")
+
+    @property
+    def upper(self) -> Tensor | None:
+        """(B,) what 95 % of the deviations are below, as far as calibration goes; no bound."""
+        return self._over("low")
+
+    def _over(self, name: str) -> Tensor | None:
+        """The certificate over this of its kind of samples."""
+        if self.ratio is None:
+            return None
+        return self.rms / torch.where(self.polished, getattr(self.ratio, f"polished_{name}"), getattr(self.ratio, name))
+
+    @property
+    def above(self) -> Tensor:
+        """(B,) True where `upper` is above the tolerance, or not finite."""
+        if self.upper is None or self.tolerance is None:
+            return torch.zeros_like(self.polished)
+        return ~(self.upper <= self.tolerance)
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """As plain numbers, for `told`: how many were polished and are above, and the largest of each figure."""
+        figures = {"rms": self.rms, "estimate": self.estimate, "upper": self.upper}
+        largest = {name: float(of.nan_to_num(torch.inf).max()) for name, of in figures.items() if of is not None}
+        return {"polished": int(self.polished.sum()), "above": int(self.above.sum()), **largest}
+
+    @classmethod
+    def joined(cls, parts: Sequence[Certificate]) -> Certificate:
+        """That of several batches of one decode."""
+        rms, largest, polished = (
+            torch.cat([getattr(part, name).cpu() for part in parts]) for name in ("rms", "largest", "polished")
+        )
+        return cls(rms, largest, polished, parts[0].ratio, parts[0].tolerance)
+
+    def __str__(self) -> str:
+        return told([self.counts], self.tolerance)
+
+
+def told(parts: Sequence[Mapping[str, float]], tolerance: float | None) -> str:
+    """What the `Certificate.counts` of all parts of the samples come to."""
+    if not all("upper" in part for part in parts):
+        largest = max(part["rms"] for part in parts)
+        return f"certificates up to {largest:.2g}; what that is in deviation is not calibrated"
+    estimate, upper = (max(part[name] for part in parts) for name in ("estimate", "upper"))
+    said = f"deviations estimated up to {estimate:.2g} (95 % of such samples are below {upper:.2g})"
+    if tolerance is None:
+        return said
+    polished, above = (int(sum(part[name] for part in parts)) for name in ("polished", "above"))
+    return f"{said}; {polished} polished, {above} above {tolerance:g}"
+
+
 @dataclass(frozen=True)
 class DecodeResult:
     """What a decode returns.
@@ -63,11 +193,13 @@ class DecodeResult:
     Args:
         tokens: (B, L, D) samples in raster order.
         images: (B, C, H, W) the same as images, or None when the flow's data are no images.
+        certificate: of every sample, where the decoder certifies.
     """
 
     tokens: Tensor
     images: Tensor | None
     layers: list[LayerTrace] = field(default_factory=list)
+    certificate: Certificate | None = None
 
     @property
     def converged(self) -> bool:

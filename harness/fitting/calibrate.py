@@ -13,10 +13,13 @@ from pathlib import Path
 
 import torch
 
-from harness.decoders.calibration import SUFFIX, Calibration, LayerFit
+from harness.decoders.calibration import SUFFIX, Calibration, LayerFit, find_calibration
+from harness.decoders.certificate import certifiable
 from harness.decoders.exact import ExactBatch, LayerProblem
 from harness.decoders.maps import DENSE, CausalMap
 from harness.decoders.stored import checkpoint_digest, storage
+from harness.fitting.certificate import SAMPLES as CERTIFIED
+from harness.fitting.certificate import measured_ratios
 from harness.fitting.crm import metrics_of
 from harness.fitting.learned import fit_learned
 from harness.fitting.regression import Samples, fit_correction, fit_guess
@@ -37,9 +40,31 @@ def store_calibration(
     flow: CausalFlow, samples: int | None = None, seed: int = 0, reporter: Reporter = SILENT, *,
     learned: bool = False, seconds: float | None = None,
 ) -> Path | None:  # fmt: skip
-    """Fit to a flow and store that for its checkpoint, or with a flow that has none; the path it was written to."""
+    """Fit to a flow and store that for its checkpoint, or with a flow that has none; the path it was written to.
+
+    Where layers are affine, what certificates are to deviations is measured too, see `store_ratio`.
+    """
     digest = "" if flow.source is None else checkpoint_digest(flow.source)
     made = calibrate(flow, samples, seed, digest, reporter, learned=learned, seconds=seconds)
+    path = _store(flow, made)
+    return _certified(flow, made, min(made.samples, CERTIFIED), seed, reporter) if certifiable(flow.layers) else path
+
+
+def store_ratio(flow: CausalFlow, reporter: Reporter = SILENT) -> None:
+    """Measure what certificates are to deviations for a flow that was calibrated before that was done."""
+    made = find_calibration(flow)
+    assert made is not None  # a decoder that asks for this alone found one
+    _certified(flow, made, CERTIFIED, 0, reporter)
+
+
+def _certified(flow: CausalFlow, made: Calibration, samples: int, seed: int, reporter: Reporter) -> Path | None:
+    for ratio in measured_ratios(flow, made, samples, seed, reporter):
+        made.ratio = ratio
+        path = _store(flow, made)
+    return path
+
+
+def _store(flow: CausalFlow, made: Calibration) -> Path | None:
     if flow.source is None:
         flow.fits[Calibration] = made.to(flow.device, flow.dtype)
         return None

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 
 from harness.decoders import Decoder
-from harness.decoders.decoder import CALIBRATION, ScheduleRequest
-from harness.fitting.calibrate import store_calibration
+from harness.decoders.decoder import CALIBRATION, CERTIFICATE, ScheduleRequest
+from harness.fitting.calibrate import store_calibration, store_ratio
 from harness.fitting.tune import Tuner, store_schedule
 from harness.flows.protocols import CausalFlow
 from harness.flows.tap import untapped
@@ -31,11 +31,14 @@ def prepare(
     """
     flow = untapped(flow)
     name = flow.source or "this flow"
-    for need in decoder.missing(flow, batch):
+    for need in decoder.needs(flow, batch):
         if isinstance(need, ScheduleRequest):
             report(f"no schedule for batch {need.batch} is stored for {name}; tuning now, as `harness tune` does")
             tuner = Tuner(flow, reporter=reporter, enough_s=enough_s)
             store_schedule(flow, tuner.schedule(need.batch, need.budget))
+        elif need == CERTIFICATE:
+            report(f"certificates of {name} are not calibrated yet; measuring now, as `harness calibrate` does")
+            store_ratio(flow, reporter)
         else:
             what = "nothing is" if need == CALIBRATION else "no learned correction is"
             report(f"{what} fitted to {name} yet; fitting now, as `harness calibrate` does")

@@ -246,8 +246,22 @@ def jacobi_update(layer: CausalLayer, inputs: Tensor, tokens: Tensor, condition:
     return torch.cat([inputs[:, :1], layer.update(inputs, tokens[:, :-1], None, 0, condition)], dim=1)
 
 
+def invert(layer: CausalLayer, tokens: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+    """A layer's inputs from its outputs, by one call: ``z_in = (x - shift) * exp(-log_scale)``.
+
+    Args:
+        tokens: (B, L, D) outputs, in the layer's own order.
+
+    Returns:
+        z_in, (B, L, D), and log_scale, (B, L - 1, D), of all tokens but the first, which is passed through.
+    """
+    log_scale, shift = layer.affine(tokens[:, :-1], None, 0, condition)
+    z = (tokens[:, 1:] - shift) * torch.exp(-log_scale)
+    return torch.cat([tokens[:, :1], z], dim=1), log_scale
+
+
 def encode_tokens(layers: Sequence[CausalLayer], tokens: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-    """Data to noise through every layer: one network call each, ``z = (x - shift) * exp(-log_scale)``.
+    """Data to noise through every layer: one network call each, see `invert`.
 
     Args:
         layers: in decoding order.
@@ -259,10 +273,8 @@ def encode_tokens(layers: Sequence[CausalLayer], tokens: Tensor, condition: Cond
     """
     logdet = tokens.new_zeros(len(tokens))
     for layer in reversed(layers):
-        x = layer.arrange(tokens)
-        log_scale, shift = layer.affine(x[:, :-1], None, 0, condition)
-        z = (x[:, 1:] - shift) * torch.exp(-log_scale)
-        tokens = layer.restore(torch.cat([x[:, :1], z], dim=1))
+        z, log_scale = invert(layer, layer.arrange(tokens), condition)
+        tokens = layer.restore(z)
         logdet = logdet - log_scale.sum(dim=(1, 2)) / (layer.num_tokens * layer.token_dim)
     return tokens, logdet
 

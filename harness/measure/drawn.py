@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.datasets.images import image_grid
 from harness.decoders import Decoder, DecodeResult, decoders
-from harness.decoders.trace import State, worst
+from harness.decoders.trace import Certificate, State, worst
 
 SHOWN = 64
 """Samples that a notebook shows, at most."""
@@ -35,6 +35,12 @@ class Sampled:
         return worst(batch.state for batch in self.batches)
 
     @property
+    def certificate(self) -> Certificate | None:
+        """Of every sample, where the decoder certifies."""
+        told = [batch.certificate for batch in self.batches if batch.certificate is not None]
+        return Certificate.joined(told) if told else None
+
+    @property
     def layers(self) -> pd.DataFrame:
         """One row per layer, in decoding order: mode, most iterations of any batch, least certain state, seconds."""
         rows = [
@@ -53,9 +59,10 @@ class Sampled:
     def __repr__(self) -> str:
         by = "" if self.decoder is None else f" by {name_of(self.decoder)}"
         iterations = " ".join(map(str, self.layers["iterations"]))
+        certified = "" if self.certificate is None else f"; {self.certificate}"
         return (
             f"<{len(self.images)} samples of {'x'.join(map(str, self.images.shape[1:]))}{by} in {self.wall_s:.2f} s, "
-            f"{self.fpe:.2f} forward-pass equivalents each; iterations {iterations}; {self.state}>"
+            f"{self.fpe:.2f} forward-pass equivalents each; iterations {iterations}; {self.state}{certified}>"
         )
 
     def _repr_html_(self) -> str:

@@ -163,14 +163,14 @@ class _Fits:
         if key not in self._decoders:
             self._decoders[key] = cell.build()
         decoder = self._decoders[key]
-        if cell.absent is not None or not decoder.reads_fits:
+        if cell.absent is not None or not decoder.reads:
             return None
         place = (cell.checkpoint_digest, cell.device, cell.dtype)
         if self._flow is None or self._flow[0] != place:
             self._flow = None
             self._flow = (place, cell.load())
         flow = self._flow[1]
-        return None if decoder.missing(flow, cell.batch_size) else decoder.fits_digest(flow, cell.batch_size)
+        return None if decoder.needs(flow, cell.batch_size) else decoder.digest(flow, cell.batch_size)
 
 
 def _wanted(cell: Cell, matrix: Matrix) -> bool:

@@ -111,7 +111,7 @@ def run_matrix(
 
 def _fit(cells: Sequence[Cell], reporter: Reporter) -> bool:
     """Make what decoders read and is missing, each thing told before it is made; whether anything was."""
-    lacking = [cell for cell in cells if cell.fitted is None and cell.absent is None and cell.build().reads_fits]
+    lacking = [cell for cell in cells if cell.fitted is None and cell.absent is None and cell.build().reads]
     for cell in lacking:
         prepare(cell.build(), cell.load(), cell.batch_size, reporter.note, reporter)
     return bool(lacking)

@@ -114,7 +114,7 @@ def _fits(probe: Probe, subject: Subject, reporter: Reporter) -> list[str | None
     for decoder, batch in probe.reads():
         flow = replace(subject, dtype="float32").load()
         prepare(decoder, flow, batch, reporter.note, reporter)
-        found.append(decoder.fits_digest(flow, batch))
+        found.append(decoder.digest(flow, batch))
     return found
 
 

@@ -25,7 +25,7 @@ from harness.flows import CausalFlow, load_flow
 from harness.flows.checkpoints import checkpoint_path, training_noise, unwrapped
 from harness.flows.latents import cycling_labels, indexed_latents
 from harness.flows.protocols import Denoises
-from harness.measure.cells import Subject, resolve_device
+from harness.measure.cells import BASELINE, Subject, resolve_device
 from harness.measure.drawn import Sampled, name_of
 from harness.measure.tasks.quality import compared
 from harness.measure.units import batches
@@ -114,7 +114,7 @@ def sample(
         decoder = default_decoder(loaded, together, guidance)
     else:
         decoder = build_decoder(**parse_decoder(decoder)) if isinstance(decoder, str) else decoder
-        if decoder.missing(loaded, together):
+        if decoder.needs(loaded, together):
             with reporter() as progress:
                 prepare(decoder, loaded, together, progress.note, progress)
     given = torch.as_tensor([] if labels is None else labels).flatten()
@@ -159,8 +159,11 @@ class Request:
 
     def prepare(self, progress: Reporter) -> None:
         """Make what the decoder reads and is missing, before anything is drawn; not for one that was not asked for."""
-        if self.asked:
-            prepare(self.build(), self.subject.load(), min(self.batch_size, self.count), progress.note, progress)
+        decoder = self.build()
+        if not self.asked and decoder.certify is not None:
+            decoder = build_decoder(BASELINE, certify=decoder.certify)
+        if self.asked or decoder.certify is not None:
+            prepare(decoder, self.subject.load(), min(self.batch_size, self.count), progress.note, progress)
 
     def draw(self, flow: CausalFlow, indices: range) -> Sampled:
         """The samples with these global indices, whose start is a multiple of the batch size."""
@@ -191,6 +194,7 @@ def read_request(
     denoise: str | None = None,
     device: str = "auto",
     weights: str | None = None,
+    certify: str | None = None,
 ) -> Request:
     """What the command line asks to draw. Raises HarnessError: anything that cannot be done as asked.
 
@@ -199,6 +203,7 @@ def read_request(
         guidance: scale; the next three are the other arguments of `Guidance`.
         denoise: the training noise, ``"auto"`` for what the checkpoint tells, or None for no denoising.
         weights: which ones of the checkpoint, see `load_flow`.
+        certify: the decoder's option, a number or ``"state"``.
     """
     path = unwrapped(checkpoint_path(flow), weights)
     guided = None if guidance is None else Guidance(guidance, guidance_components, annealed, temperature)
@@ -211,6 +216,8 @@ def read_request(
     if tau is not None and "tau" in table:
         raise HarnessError(f"decoder '{spec}' gives 'tau', and --tau gives another")
     table |= {} if tau is None else {"tau": tau}
+    if certify is not None:
+        table["certify"] = certify if certify == "state" else read_value("--certify", Positive, certify)
     if not type(build_decoder(**table)).takes_tau and tau:  # whatever is wrong is told before anything is drawn
         raise HarnessError(f"decoder '{table['name']}' takes no tau; leave --tau out, or give another --decoder")
     return Request(
@@ -267,7 +274,7 @@ def sample_to_grid(
     refuse_nonfinite(request.count - len(finite), request.count, out)
     said = (
         f"{out}: {request.count} samples by {request.decoder['name']} in {drawn.wall_s:.2f} s, {drawn.fpe:.2f} "
-        f"forward-pass equivalents each, {drawn.state}"
+        f"forward-pass equivalents each, {drawn.state}{'' if drawn.certificate is None else f'; {drawn.certificate}'}"
     )
     return said if dataset is None else f"{said}\n{compared(drawn.images, dataset, request.subject.device, data_root)}"
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from synthetic import PROBES, write_run
 
-from analysis.figures import guesses, jacobian_powers, redundancy
+from analysis.figures import certificate, guesses, jacobian_powers, redundancy
 from analysis.figures.plot import Omitted
 from analysis.load import load
 from analysis.studies.convergence import findings as convergence_study
@@ -103,6 +103,19 @@ def redundancy_rows(samples=8, shift=0.0, **of):
                     }  # fmt: skip
 
 
+def certificate_rows(**of):
+    """Estimates are twice the deviation, but those of one decoder half of it; one sample is exact."""
+    ratio = {"ratio_low": 1.0, "ratio_median": 2.0, "ratio_high": 4.0}
+    for spec, factor in (("ujd tau=0.5", 2.0), ("sejd tau=0.5 certify=0.1", 0.5)):
+        for sample in range(SAMPLES):
+            deviation = 0.0 if sample == 0 else 0.1 / sample
+            yield identity(**of) | ratio | {
+                "spec": spec, "decoder": spec.split()[0], "sample": sample, "deviation_rmse": deviation,
+                "estimate": factor * deviation, "upper": 1.5 * factor * deviation, "polished": "certify" in spec,
+                "certificate_rms": 2 * factor * deviation, "certificate_max": 6 * factor * deviation,
+            }  # fmt: skip
+
+
 def probe_row(checkpoint="flow", code="v1"):
     return {
         "cell_id": f"{checkpoint}-{code}",
@@ -123,6 +136,7 @@ def folder(tmp_path_factory):
             "fixed_points": end_rows,
             "jacobians": jacobian_rows,
             "redundancy": redundancy_rows,
+            "certificates": certificate_rows,
         }.items():
             store.append(table, list(make()))
     (path / "redundancy").mkdir()
@@ -158,6 +172,18 @@ def test_powers_of_the_jacobian_are_told_as_they_are(folder):
     sentence = jacobian_powers.finding(frame)
     assert "from 0.54 (layer 3) to 3 (layer 1)" in sentence and "exactly 0 from t = 16 on" in sentence
     assert len(jacobian_powers.draw(frame).axes) == 2
+
+
+def test_certificates_are_drawn_against_the_deviation_with_the_band_of_the_calibration(folder):
+    frame = certificate.data(load([folder]))
+    assert len(frame) == 2 * (SAMPLES - 1)  # exact samples are rounding
+    (ax,) = certificate.draw(frame).axes
+    points = {tuple(np.round(line.get_ydata() / line.get_xdata(), 6)) for line in ax.lines}
+    assert points == {(1.0, 1.0), (2.0,) * 3, (0.5,) * 3}
+    corners = ax.collections[0].get_paths()[0].vertices
+    assert set(np.round(corners[:, 1] / corners[:, 0], 6)) == {0.5, 2.0}
+    sentence = certificate.finding(frame)
+    assert "Of 6 samples 50 %" in sentence and "0.5 to 2 times" in sentence and "3 polished ones is 0.1" in sentence
 
 
 def test_redundancy_has_a_column_per_reading_and_tells_what_leaks(folder):
@@ -197,7 +223,7 @@ def test_a_probe_of_older_code_is_left_out(tmp_path):
 
 def test_runs_without_probes_say_so(tmp_path):
     runs = load([write_run(tmp_path / "run", only=["timings"], images=False)])
-    for plot in (*guesses.PLOTS, *jacobian_powers.PLOTS, *redundancy.PLOTS):
+    for plot in (*guesses.PLOTS, *jacobian_powers.PLOTS, *redundancy.PLOTS, *certificate.PLOTS):
         with pytest.raises(Omitted, match="the runs hold no"):
             plot.data(runs)
 

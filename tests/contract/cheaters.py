@@ -10,6 +10,7 @@ from harness.decoders import Decoder, DecodeResult, build_decoder
 from harness.decoders.jacobi import UniformJacobi
 from harness.decoders.micro_batches import SEQUENTIAL
 from harness.decoders.sequential import Sequential, solve_sequential
+from harness.decoders.trace import Certificate, Ratio
 
 
 @dataclass(kw_only=True)
@@ -151,6 +152,20 @@ class ClaimsLittle(UniformJacobi):
 
     def footprint(self, layer):
         return SEQUENTIAL
+
+
+class Flatters(UniformJacobi):
+    """Certifies what it has not looked at."""
+
+    def decode(self, flow, latents, labels=None, guidance=None):
+        if self.certify is None:
+            return super().decode(flow, latents, labels, guidance)
+        result = UniformJacobi(tau=self.tau).decode(flow, latents, labels, guidance)
+        nothing = torch.zeros(len(latents))
+        tolerance = None if self.certify == "state" else self.certify
+        return replace(
+            result, certificate=Certificate(nothing, nothing, nothing > 0, Ratio(1.0, 1.0, 1.0, 1.0, 1.0, 1), tolerance)
+        )
 
 
 class Raises(Sequential):

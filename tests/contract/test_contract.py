@@ -64,13 +64,13 @@ def test_learned_corrections_keep_every_clause(decoder, clause, flows):
 @pytest.mark.parametrize(
     ("cheater", "broken"),
     [
-        ("Stored", {"exact", "batch", "condition"}),
+        ("Stored", {"exact", "batch", "condition", "certificate"}),
         ("UnderReports", {"trace"}),
         ("UnderReportsDepth", {"trace"}),
         ("WrongOrder", {"trace"}),
         ("SpoilsLatents", {"untouched"}),
         ("SilentNaN", {"finite"}),
-        ("EmitsNaN", {"exact", "batch", "finite", "condition", "memory"}),
+        ("EmitsNaN", {"exact", "batch", "finite", "condition", "memory", "certificate"}),
         ("Moody", {"deterministic", "batch", "memory", "trace"}),
         ("ClaimsConvergence", {"exact", "prefix", "condition"}),
         ("LateByOne", {"prefix"}),
@@ -80,6 +80,7 @@ def test_learned_corrections_keep_every_clause(decoder, clause, flows):
         ("Cropped", {"shapes"}),
         ("SeesTheTap", {"trace", "memory"}),
         ("ClaimsLittle", {"memory"}),
+        ("Flatters", {"certificate"}),
         ("Raises", set(CLAUSES) - {"prefix"}),
     ],
 )

@@ -146,7 +146,7 @@ class QualityTask:
                 except Exception as error:
                     missing.append(f"no reconstruction: {because(error)}")
         row["error"] = "; ".join(filter(None, missing)) or None
-        row |= sums.deviation.result()
+        row |= sums.deviation.result() | sums.certificate
         if bad := sums.deviation.nonfinite:
             row |= {"status": "non-finite", "error": f"{bad} of {count} samples are not finite"}
         return row

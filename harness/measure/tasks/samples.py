@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from harness.datasets import to_pixels
+from harness.decoders.trace import told
 from harness.errors import HarnessError
 from harness.files import TEXT, not_as, replacing, write_text
 from harness.measure.engine import LostJobsError, run, write_files
@@ -66,7 +67,8 @@ class DrawTask:
         indices = unit.indices
         assert indices is not None
         flow = bench.flow(self.request.subject)
-        images = self.request.draw(flow, indices).images
+        drawn_here = self.request.draw(flow, indices)
+        images, certificate = drawn_here.images, drawn_here.certificate
         labels = sample_labels(flow, self.request.labels, indices)
         finite = images.isfinite().flatten(1).all(dim=1)
         classes = [None] * len(indices) if labels is None else labels.tolist()
@@ -79,7 +81,8 @@ class DrawTask:
                 folder = "" if label is None or label < 0 else f"{label}/"
                 bench.files[f"{folder}{index:06d}.png"] = png
         bad = len(indices) - len(kept)
-        return {"samples": [{"nonfinite": bad, "error": f"{bad} samples are not finite"}]} if bad else {}
+        rows: Rows = [{"nonfinite": bad, "error": f"{bad} samples are not finite"}] if bad else []
+        return {"samples": [*rows, *([] if certificate is None else [{"certified": certificate.counts}])]}
 
 
 class SampleFolder:
@@ -95,14 +98,18 @@ class SampleFolder:
         self.path, self.request = path, request
         self.nonfinite: dict[str, int] = {}
         """Samples of a shard, by where it begins, that are not finite, and so are in no file."""
+        self.certified: dict[str, dict[str, float]] = {}
+        """What certificates told of a shard, see `Certificate.counts`, likewise."""
         self.drawn = self._claim()
 
     def add(self, task: Task, unit: Unit, outcome: Outcome, attempts: int) -> None:
         write_files(self.path, outcome.files)
         assert unit.indices is not None
         self.drawn.add(unit.indices.start)
-        if bad := sum(row["nonfinite"] for row in outcome.rows.get("samples", [])):
-            self.nonfinite[str(unit.indices.start)] = bad
+        for row in outcome.rows.get("samples", []):
+            for name, found in (("nonfinite", self.nonfinite), ("certified", self.certified)):
+                if name in row:
+                    found[str(unit.indices.start)] = row[name]
         self._note()
 
     def _claim(self) -> set[int]:
@@ -118,6 +125,7 @@ class SampleFolder:
             there = json.loads(file.read_text(encoding="utf-8"))
             if there["request"] == json.loads(json.dumps(self.request)):
                 self.nonfinite = {str(start): int(bad) for start, bad in there.get("nonfinite", {}).items()}
+                self.certified = {str(start): dict(told) for start, told in there.get("certified", {}).items()}
                 return set(there["drawn"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise HarnessError(f"'{file}' does not tell what samples these are: {not_as(file, TEXT)}") from error
@@ -127,6 +135,7 @@ class SampleFolder:
 
     def _note(self) -> None:
         note = {"request": self.request, "drawn": sorted(self.drawn), "nonfinite": self.nonfinite}
+        note |= {"certified": self.certified} if self.certified else {}
         write_text(self.path / REQUEST, json.dumps(note, indent=2) + "\n")
 
 
@@ -165,10 +174,12 @@ def draw_to_files(
                 f"some samples were not drawn ({error}); the same command draws what is missing"
             ) from error
     if parquet:
-        _join(folder.path, out, drawn_with)
+        _join(folder.path, out, drawn_with, folder.certified)
         shutil.rmtree(folder.path)
     refuse_nonfinite(sum(folder.nonfinite.values()), request.count, out)
-    return f"{out}: {request.count} samples"
+    if not folder.certified:
+        return f"{out}: {request.count} samples"
+    return f"{out}: {request.count} samples; {told([*folder.certified.values()], request.build().certified_to)}"
 
 
 def _to_parquet(drawn: Iterator[tuple[int, int | None, bytes]]) -> bytes:
@@ -202,9 +213,10 @@ def _finished(out: Path, drawn_with: dict[str, Any]) -> str:
     return f"{out}: {drawn_with['count']} samples, all there already"
 
 
-def _join(folder: Path, out: Path, drawn_with: dict[str, Any]) -> None:
+def _join(folder: Path, out: Path, drawn_with: dict[str, Any], certified: dict[str, dict[str, float]]) -> None:
     """One Parquet file of all parts, a row group each."""
-    schema = SCHEMA.with_metadata({REQUEST: json.dumps(drawn_with, sort_keys=True)})
+    told = {"certified": json.dumps(certified)} if certified else {}
+    schema = SCHEMA.with_metadata({REQUEST: json.dumps(drawn_with, sort_keys=True), **told})
     try:
         with replacing(out) as partial, pq.ParquetWriter(partial, schema) as writer:
             for part in sorted(folder.glob("*.parquet")):

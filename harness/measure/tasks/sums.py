@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from harness.metrics.quality import features_of
 
 REFERENCE_BATCH = 64
 """Batch of the sequential reference and of reconstructions; sequential samples do not depend on it."""
+ARRAYS = ("features", "exact_features", "certified")
+"""The fields of `Sums` that are arrays, a row per sample."""
 GRID = 64
 """Samples in the grid of a decoder, at most."""
 
@@ -40,6 +42,8 @@ class Sums:
         features: (n, D) float32 arrays of the finite samples, in order; none where there is nothing to compare with.
         exact_features: of their sequential samples; none where the network's features are too many for
             `harness.metrics.fid.rise_interval`.
+        certified: (n, 4), where the decoder certifies: estimated deviation and its upper quantile, NaN where they are
+            not calibrated; whether the sample is above the tolerance, and whether it was polished.
         shown: those among the first `GRID` samples of the cell, for its picture.
     """
 
@@ -50,11 +54,13 @@ class Sums:
     features_error: str | None = None  # why there are no features; others' samples alone have no distance
     nonfinite_retries: int = 0  # layers of batches that were decoded again since they were not finite
     exact_features: list[NDArray[np.float32]] = field(default_factory=list)
+    certified: list[NDArray[np.float32]] = field(default_factory=list)
 
     def merge(self, later: Sums) -> None:
         self.deviation.merge(later.deviation)
         self.features += later.features
         self.exact_features += later.exact_features
+        self.certified += later.certified
         self.shown += later.shown
         self.features_error = self.features_error or later.features_error
         for name, total in later.perceptual.items():
@@ -69,8 +75,8 @@ class Sums:
             "nonfinite_retries": self.nonfinite_retries,
         }
         tensors = {"facts": torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)}
-        for name, found in (("features", self.features), ("exact_features", self.exact_features)):
-            if found:
+        for name in ARRAYS:
+            if found := getattr(self, name):
                 tensors[name] = torch.from_numpy(np.concatenate(found))
         if self.shown:
             tensors["shown"] = torch.cat(self.shown)
@@ -82,13 +88,23 @@ class Sums:
         facts = json.loads(bytes(tensors["facts"].tolist()))
         return cls(
             Deviation(**facts["deviation"]),
-            [tensors["features"].numpy()] if "features" in tensors else [],
-            [tensors["shown"]] if "shown" in tensors else [],
-            {name: Total(**total) for name, total in facts["perceptual"].items()},
-            facts["features_error"],
-            facts["nonfinite_retries"],
-            [tensors["exact_features"].numpy()] if "exact_features" in tensors else [],
+            shown=[tensors["shown"]] if "shown" in tensors else [],
+            perceptual={name: Total(**total) for name, total in facts["perceptual"].items()},
+            features_error=facts["features_error"],
+            nonfinite_retries=facts["nonfinite_retries"],
+            **{name: [tensors[name].numpy()] for name in ARRAYS if name in tensors},
         )
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """Of all samples: what the table `quality` has of it, null where nothing was certified."""
+        if not self.certified:
+            return {}
+        told = np.concatenate(self.certified).astype(np.float64)
+        values = {"certified_median": np.median(told[:, 0]), "certified_max": told[:, 0].max()}
+        values |= {"certified_upper": told[:, 1].max(), "above_tolerance": told[:, 2].mean()}
+        plain = {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
+        return plain | {"polished": int(told[:, 3].sum())}
 
 
 def measure_samples(
@@ -113,6 +129,12 @@ def measure_samples(
     for rows in batches(indices, cell.batch_size):
         samples, result = draw(cell, flow, decoder, rows)
         sums.nonfinite_retries += nonfinite_retries(result)
+        if (told := result.certificate) is not None:
+            unknown = torch.full_like(told.rms, torch.nan)
+            columns = told.estimate, told.upper, told.above, told.polished
+            sums.certified.append(
+                torch.stack([unknown if one is None else one.float() for one in columns], dim=1).cpu().numpy()
+            )
         sums.deviation.add(samples, exact[rows.start - indices.start : rows.stop - indices.start])
         if extractor is not None and sums.features_error is None:
             try:
