@@ -80,7 +80,7 @@ def _no_other(group: pd.DataFrame) -> str:
 
 
 def _figures(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> list[str]:
-    words = f"{_times(best['speedup'], best['low'], best['high'])} faster than sequential"
+    words = f"{_times(*(best[name] for name in ('speedup', 'low', 'high', 'coverage')))} faster than sequential"
     unsure = " (its interval includes 1)" if best["low"] <= 1 else ""
     return [words + unsure, _over_rival(run, best, group), _deviation(best), _fid(run, best, group)]
 
@@ -99,8 +99,8 @@ def _over_rival(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> str:
     return f"{_times(*ratio)} {'faster than' if ratio.value >= 1 else 'as fast as'} SeJD at tau {rival['tau']:g}"
 
 
-def _times(value: float, low: float, high: float) -> str:
-    return speedup(value, low, high).replace("x", " times", 1)
+def _times(value: float, low: float, high: float, coverage: float) -> str:
+    return speedup(value, low, high, coverage).replace("x", " times", 1)
 
 
 def _deviation(best: Mapping[str, Any]) -> str:

@@ -168,7 +168,7 @@ def _speedup(row: dict[Any, Any]) -> str:
         return ""
     if row["decoder"] == BASELINE and row["speedup"] == row["low"] == row["high"] == 1:
         return "1"
-    text = speedup(row["speedup"], row["low"], row["high"])
+    text = speedup(*(row[name] for name in ("speedup", "low", "high", "coverage")))
     return f"({text})" if row["valid"] is False else text
 
 

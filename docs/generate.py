@@ -243,8 +243,8 @@ def _run(folder: Path) -> list[str]:
         f"## {matrix['name']}, on {device}\n",
         f"{matrix.get('description', '')}. Stored as `results/{folder.relative_to(RESULTS).as_posix()}`. "
         "The numbers rest on:\n",
-        f"- {_span(frame['rounds'])} paired rounds a cell; the interval is the 95 % bootstrap interval of the median "
-        "ratio to `sequential`.",
+        f"- {_span(frame['rounds'])} paired rounds a cell; the interval is the 95 % interval of the median ratio to "
+        "`sequential`, by order statistics.",
         f"- {_span(frame['num_samples'])} samples a cell for deviation and FID; FID on the features {features}, "
         "against held-out images.",
         f"- Valid is a deviation of at most {limits['max_deviation']:g} and a FID at most "
@@ -264,7 +264,7 @@ def _run(folder: Path) -> list[str]:
         lines = [["decoder", "from", "time (s)", "over sequential", "fwd", "deviation", "FID", "FPE", "depth"]]
         for row in group.sort_values("wall_s").to_dict("records"):
             exact = row["decoder"] == "sequential"
-            told = "1" if exact else speedup(row["speedup"], row["low"], row["high"])
+            told = "1" if exact else speedup(*(row[one] for one in ("speedup", "low", "high", "coverage")))
             ours = row["decoder"] in OURS or "fitted" in row["label"] or "networks in" in row["label"]
             numbers = (row[name] for name in ("forward_ratio", "deviation_rmse", "fid", "fpe", "depth"))
             lines.append([

@@ -176,7 +176,7 @@ def _unmatched(key: str, cell: CellFacts, before: dict[str, CellFacts]) -> CellV
     else:
         gained = speedup(*median_interval(cell.speedups))
         deviation = cell.quality.get("deviation_rmse", np.nan)
-        evidence = [f"{gained} over sequential (bootstrap), deviation {quantity(deviation)}"]
+        evidence = [f"{gained} over sequential, deviation {quantity(deviation)}"]
         evidence = evidence if len(cell.speedups) else ["no paired rounds, so no speed-up"]
     same_group = [other for other in before.values() if other.description["group_id"] == cell.description["group_id"]]
     rivals = [other for other in same_group if other.valid is not False and not np.isnan(other.speedup)]

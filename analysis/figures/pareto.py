@@ -14,7 +14,7 @@ from analysis.figures.plot import Omitted, Plot, require
 from analysis.figures.style import INK, PAPER, log_axis, panels, styles
 from analysis.load import BASELINE, Runs, highest, lowest, ranked, title_of
 from analysis.quality import valid_cells
-from analysis.text import listing, quantity, times
+from analysis.text import listing, quantity, short_of, times
 
 MEASURES = {
     "deviation_rmse": ("deviation", "deviation (RMSE, image units)"),
@@ -46,7 +46,7 @@ def data(runs: Runs, measure: str) -> pd.DataFrame:
     kept = frame[frame["valid"] != False]  # noqa: E712
     for _, panel in kept.groupby(["flow", "batch_size", "fid_features"], dropna=False):
         frame.loc[panel.index, "front"] = on_front(panel[measure].to_numpy(), panel["speedup"].to_numpy())
-    keep = ["flow", "batch_size", "decoder", "series", "tau", "seed", "title", measure, "speedup", "low", "high"]
+    keep = ["flow", "batch_size", "decoder", "series", "tau", "seed", "title", measure, "speedup", "low", "high", "coverage"]
     extra = {"deviation_rmse": [], "fid": ["fid_features"], "kid": ["kid_std", "fid_features"]}[measure]
     return frame[[*keep, *extra, "pairs", "num_samples", "valid", "front"]].reset_index(drop=True)
 
@@ -139,8 +139,12 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     return sentence
 
 
+def _interval(row: dict[str, Any]) -> str:
+    return f"interval {times(row['low'])} to {times(row['high'])}{short_of(row['coverage'])}"
+
+
 def _described(row: dict[str, Any], measure: str) -> str:
-    interval = "" if pd.isna(row["low"]) else f" (95 % interval {times(row['low'])} to {times(row['high'])})"
+    interval = "" if pd.isna(row["low"]) else f" ({_interval(row)})"
     return (
         f"{row['title']} at batch {row['batch_size']}: {times(row['speedup'])}{interval} "
         f"at {MEASURES[measure][0]} {quantity(row[measure])}"
@@ -153,7 +157,7 @@ PLOTS = [
         title=f"Speed against {short}",
         reading=(
             "Each point is a cell: the median of the per-round ratios of sequential's wall time to its own, with the "
-            f"95 % bootstrap interval, against its {label}. Numbers beside points are tau. The stepped line is the "
+            f"95 % interval, against its {label}. Numbers beside points are tau. The stepped line is the "
             "Pareto front of the cells within the run's tolerance; hollow points are beyond it."
         ),
         data=partial(data, measure=measure),

@@ -11,7 +11,7 @@ from analysis.load import BASELINE, PAPER_TAU, Runs, highest, lowest, nearest_ta
 from analysis.published import CITATION, reference
 from analysis.quality import valid_cells
 from analysis.statistics import layer_costs, median_interval, ratios_to
-from analysis.text import DASH, as_text, latex_text, listing, quantity, rows_of, times
+from analysis.text import DASH, as_text, latex_text, listing, quantity, rows_of, short_of, times
 from analysis.text import markdown as as_markdown
 
 HEADINGS = {
@@ -37,7 +37,7 @@ def data(runs: Runs) -> pd.DataFrame:
     """One row per cell that anything is known of; failed cells keep their row and say why."""
     cells = require(runs.cells, "the runs hold no cell")
     frame = cells[["cell_id", "group_id", "flow", "dataset", "batch_size", "decoder", "series", "tau", "seed"]]
-    numbers = ["wall_s", "images_per_s", "rounds", "speedup", "low", "high", "forward_ratio"]
+    numbers = ["wall_s", "images_per_s", "rounds", "speedup", "low", "high", "coverage", "forward_ratio"]
     numbers += ["forward_ratio_low", "forward_ratio_high"]
     frame = frame.merge(runs.speedups[["cell_id", *numbers]], on="cell_id", how="left")
     quality = runs.tables["quality"].drop(columns=["cell_key", "run", "error"], errors="ignore")
@@ -50,7 +50,7 @@ def data(runs: Runs) -> pd.DataFrame:
     untimed = frame["failure"].astype(object).fillna("not timed")
     return frame.assign(
         time=frame["wall_s"].map(quantity).where(frame["wall_s"].notna(), untimed),
-        speed=frame.apply(lambda row: _with_interval(row["speedup"], row["low"], row["high"]), axis=1),
+        speed=frame.apply(_with_interval, axis=1),
         floor=frame["forward_ratio"].map(_or_dash),
         fid_told=frame["fid"].map(lambda value: DASH if pd.isna(value) else quantity(value, 4)),
         kid_told=frame.apply(lambda row: _plus_minus(row["kid"], row["kid_std"]), axis=1),
@@ -74,14 +74,15 @@ def _or_dash(value: float) -> str:
     return DASH if pd.isna(value) else quantity(value)
 
 
-def _with_interval(value: float, low: float, high: float) -> str:
-    if pd.isna(value):
+def _with_interval(row: pd.Series) -> str:
+    if pd.isna(row["speedup"]):
         return DASH
-    return times(value) + ("" if pd.isna(low) or low == high else f" [{_interval(low, high)}]")
+    sharp = pd.isna(row["low"]) or row["low"] == row["high"]
+    return times(row["speedup"]) + ("" if sharp else f" [{_interval(row['low'], row['high'], row['coverage'])}]")
 
 
-def _interval(low: float, high: float) -> str:
-    return f"{times(low)} to {times(high)}"
+def _interval(low: float, high: float, coverage: float) -> str:
+    return f"{times(low)} to {times(high)}{short_of(coverage)}"
 
 
 def _plus_minus(value: float, error: float) -> str:
@@ -138,7 +139,7 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
             found.append(Headline(str(flow), DASH, f"no {kind}cell has a speed-up over {BASELINE}"))
             continue
         best = highest(good, "speedup")
-        interval = "no interval, too few rounds" if pd.isna(best["low"]) else _interval(best["low"], best["high"])
+        interval = "no interval, too few rounds" if pd.isna(best["low"]) else _interval(*best[["low", "high", "coverage"]])
         deviation = "" if pd.isna(best["deviation_rmse"]) else f", deviation {quantity(best['deviation_rmse'])}"
         words = (
             f"{best['title']} at batch {best['batch_size']}, the fastest {kind}cell ({interval}); "
@@ -172,7 +173,7 @@ def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
             rounds = (good[good["cell_id"] == cell["_cell_id"]] for cell in (best, other))
             ratio = median_interval(ratios_to(*rounds)["ratio"])
             if pd.notna(ratio.value):
-                interval = "too few rounds for an interval" if pd.isna(ratio.low) else _interval(ratio.low, ratio.high)
+                interval = "too few rounds for an interval" if pd.isna(ratio.low) else _interval(*ratio[1:])
                 apart = "" if pd.isna(other["deviation_rmse"]) else f", deviation {quantity(other['deviation_rmse'])}"
                 words.append(f"{times(ratio.value)} as fast as {other['title']} ({interval}{apart})")
         if words:
@@ -205,8 +206,8 @@ def finding(frame: pd.DataFrame) -> str:
 
 
 READING = (
-    "Median wall time over rounds; the speed-up is the median of per-round ratios to sequential with its bootstrap "
-    "interval, empty where there are too few rounds for one; forward passes are the wall time over that of encoding "
+    "Median wall time over rounds; the speed-up is the median of per-round ratios to sequential with its 95 % "
+    "interval by order statistics, empty where there are too few rounds for one; forward passes are the wall time over that of encoding "
     "the same batch; deviation is the RMSE to the sequential samples in image units. The column marked published is a "
     f"reference, {CITATION}: never comparable in absolute time, nor in FID where flow or features differ."
 )

@@ -40,7 +40,7 @@ def speed(runs: Runs) -> pd.DataFrame:
     share = runs.tables["layers"].assign(first=lambda rows: rows["wall_s"].where(rows["layer"] == 1, 0.0))
     share = share.groupby("cell_id")[["first", "wall_s"]].sum()
     share = (share["first"] / share["wall_s"]).rename("first_layer_share").reset_index()
-    timed = runs.speedups[["cell_id", "wall_s", "speedup", "low", "high", "forward_ratio", "rounds"]]
+    timed = runs.speedups[["cell_id", "wall_s", "speedup", "low", "high", "coverage", "forward_ratio", "rounds"]]
     frame = runs.cells[["cell_id", *NAMES]].merge(timed, on="cell_id").merge(share, on="cell_id", how="left")
     return ranked(frame).drop(columns="cell_id")
 
@@ -57,4 +57,4 @@ def slower(row: dict) -> bool | None:
 
 def with_interval(row: dict) -> str:
     """A speed-up with its interval."""
-    return speedup(row["speedup"], row["low"], row["high"])
+    return speedup(row["speedup"], row["low"], row["high"], row["coverage"])

@@ -50,7 +50,7 @@ def findings(runs: Runs) -> Findings:
 
 def speed(runs: Runs) -> pd.DataFrame:
     """A row per timed cell: its median time, and its speed-up over `uncached` and, `cached_`, over `sequential`."""
-    numbers = ["speedup", "low", "high"]
+    numbers = ["speedup", "low", "high", "coverage"]
     over, ours = (
         paired_speedups(runs.tables["timings"], baseline=name)[["cell_id", *numbers]] for name in (UNCACHED, BASELINE)
     )
@@ -86,7 +86,7 @@ def _claims(times: pd.DataFrame, observed: pd.DataFrame) -> list[Finding]:
     chosen = times[(times["decoder"] == "ujd") & (times["tau"] == PAPER_TAU) & times["flow"].isin(CLAIMS)]
     for flow, rows in chosen.groupby("flow", sort=False):
         row = rows.sort_values("batch_size").to_dict("records")[-1]
-        cached = {name: row[f"cached_{name}"] for name in ("speedup", "low", "high")}
+        cached = {name: row[f"cached_{name}"] for name in ("speedup", "low", "high", "coverage")}
         text = (
             f"UJD at tau = {PAPER_TAU:g}, batch {row['batch_size']:,}: {with_interval(row)} over sequential decoding "
             f"without a cache, the paper's baseline, {with_interval(cached)} over sequential decoding with one"

@@ -138,7 +138,7 @@ def predictions(times: pd.DataFrame, runs: Runs, costs: pd.DataFrame, model: Cos
     cells = cells.merge(shape.drop(columns="num_tokens"), on=["checkpoint", "batch_size"]).merge(own, on=keys)
     cells = cells.assign(fitted_c=model.c(cells), one_call=1 / (cells["num_tokens"] - 1))
     columns = ["flow", "checkpoint", "decoder", "tau", "batch_size", "num_tokens", "num_layers", "first", "rest"]
-    columns += ["measured_c", "fitted_c", "speedup", "low", "high", "rounds"]
+    columns += ["measured_c", "fitted_c", "speedup", "low", "high", "coverage", "rounds"]
     for name, c in PREDICTIONS.items():
         cells[name] = [
             predicted_speedup(row["num_layers"], row[c], row["first"], row["rest"], row["decoder"])

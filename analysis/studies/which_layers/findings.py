@@ -92,12 +92,12 @@ def clocked(runs: Runs, sets: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for names, part in runs.table("layer_set_rounds").groupby(key):
         speedup = median_interval(part["sequential_s"] / part["wall_s"])
-        rows.append((*names, part["wall_s"].median(), speedup.value, speedup.low, speedup.high, len(part)))
-    found = pd.DataFrame(rows, columns=[*key, "wall_s", "speedup", "low", "high", "rounds"])
+        rows.append((*names, part["wall_s"].median(), *speedup, len(part)))
+    found = pd.DataFrame(rows, columns=[*key, "wall_s", "speedup", "low", "high", "coverage", "rounds"])
     found = found.merge(sets[["cell_id", "checkpoint"]].drop_duplicates(), on="cell_id")
     found = found.merge(sets[[*key, "deviation_rmse", "predicted_s"]], on=key, how="left")
     found["error"] = found["predicted_s"] / found["wall_s"] - 1
-    columns = ["wall_s", "predicted_s", "error", "speedup", "low", "high", "rounds", "deviation_rmse"]
+    columns = ["wall_s", "predicted_s", "error", "speedup", "low", "high", "coverage", "rounds", "deviation_rmse"]
     return found[[*CASE, "sequential_layers", *columns]].sort_values([*CASE, "wall_s"], ignore_index=True)
 
 
