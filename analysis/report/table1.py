@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.figures.plot import Table, require
 from analysis.load import BASELINE, PAPER_TAU, Runs, highest, lowest, nearest_tau, ranked, title_of
 from analysis.published import CITATION, reference
-from analysis.quality import valid_cells
+from analysis.quality import INVALID, UNDECIDED, VALID, valid_cells
 from analysis.statistics import layer_costs, median_interval, ratios_to
 from analysis.text import DASH, as_text, latex_text, listing, quantity, rows_of, short_of, times
 from analysis.text import markdown as as_markdown
@@ -44,8 +44,8 @@ def data(runs: Runs) -> pd.DataFrame:
     costs = layer_costs(runs.joined("layers"))
     frame = frame.merge(quality, on="cell_id", how="left").merge(costs, on="cell_id", how="left")
     known = frame.assign(status=frame["status"].fillna("ok"))
-    frame = frame.assign(valid=valid_cells(known, runs.tolerance), failure=frame["cell_id"].map(_failures(runs)))
-    frame.loc[frame["decoder"].eq(BASELINE) & frame["failure"].isna(), "valid"] = True
+    frame = frame.assign(valid=valid_cells(known, runs.tolerance)["valid"], failure=frame["cell_id"].map(_failures(runs)))
+    frame.loc[frame["decoder"].eq(BASELINE) & frame["failure"].isna(), "valid"] = VALID
     frame = ranked(frame.assign(title=frame.apply(title_of, axis=1)))
     untimed = frame["failure"].astype(object).fillna("not timed")
     return frame.assign(
@@ -54,7 +54,7 @@ def data(runs: Runs) -> pd.DataFrame:
         floor=frame["forward_ratio"].map(_or_dash),
         fid_told=frame["fid"].map(lambda value: DASH if pd.isna(value) else quantity(value, 4)),
         kid_told=frame.apply(lambda row: _plus_minus(row["kid"], row["kid_std"]), axis=1),
-        verdict=frame["valid"].map({True: "yes", False: "no"}).fillna(DASH),
+        verdict=frame["valid"].map({VALID: "yes", INVALID: "no", UNDECIDED: "?"}).fillna(DASH),
         published=frame.apply(_published, axis=1),
         _cell_id=frame["cell_id"],
     ).drop(columns=["cell_id", "group_id"])
@@ -133,7 +133,7 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
             continue
         judged = rows.loc[rows["decoder"] != BASELINE, "valid"].notna().any()
         kind = "valid " if judged else ""
-        good = rows[rows["valid"].eq(True) if judged else rows["failure"].isna()]
+        good = rows[rows["valid"].eq(VALID) if judged else rows["failure"].isna()]
         good = good[good["decoder"] != BASELINE].dropna(subset=["speedup"])
         if good.empty:
             found.append(Headline(str(flow), DASH, f"no {kind}cell has a speed-up over {BASELINE}"))
@@ -161,7 +161,7 @@ def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
         ["flow", "batch_size", "decoder"], sort=False
     ):
         own = own.dropna(subset=["wall_s"])
-        valid = own[own["valid"].eq(True)]
+        valid = own[own["valid"].eq(VALID)]
         if own.empty:
             continue
         best = lowest(valid if len(valid) else own, "wall_s")
@@ -177,7 +177,7 @@ def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
                 apart = "" if pd.isna(other["deviation_rmse"]) else f", deviation {quantity(other['deviation_rmse'])}"
                 words.append(f"{times(ratio.value)} as fast as {other['title']} ({interval}{apart})")
         if words:
-            kept = {True: "is valid", False: "is beyond the tolerance"}.get(best["valid"], "was not judged")
+            kept = {VALID: "is valid", INVALID: "is beyond the tolerance", UNDECIDED: "may be valid or not"}.get(best["valid"], "was not judged")
             sentences.append(
                 f"{best['series']} against the baselines on {flow}, batch {batch}: {best['title']}, its fastest"
                 f"{' valid' if len(valid) else ''} cell, is {listing(words)}. Its deviation is "
@@ -192,7 +192,7 @@ def finding(frame: pd.DataFrame) -> str:
     timed = others.dropna(subset=["speedup"])
     known = timed.dropna(subset=["low"])
     faster = known[known["low"] > 1]
-    valid = faster[faster["valid"] == True]  # noqa: E712
+    valid = faster[faster["valid"] == VALID]
     failed = int(frame["failure"].notna().sum())
     if timed.empty:
         sentence = "No cell was timed together with sequential decoding."

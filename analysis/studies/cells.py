@@ -5,27 +5,29 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.load import Runs, ranked
-from analysis.quality import exact_fid
-from analysis.statistics import layer_costs
+from analysis.quality import fid_rises
+from analysis.statistics import layer_costs, paired_ratios
 from analysis.text import speedup
 
 NAMES = ["flow", "dataset", "checkpoint", "decoder", "series", "tau", "batch_size", "num_tokens", "num_layers"]
 """What a cell is called in every table of a study."""
 
-_QUALITY = ["fid", "kid", "kid_std", "num_samples", "deviation_rmse", "deviation_max", "reconstruction_mse"]
+_QUALITY = ["fid", "kid", "kid_std", "num_samples", "deviation_rmse", "deviation_low", "deviation_high"]
+_QUALITY += ["deviation_max", "reconstruction_mse"]
+_RISES = ["fid_rise", "fid_rise_low", "fid_rise_high"]
 
 
 def deterministic(runs: Runs) -> pd.DataFrame:
-    """Cost and quality of every cell, the same from run to run; `fid_rise` is relative to `exact_fid`."""
+    """Cost and quality of every cell, the same from run to run; with `analysis.quality.fid_rises`."""
     cells = runs.cells[["cell_id", "group_id", *NAMES]]
     shape = cells[["cell_id", "num_tokens", "num_layers"]]
     costs = layer_costs(runs.tables["layers"].merge(shape, on="cell_id")).drop(columns="modes")
     quality = runs.tables["quality"]
-    columns = ["cell_id", "status", "fid_features", "reference_digest", *_QUALITY]
+    columns = ["cell_id", "status", "fid_features", "reference_digest", *_QUALITY, *_RISES[1:]]
     quality = quality.loc[quality["status"] == "ok", columns]
     frame = cells.merge(costs, on="cell_id", how="left").merge(quality, on="cell_id", how="left")
-    frame = frame.assign(fid_rise=frame["fid"] / exact_fid(frame) - 1)
-    return ranked(frame)[[*NAMES, "fpe", "depth", "iterations", *_QUALITY, "fid_rise"]]
+    frame = frame.assign(**fid_rises(frame))
+    return ranked(frame)[[*NAMES, "fpe", "depth", "iterations", *_QUALITY, *_RISES]]
 
 
 def layerwise(runs: Runs) -> pd.DataFrame:
@@ -43,6 +45,14 @@ def speed(runs: Runs) -> pd.DataFrame:
     timed = runs.speedups[["cell_id", "wall_s", "speedup", "low", "high", "coverage", "forward_ratio", "rounds"]]
     frame = runs.cells[["cell_id", *NAMES]].merge(timed, on="cell_id").merge(share, on="cell_id", how="left")
     return ranked(frame).drop(columns="cell_id")
+
+
+def rounds(runs: Runs) -> pd.DataFrame:
+    """Every timed round that ended well, with the ratio of sequential's wall time to its own: what `speed` rests on."""
+    timings = runs.tables["timings"]
+    paired = paired_ratios(timings[timings["status"] == "ok"])
+    columns = ["cell_id", "round", "wall_s", "ratio", "forward_ratio"]
+    return ranked(runs.cells[["cell_id", *NAMES]].merge(paired[columns], on="cell_id"), "round").drop(columns="cell_id")
 
 
 def faster(row: dict) -> bool | None:

@@ -12,7 +12,7 @@ from analysis.load import BASELINE, PAPER_TAU, Runs
 from analysis.published import published
 from analysis.statistics import paired_speedups
 from analysis.studies.base import Finding, Findings
-from analysis.studies.cells import NAMES, deterministic, faster, with_interval
+from analysis.studies.cells import NAMES, deterministic, faster, rounds, with_interval
 from analysis.text import listing, percent
 
 UNCACHED = "uncached"
@@ -36,7 +36,7 @@ def findings(runs: Runs) -> Findings:
     paper = paper[paper["key"].isin(PAPER.values())].reset_index(drop=True)
     return Findings(
         tables={"costs": cells, "observables": observed, "published": paper},
-        timed={"speed": times},
+        timed={"speed": times, "rounds": rounds(runs)},
         figures={"speed-timed": draw(times)} if times["speedup"].notna().any() else {},
         values={
             "lattice": _lattice(paper),

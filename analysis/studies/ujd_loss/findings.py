@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.load import Runs
 from analysis.studies.base import Finding, Findings
-from analysis.studies.cells import slower, speed, with_interval
+from analysis.studies.cells import rounds, slower, speed, with_interval
 from analysis.studies.ujd_loss.cost_model import (
     NETWORK,
     PREDICTIONS,
@@ -50,6 +50,8 @@ def findings(runs: Runs) -> Findings:
             "speedups": cells,
             "speedup-errors": speedup_errors(cells),
             "frontier": border,
+            "rounds": rounds(runs),
+            "cost-rounds": runs.table("costs").drop(columns=["cell_id", "run"], errors="ignore"),
         },
         figures={
             "iterations": draw_iterations(random, trained),

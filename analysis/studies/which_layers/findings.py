@@ -30,7 +30,13 @@ def findings(runs: Runs) -> Findings:
     seconds = per_layer(runs)
     return Findings(
         tables={"choices": sets.drop(columns=["cell_id", "predicted_s"]), "layers": ranked, "front": front(sets)},
-        timed={"clock": timed, "layer-seconds": seconds, "answer": answers(sets, timed)},
+        timed={
+            "clock": timed,
+            "layer-seconds": seconds,
+            "answer": answers(sets, timed),
+            "rounds": rounds(runs, "layer_set_rounds"),
+            "layer-rounds": rounds(runs, "layer_seconds"),
+        },
         figures={
             "choices": draw(sets, "depth", "depth: network calls in a row"),
             "clock-timed": draw(sets, "predicted_s", "seconds of a decode", timed),
@@ -101,11 +107,17 @@ def clocked(runs: Runs, sets: pd.DataFrame) -> pd.DataFrame:
     return found[[*CASE, "sequential_layers", *columns]].sort_values([*CASE, "wall_s"], ignore_index=True)
 
 
+def rounds(runs: Runs, table: str) -> pd.DataFrame:
+    """A table of timed rounds, the flow's name in place of the cell's."""
+    names = runs.table("layer_sets")[["cell_id", "checkpoint"]].drop_duplicates()
+    return names.merge(runs.table(table).drop(columns=["checkpoint", "run"], errors="ignore"), on="cell_id").drop(
+        columns=["cell_id", "cell_key"], errors="ignore"
+    )
+
+
 def per_layer(runs: Runs) -> pd.DataFrame:
     """Median seconds of every layer, both ways."""
-    names = runs.table("layer_sets")[["cell_id", "checkpoint"]].drop_duplicates()
-    seconds = runs.table("layer_seconds").merge(names, on="cell_id")
-    found = seconds.groupby([*CASE, "layer"], as_index=False)[["sequential_s", "jacobi_s"]].median()
+    found = rounds(runs, "layer_seconds").groupby([*CASE, "layer"], as_index=False)[["sequential_s", "jacobi_s"]].median()
     return found.assign(gain=found["sequential_s"] / found["jacobi_s"])
 
 

@@ -38,8 +38,7 @@ class Sums:
 
     Args:
         features: (n, D) float32 arrays of the finite samples, in order; none where there is nothing to compare with.
-        exact_features: of their sequential samples; none where the network's features are too many for
-            `harness.metrics.fid.rise_interval`.
+        exact_features: of their sequential samples.
         shown: those among the first `GRID` samples of the cell, for its picture.
     """
 
