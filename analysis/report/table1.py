@@ -44,7 +44,9 @@ def data(runs: Runs) -> pd.DataFrame:
     costs = layer_costs(runs.joined("layers"))
     frame = frame.merge(quality, on="cell_id", how="left").merge(costs, on="cell_id", how="left")
     known = frame.assign(status=frame["status"].fillna("ok"))
-    frame = frame.assign(valid=valid_cells(known, runs.tolerance)["valid"], failure=frame["cell_id"].map(_failures(runs)))
+    frame = frame.assign(
+        valid=valid_cells(known, runs.tolerance)["valid"], failure=frame["cell_id"].map(_failures(runs))
+    )
     frame.loc[frame["decoder"].eq(BASELINE) & frame["failure"].isna(), "valid"] = VALID
     frame = ranked(frame.assign(title=frame.apply(title_of, axis=1)))
     untimed = frame["failure"].astype(object).fillna("not timed")
@@ -78,7 +80,10 @@ def _with_interval(row: pd.Series) -> str:
     if pd.isna(row["speedup"]):
         return DASH
     sharp = pd.isna(row["low"]) or row["low"] == row["high"]
-    return times(row["speedup"]) + ("" if sharp else f" [{_interval(row['low'], row['high'], row['coverage'])}]")
+    return times(row["speedup"]) + ("" if sharp else f" [{_interval(*row[list(_ENDS)])}]")
+
+
+_ENDS = ("low", "high", "coverage")
 
 
 def _interval(low: float, high: float, coverage: float) -> str:
@@ -139,7 +144,7 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
             found.append(Headline(str(flow), DASH, f"no {kind}cell has a speed-up over {BASELINE}"))
             continue
         best = highest(good, "speedup")
-        interval = "no interval, too few rounds" if pd.isna(best["low"]) else _interval(*best[["low", "high", "coverage"]])
+        interval = "no interval, too few rounds" if pd.isna(best["low"]) else _interval(*(best[name] for name in _ENDS))
         deviation = "" if pd.isna(best["deviation_rmse"]) else f", deviation {quantity(best['deviation_rmse'])}"
         words = (
             f"{best['title']} at batch {best['batch_size']}, the fastest {kind}cell ({interval}); "
@@ -177,7 +182,9 @@ def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
                 apart = "" if pd.isna(other["deviation_rmse"]) else f", deviation {quantity(other['deviation_rmse'])}"
                 words.append(f"{times(ratio.value)} as fast as {other['title']} ({interval}{apart})")
         if words:
-            kept = {VALID: "is valid", INVALID: "is beyond the tolerance", UNDECIDED: "may be valid or not"}.get(best["valid"], "was not judged")
+            kept = {VALID: "is valid", INVALID: "is beyond the tolerance", UNDECIDED: "may be valid or not"}.get(
+                best["valid"], "was not judged"
+            )
             sentences.append(
                 f"{best['series']} against the baselines on {flow}, batch {batch}: {best['title']}, its fastest"
                 f"{' valid' if len(valid) else ''} cell, is {listing(words)}. Its deviation is "

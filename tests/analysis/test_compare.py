@@ -101,7 +101,7 @@ def simulate(path, cells, seed=0, rounds=ROUNDS, fingerprint="a machine", code="
             ]
             figures = {"deviation_rmse": cell.deviation, "fid": cell.fid, "kid": cell.kid, "kid_std": 0.001}
             figures |= {"deviation_low": 0.95 * cell.deviation, "deviation_high": 1.05 * cell.deviation}
-            figures |= {"fid_rise_low": cell.fid / 3.0 - 1.01, "fid_rise_high": cell.fid / 3.0 - 0.99}
+            figures |= {"fid_rise_low": cell.fid / cells[0].fid - 1.01, "fid_rise_high": cell.fid / cells[0].fid - 0.99}
             counts = {"num_samples": 960, "num_reference": 1438, "nonfinite_samples": cell.nonfinite}
             tables["quality"].append(identity | figures | counts | outcome | {"fid_features": "digits"})
             tables["memory"].append(identity | {"cache_bytes": cell.cache_bytes, "method": "rss"} | outcome)

@@ -19,6 +19,7 @@ def cell(series, tau, wall_s, deviation, decoder=None, **more):
         "wall_s": wall_s,
     }
     ratios = {"over_sejd": 1.0 / wall_s, "over_sejd_low": 0.9 / wall_s, "over_sejd_high": 1.1 / wall_s}
+    ratios |= {"over_sejd_coverage": 0.9375}
     return (
         row
         | ratios

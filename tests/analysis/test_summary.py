@@ -45,7 +45,7 @@ def stored(path, left_out=(), failed=("broken",), quality=True, samples=1000):
                 "threads": 1,
             }
             outcome = {"status": "ok"} if seconds else {"status": "failed", "error": "it [broke]"}
-            rounds = [1.0, 1.1, 1.2, 1.3, 1.4]
+            rounds = [1.0, 1.1, 1.2, 1.2, 1.3, 1.4]
             store.append("cells", [cell])
             store.append(
                 "timings",
@@ -95,10 +95,12 @@ def test_the_table_headlines_valid_cells_only(run):
     console = Console(width=170, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_summary(run, console)
     text = console.export_text()
-    told = "use fast tau 0.5 (--decoder 'ujd tau=0.5'): 4.00 times [4.00, 4.00; 93.8 %] faster than sequential, "
-    told += "2.00 times [2.00, 2.00; 93.8 %] faster than SeJD at tau 0.5, deviation 0.05, FID +0.0 % [-1.0, +2.0] (1,000 samples)"
+    told = "use fast tau 0.5 (--decoder 'ujd tau=0.5'): 4.00 times [4.00, 4.00] faster than sequential, "
+    told += (
+        "2.00 times [2.00, 2.00] faster than SeJD at tau 0.5, deviation 0.05, FID +0.0 % [-1.0, +2.0] (1,000 samples)"
+    )
     assert told in " ".join(text.split())
-    assert "(8.00x [8.00, 8.00; 93.8 %])" in text and "(4.00x" not in text
+    assert "(8.00x [8.00, 8.00])" in text and "(4.00x" not in text
     assert "it [broke]" in text and "timings: failed" in text
     assert "features of net, 1,000 samples" in text
 
@@ -152,5 +154,5 @@ def test_what_the_samples_do_not_decide_is_said_with_its_reason_and_not_recommen
 def test_every_printed_figure_is_that_of_the_tables(run):
     fast = next(line for line in printed(run).splitlines() if "fast" in line).split("│")
     assert [cell.strip() for cell in fast[1:-1]] == [
-        "fast", "0.5", "0.6", "4.00x [4.00, 4.00; 93.8 %]", "5.0", "5.00", "", "0.05", "3.00", "6", "3 4!", "valid"
+        "fast", "0.5", "0.6", "4.00x [4.00, 4.00]", "5.0", "5.00", "", "0.05", "3.00", "6", "3 4!", "valid"
     ]  # fmt: skip

@@ -45,7 +45,9 @@ def test_the_interval_covers_the_deviation_over_other_latents(count, batch):
     rng, held, spread = np.random.default_rng(count + batch), 0, (0.6, 0.3 if batch > 1 else 0.0)
     truth = np.exp(2 * (spread[0] ** 2 + spread[1] ** 2)) ** 0.5  # the root of the mean square of a lognormal
     for _ in range(400):
-        sizes = np.exp(spread[0] * rng.normal(size=count) + np.repeat(spread[1] * rng.normal(size=count // batch), batch))
+        sizes = np.exp(
+            spread[0] * rng.normal(size=count) + np.repeat(spread[1] * rng.normal(size=count // batch), batch)
+        )
         deviation = Deviation()
         for rows in torch.tensor(sizes)[:, None].split(batch):
             deviation.add(rows, torch.zeros_like(rows))

@@ -22,7 +22,9 @@ def findings(runs: Runs) -> Findings:
     """Which cells broke which condition, run by run: two runs of one cell may rest on other numbers of samples."""
     parts = [_of_run(load([run.path]), run.path.name) for run in runs.runs]
     found, counts, sentences = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
-    counts = counts.groupby(["flow", "tau", "condition"], sort=False, as_index=False)[["cells", "broken", "undecided"]].sum()
+    counts = counts.groupby(["flow", "tau", "condition"], sort=False, as_index=False)[
+        ["cells", "broken", "undecided"]
+    ].sum()
     return Findings(
         tables={"breaks": found, "counts": counts},
         values={
@@ -76,7 +78,9 @@ def _claims(counts: pd.DataFrame) -> Iterator[Finding]:
     for (flow, condition), rows in counts.groupby(["flow", "condition"], sort=False):
         meant, above = rows[rows["tau"] <= PAPER_TAU], rows[rows["tau"] > PAPER_TAU]
         broken, of, open_ = (meant[name].sum() for name in ("broken", "cells", "undecided"))
-        words = f"broken in {broken} of {of} cells up to tau = {PAPER_TAU:g}" + (f", {open_} undecided" if open_ else "")
+        words = f"broken in {broken} of {of} cells up to tau = {PAPER_TAU:g}" + (
+            f", {open_} undecided" if open_ else ""
+        )
         if above["cells"].sum():
             words += f", above it in {above['broken'].sum()} of {above['cells'].sum()}"
         held: Any = False if broken else UNDECIDED if open_ else True

@@ -117,7 +117,9 @@ def rounds(runs: Runs, table: str) -> pd.DataFrame:
 
 def per_layer(runs: Runs) -> pd.DataFrame:
     """Median seconds of every layer, both ways."""
-    found = rounds(runs, "layer_seconds").groupby([*CASE, "layer"], as_index=False)[["sequential_s", "jacobi_s"]].median()
+    found = (
+        rounds(runs, "layer_seconds").groupby([*CASE, "layer"], as_index=False)[["sequential_s", "jacobi_s"]].median()
+    )
     return found.assign(gain=found["sequential_s"] / found["jacobi_s"])
 
 
