@@ -10,6 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 
+Verdict = bool | Literal["undecided"] | None
+
+
 @dataclass(frozen=True)
 class Finding:
     """What was measured of one claim on one flow: a part of a row of the claim table.
@@ -20,7 +23,7 @@ class Finding:
     claim: str  # its key in ``claims.toml``
     flow: str  # what it was measured on, or why nothing could be, such as ``"none"``
     measured: str  # one sentence; its numbers come from the tables
-    agrees: bool | Literal["undecided"] | None  # bears it out, or answers it; None where it cannot be measured
+    agrees: Verdict  # bears it out, or answers it; None where it cannot be measured
     criterion: str  # when we say so, or why it cannot be measured
     timed: bool = False  # whether it rests on wall times or measured memory, which no rerun repeats
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pandas as pd
 
 from analysis.load import Runs, ranked
-from analysis.quality import fid_rises
+from analysis.published import published
+from analysis.quality import UNDECIDED, fid_rises
 from analysis.statistics import layer_costs, paired_ratios
+from analysis.studies.base import Verdict
 from analysis.text import speedup
 
 NAMES = ["flow", "dataset", "checkpoint", "decoder", "series", "tau", "batch_size", "num_tokens", "num_layers"]
@@ -55,14 +60,21 @@ def rounds(runs: Runs) -> pd.DataFrame:
     return ranked(runs.cells[["cell_id", *NAMES]].merge(paired[columns], on="cell_id"), "round").drop(columns="cell_id")
 
 
-def faster(row: dict) -> bool | None:
-    """Whether a speed-up is above 1 with all of its interval; None where too few rounds support one."""
-    return None if pd.isna(row["low"]) else bool(row["low"] > 1)
+def reaches(row: dict, factor: float) -> Verdict:
+    """Whether a speed-up is at least so large with all of its interval; None where too few rounds support one.
+
+    >>> reaches({"low": 2.0, "high": 3.0}, 1.5), reaches({"low": 1.0, "high": 3.0}, 1.5), reaches({"low": np.nan}, 1.5)
+    (True, 'undecided', None)
+    """
+    if pd.isna(row["low"]):
+        return None
+    return True if row["low"] >= factor else False if row["high"] < factor else UNDECIDED
 
 
-def slower(row: dict) -> bool | None:
-    """Whether a speed-up is below 1 with all of its interval; None where too few rounds support one."""
-    return None if pd.isna(row["high"]) else bool(row["high"] < 1)
+def half_of_published(decoder: str, keys: Sequence[str]) -> float:
+    """Half of the least speed-up that the paper reports of a decoder in some experiments: what bears it out here."""
+    rows = published().query("quantity == 'speedup' and decoder == @decoder and key in @keys")
+    return float(rows["value"].min() / 2)
 
 
 def with_interval(row: dict) -> str:

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from analysis.figures.plot import Omitted
 from analysis.figures.style import INK, decoder_style, panels, sequential_map
 from analysis.load import Runs, lowest
+from analysis.quality import MIN_SAMPLES, UNDECIDED
 from analysis.statistics import median_interval
-from analysis.studies.base import Finding, Findings
+from analysis.studies.base import Finding, Findings, Verdict
 from analysis.text import listing
 
 PAPER, NONE, AUTO = "1", "none", "auto"
@@ -41,7 +42,7 @@ def findings(runs: Runs) -> Findings:
             "choices": draw(sets, "depth", "depth: network calls in a row"),
             "clock-timed": draw(sets, "predicted_s", "seconds of a decode", timed),
         },
-        values={"tau": float(sets["tau"].iloc[0]), "errors": timed["error"].abs().dropna()},
+        values={"tau": float(sets["tau"].iloc[0]), "errors": timed["error"].abs().dropna(), "samples": _counts(sets)},
         claims=_claims(sets),
     )
 
@@ -49,15 +50,25 @@ def findings(runs: Runs) -> Findings:
 def choices(runs: Runs) -> pd.DataFrame:
     """Every choice of every flow and batch; `depth_beaten` where another is no worse in depth and deviation."""
     sets = runs.table("layer_sets")
+    sets = sets if "samples" in sets else sets.assign(samples=sets["batch_size"])  # one batch, by an older probe
     kept = sets["sequential_layers"].replace(NONE, "").str.split("+")
     kept = kept.map(lambda names: [name for name in names if name])
     sets = sets.assign(sequential_count=kept.map(len), first_kept=kept.map(lambda names: "1" in names))
     beaten = pd.concat([_beaten(part) for _, part in sets.groupby(CASE)])
-    columns = [*CASE, "cell_id", "num_tokens", "num_layers", "tau", "sequential_layers", "sequential_count"]
+    columns = [*CASE, "samples", "cell_id", "num_tokens", "num_layers", "tau", "sequential_layers", "sequential_count"]
     columns += ["first_kept", "iterations", "depth", "token_evaluations", "deviation_rmse", "deviation_max"]
     columns.append("predicted_s")
     found = sets.assign(depth_beaten=beaten)[[*columns, "depth_beaten"]]
     return found.sort_values([*CASE, "sequential_count", "sequential_layers"], ignore_index=True)
+
+
+def _counts(sets: pd.DataFrame) -> list[str]:
+    """What every flow's figures rest on, in words."""
+    cases = sets.drop_duplicates(CASE).groupby("checkpoint", sort=False)
+    return [
+        f"{name}, {listing([f'{row.samples:,} at batch {row.batch_size}' for row in rows.itertuples()])}"
+        for name, rows in cases
+    ]
 
 
 def _beaten(part: pd.DataFrame) -> pd.Series:
@@ -141,15 +152,22 @@ def answers(sets: pd.DataFrame, timed: pd.DataFrame) -> pd.DataFrame:
 def _claims(sets: pd.DataFrame) -> tuple[Finding, ...]:
     found = []
     for checkpoint, part in sets.groupby("checkpoint", sort=False):
-        words, first = [], []
+        words, first, few = [], [], False
         for batch, rows in part.groupby("batch_size"):
             best = lowest(rows[rows["sequential_count"] == 1], "deviation_rmse")["sequential_layers"]
+            count = int(rows["samples"].iloc[0])
+            few |= count < MIN_SAMPLES
             deviation = rows.set_index("sequential_layers")["deviation_rmse"]
-            words.append(f"layer {best} at batch {batch} (the first: {deviation[NONE]:.3f} to {deviation[PAPER]:.3f})")
+            words.append(
+                f"layer {best} at batch {batch} ({count} samples; the first: {deviation[NONE]:.3f} to "
+                f"{deviation[PAPER]:.3f})"
+            )
             first.append(best == PAPER)
         measured = f"of single layers kept sequential, the deviation falls most with {listing(words)}"
-        criterion = "at every batch no other single layer kept sequential leaves a smaller deviation"
-        found.append(Finding("first-layer-sequential", str(checkpoint), measured, all(first), criterion))
+        criterion = "at every batch no other single layer kept sequential leaves a smaller deviation, from "
+        criterion += f"{MIN_SAMPLES} samples or more"
+        verdict: Verdict = UNDECIDED if few else all(first)
+        found.append(Finding("first-layer-sequential", str(checkpoint), measured, verdict, criterion))
     return tuple(found)
 
 
