@@ -8,7 +8,7 @@ warning, never an error.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,8 @@ MAX_FID_INCREASE = 0.05
 MIN_SAMPLES = 256
 """Behind each FID that is judged: with fewer its bias, which decoders share, hides what they differ in."""
 
-VALID, INVALID, UNDECIDED = "valid", "invalid", "undecided"
+VALID, INVALID = "valid", "invalid"
+UNDECIDED: Final = "undecided"
 
 CONDITIONS = ("iterations", "fid", "residuals")
 

@@ -248,7 +248,8 @@ def _run(folder: Path) -> list[str]:
         f"- {_span(frame['num_samples'])} samples a cell for deviation and FID; FID on the features {features}, "
         "against held-out images.",
         f"- Valid is a deviation of at most {limits['max_deviation']:g} and a FID at most "
-        f"{percent(limits['max_fid_increase'])} above sequential's; all with 95 % confidence; a speed-up in brackets is of an invalid cell.",
+        f"{percent(limits['max_fid_increase'])} above sequential's; all with 95 % confidence; "
+        "a speed-up in brackets is of an invalid cell.",
         f"- torch {machine['packages']['torch']}, Python {machine['python']}, {', '.join(frame['dtype'].unique())}; "
         f"commit `{machine['git']['commit'][:10]}`. Digests of checkpoints and code are in the run's `manifest.json`.",
     ]

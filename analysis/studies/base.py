@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pandas as pd
 from matplotlib.figure import Figure
 
-
 Verdict = bool | Literal["undecided"] | None
+"""Whether a finding bears a claim out, or answers a question; None where it cannot be measured."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Finding:
     claim: str  # its key in ``claims.toml``
     flow: str  # what it was measured on, or why nothing could be, such as ``"none"``
     measured: str  # one sentence; its numbers come from the tables
-    agrees: Verdict  # bears it out, or answers it; None where it cannot be measured
+    agrees: Verdict
     criterion: str  # when we say so, or why it cannot be measured
     timed: bool = False  # whether it rests on wall times or measured memory, which no rerun repeats
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from analysis.load import Runs, ranked
@@ -63,7 +62,7 @@ def rounds(runs: Runs) -> pd.DataFrame:
 def reaches(row: dict, factor: float) -> Verdict:
     """Whether a speed-up is at least so large with all of its interval; None where too few rounds support one.
 
-    >>> reaches({"low": 2.0, "high": 3.0}, 1.5), reaches({"low": 1.0, "high": 3.0}, 1.5), reaches({"low": np.nan}, 1.5)
+    >>> reaches({"low": 2.0, "high": 3.0}, 1.5), reaches({"low": 1.0, "high": 3.0}, 1.5), reaches({"low": None}, 1.5)
     (True, 'undecided', None)
     """
     if pd.isna(row["low"]):

@@ -67,11 +67,11 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 def fids(features: Array, reference: FeatureStatistics) -> NDArray[np.float64]:
-    """(GROUPS + 1,) FIDs of (n, D) features: of all of them, then without each of `GROUPS` groups of consecutive rows.
+    """(GROUPS + 1,) FIDs of (n, D) features: of all, then without each of `GROUPS` groups of consecutive rows.
 
-    The root of the reference is taken once, and the trace in `frechet_distance` is the sum of the singular values of the
-    centred features times that root, from the smaller of their two Gram matrices: `GROUPS + 1` decompositions of
-    min(n, D) rows, about a minute for Inception's 2,048 dimensions.
+    The root of the reference is taken once, and the trace in `frechet_distance` is the sum of the singular values of
+    the centred features times that root, from the smaller of their two Gram matrices: `GROUPS + 1` decompositions of
+    min(n, D) rows, a minute or more for Inception's 2,048 dimensions.
     """
     values, root = features.astype(np.float64), _root(reference.covariance)
     spread = values @ root
@@ -91,8 +91,9 @@ def fids(features: Array, reference: FeatureStatistics) -> NDArray[np.float64]:
 def rise_interval(after: NDArray[np.float64], before: NDArray[np.float64]) -> tuple[float, float]:
     """95 % interval of ``after / before - 1`` from two results of `fids`, of samples of the same latents, row by row.
 
-    By the jackknife: the same groups are left out of both, so that what the samples have in common cancels, and a batch,
-    which stops together, lies in one group or two (Efron & Tibshirani, An Introduction to the Bootstrap, Ch. 11).
+    By the jackknife: the same groups are left out of both, so that what the samples have in common cancels, and a
+    batch, which stops together, lies in one group or two (Efron & Tibshirani, An Introduction to the Bootstrap,
+    Ch. 11).
     """
     from scipy.stats import t as student
 

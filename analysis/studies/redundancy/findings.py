@@ -148,8 +148,8 @@ def _claims(flow: str, frame: pd.DataFrame, turns: pd.DataFrame, images: pd.Data
             Finding(
                 "redundancy-images",
                 flow,
-                f"masked in attention in every layer, FID, {quantity(drawn['fid_exact'].iloc[0])} unrestricted, moves by "
-                f"{words}; mildly changed real images by {quantity(allowed)} ({count} samples"
+                f"masked in attention in every layer, FID, {quantity(drawn['fid_exact'].iloc[0])} unrestricted, moves "
+                f"by {words}; mildly changed real images by {quantity(allowed)} ({count} samples"
                 f"{', too few' if count < MIN_SAMPLES else ''})",
                 None if pd.isna(allowed) else verdict,
                 f"at each of these o FID rises by no more than that of real images does by noise of {MILD['noise']:g} "

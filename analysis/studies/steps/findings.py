@@ -66,8 +66,8 @@ def _claims(ahead: pd.DataFrame) -> list[Finding]:
                 f"{rows['calls'].max()} calls of {rows['of_tokens'].max()} tokens, sequential's RMS error is "
                 f"{_about(ratios.min())} to {_about(ratios.max())} times as large",
                 bool(share >= MOSTLY and (ratios > 1).all()),
-                f"iteration has the smaller RMS error after {MOSTLY:.0%} of all calls or more, and in every layer when it "
-                "has settled",
+                f"iteration has the smaller RMS error after {MOSTLY:.0%} of all calls or more, and in every layer when "
+                "it has settled",
             )
         )
     return found

@@ -186,8 +186,8 @@ def _claims(cells: pd.DataFrame, paper: pd.DataFrame, random: pd.DataFrame) -> t
                 f"{flow}, L = {rows[0]['num_tokens']}",
                 listing([f"{with_interval(row)} at batch {row['batch_size']}" for row in rows]),
                 any(losing) if long and losing else None,
-                f"at tau = 0.5 and L = {PAPER_LENGTH} or more UJD is slower than sequential at some batch, with all of the "
-                "interval; shorter sequences are not comparable",
+                f"at tau = 0.5 and L = {PAPER_LENGTH} or more UJD is slower than sequential at some batch, with all of "
+                "the interval; shorter sequences are not comparable",
                 timed=True,
             )
         )
@@ -208,8 +208,8 @@ def _claims(cells: pd.DataFrame, paper: pd.DataFrame, random: pd.DataFrame) -> t
     length = Finding(
         "open-ujd",
         "sequence length",
-        f"flows of random weights take {alike['mean'].min():.3g} to {alike['mean'].max():.3g} iterations per layer from "
-        f"L = {alike['num_tokens'].min()} to {alike['num_tokens'].max()}; of trained flows the longest timed has L = "
+        f"flows of random weights take {alike['mean'].min():.3g} to {alike['mean'].max():.3g} iterations per layer "
+        f"from L = {alike['num_tokens'].min()} to {alike['num_tokens'].max()}; of trained flows the longest timed has L = "
         f"{cells['num_tokens'].max()}, so whether longer ones depend more strongly is not excluded",
         bool(cells["num_tokens"].max() >= PAPER_LENGTH),
         f"UJD was timed on a trained flow of L = {PAPER_LENGTH} or more",
