@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -144,7 +143,8 @@ def _speed(times: pd.DataFrame) -> Iterator[Finding]:
         yield Finding("speedup-sejd", where, with_interval(sejd), reaches(sejd, half), criterion, timed=True)
         measured = f"{with_interval(ujd)}, SeJD {with_interval(sejd)}"
         half = half_of_published("ujd", ("cifar10", "cifar100"))
-        wins, verdict = reaches(ujd, half), cast("Verdict", None)
+        wins = reaches(ujd, half)
+        verdict: Verdict = None
         if None not in (wins, reaches(sejd, half)):
             both = (wins, ujd["high"] < sejd["low"] or (UNDECIDED if ujd["low"] <= sejd["high"] else False))
             verdict = False if False in both else UNDECIDED if UNDECIDED in both else True

@@ -209,8 +209,8 @@ def _claims(cells: pd.DataFrame, paper: pd.DataFrame, random: pd.DataFrame) -> t
         "open-ujd",
         "sequence length",
         f"flows of random weights take {alike['mean'].min():.3g} to {alike['mean'].max():.3g} iterations per layer "
-        f"from L = {alike['num_tokens'].min()} to {alike['num_tokens'].max()}; of trained flows the longest timed has L = "
-        f"{cells['num_tokens'].max()}, so whether longer ones depend more strongly is not excluded",
+        f"from L = {alike['num_tokens'].min()} to {alike['num_tokens'].max()}; of trained flows the longest timed has "
+        f"L = {cells['num_tokens'].max()}, so whether longer ones depend more strongly is not excluded",
         bool(cells["num_tokens"].max() >= PAPER_LENGTH),
         f"UJD was timed on a trained flow of L = {PAPER_LENGTH} or more",
     )

@@ -159,7 +159,7 @@ def _claims(sets: pd.DataFrame) -> tuple[Finding, ...]:
             few |= count < MIN_SAMPLES
             deviation = rows.set_index("sequential_layers")["deviation_rmse"]
             words.append(
-                f"layer {best} at batch {batch} ({count} samples; the first: {deviation[NONE]:.3f} to "
+                f"layer {best} at batch {batch} ({count} sample{'' if count == 1 else 's'}; the first: {deviation[NONE]:.3f} to "
                 f"{deviation[PAPER]:.3f})"
             )
             first.append(best == PAPER)
