@@ -57,7 +57,7 @@ def cells():
 
 def test_every_bar_is_met_by_a_decoder_that_meets_them(cells):
     (row,) = held(cells).to_dict("records")
-    assert row["over_sejd"] == "3.45x [3.10, 3.79]"
+    assert row["over_sejd"] == "3.45x [3.10, 3.79; 93.8 %]"
     assert row["reached"] and row["no_larger"] and row["within_forward"] and row["not_slower"] and row["strict_reached"]
     assert row["fastest_other"] == "fitted iterations=[2,1] tau 0.5"
     assert row["best_classic"] == "sejd tau 0.05"

@@ -198,8 +198,8 @@ def _claims(
             flow,
             f"the fitted order runs from {quantity(own['order'].min())} to {quantity(own['order'].max())} over "
             f"layers and guesses, its 95 % interval above 1 in {above} of {len(own)}; from zeros an iteration's "
-            f"factor on the error falls to {quantity(paper['falls'].min())} to {quantity(paper['falls'].max())} of what "
-            "it was"
+            f"factor on the error falls to {quantity(paper['falls'].min())} to {quantity(paper['falls'].max())} of "
+            "what it was"
             + (f", in layer {listing(linear)} by less than half: there it is linear in practice" if linear else ""),
             not linear if len(paper) else None,
             "superlinear means that an iteration's factor on the error falls towards 0: from zeros, as the paper "

@@ -50,7 +50,8 @@ def findings(runs: Runs) -> Findings:
 def choices(runs: Runs) -> pd.DataFrame:
     """Every choice of every flow and batch; `depth_beaten` where another is no worse in depth and deviation."""
     sets = runs.table("layer_sets")
-    sets = sets if "samples" in sets else sets.assign(samples=sets["batch_size"])  # one batch, by an older probe
+    known = sets.get("samples", sets["batch_size"]).fillna(sets["batch_size"])  # one batch, by an older probe
+    sets = sets.assign(samples=known.astype(int))
     kept = sets["sequential_layers"].replace(NONE, "").str.split("+")
     kept = kept.map(lambda names: [name for name in names if name])
     sets = sets.assign(sequential_count=kept.map(len), first_kept=kept.map(lambda names: "1" in names))
@@ -158,10 +159,9 @@ def _claims(sets: pd.DataFrame) -> tuple[Finding, ...]:
             count = int(rows["samples"].iloc[0])
             few |= count < MIN_SAMPLES
             deviation = rows.set_index("sequential_layers")["deviation_rmse"]
-            words.append(
-                f"layer {best} at batch {batch} ({count} sample{'' if count == 1 else 's'}; the first: {deviation[NONE]:.3f} to "
-                f"{deviation[PAPER]:.3f})"
-            )
+            share = f"{count} sample{'' if count == 1 else 's'}"
+            falls = f"the first: {deviation[NONE]:.3f} to {deviation[PAPER]:.3f}"
+            words.append(f"layer {best} at batch {batch} ({share}; {falls})")
             first.append(best == PAPER)
         measured = f"of single layers kept sequential, the deviation falls most with {listing(words)}"
         criterion = "at every batch no other single layer kept sequential leaves a smaller deviation, from "
