@@ -61,6 +61,9 @@ class ReferenceFeatures:
         statistics = FeatureStatistics.of(features)
         return cls(extractor.name, statistics, thinned(features, kept, np.random.default_rng(0)))
 
+    def to(self, features: NDArray[np.float32]) -> Distances:
+        return Distances(features, self)
+
     @classmethod
     def load(cls, path: Path, extractor: FeatureExtractor) -> ReferenceFeatures | None:
         """What `save` wrote; None when it is not there, damaged, or of other features."""
@@ -142,7 +145,7 @@ def distances(
     Beside them the intervals of their differences to `exact`, the sequential samples of the same latents, where these
     are as many and 4 a group of the jackknife or more.
     """
-    found, row = Distances(features, reference), dict.fromkeys(("fid", "kid", "kid_std"))
+    found, row = reference.to(features), dict.fromkeys(("fid", "kid", "kid_std"))
     if len(features) >= 3:
         row["fid"] = frechet_distance(reference.statistics, FeatureStatistics.of(features))
         row["kid"], row["kid_std"], _ = found.kid

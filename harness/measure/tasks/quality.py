@@ -23,14 +23,7 @@ from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, exact_samples, mea
 from harness.measure.units import Attempt, Bench, Rows, Unit, batches, failed_cells, sample_file
 from harness.metrics.features import FeatureExtractor, feature_extractor
 from harness.metrics.perceptual import Perceptual
-from harness.metrics.quality import (
-    Distances,
-    ReferenceFeatures,
-    distances,
-    features_of,
-    reference_features,
-    shipped_reference,
-)
+from harness.metrics.quality import ReferenceFeatures, distances, features_of, reference_features, shipped_reference
 from harness.metrics.reconstruction import reconstruction
 from harness.runs.store import RunStore
 
@@ -133,12 +126,9 @@ class QualityTask:
             try:
                 if sums.features_error:
                     raise HarnessError(sums.features_error)
-                exact = None
-                if sums.exact_features:  # the same for all cells of these samples
-                    key = (shared_samples(cell), cell.dataset, cell.data_root, count)
-                    before = Distances(np.concatenate(sums.exact_features), real.value.reference)
-                    exact = bench.keep("exact distances", key, lambda: before)
-                row |= distances(np.concatenate(sums.features), real.value.reference, exact)
+                key, reference = (shared_samples(cell), cell.dataset, cell.data_root, count), real.value.reference
+                exact = bench.keep("exact distances", key, lambda: reference.to(np.concatenate(sums.exact_features)))
+                row |= distances(np.concatenate(sums.features), reference, exact)
             except Exception as error:  # an optional measure costs its own columns
                 missing.append(f"no FID: {because(error)}")
             row["reference_digest"] = self.references.get(reference_name(cell.dataset, cell.data_root))
