@@ -58,7 +58,7 @@ def layer_rows():
     seconds = {1: (0.5, 0.1), 2: (0.5, 0.4)}
     spoils = {1: 0.01, 2: 0.05}
     shared = {**IDENTITY, "checkpoint": "toy", "dataset": "toy", "num_tokens": 16, "num_layers": 2, "tau": 0.5}
-    shared |= {"batch_size": 4, "samples": 256}
+    shared |= {"batch_size": 4}
     sets, costs, each, clock = [], [], [], []
     for name in ("none", "1", "2", "1+2"):
         left = [layer for layer in seconds if str(layer) not in name]
@@ -66,7 +66,12 @@ def layer_rows():
         deviation = sum(spoils[layer] ** 2 for layer in left) ** 0.5
         sets.append(
             shared
-            | {"sequential_layers": name, "iterations": 3 * len(left), "depth": 3 * len(left) + 15 * (2 - len(left))}
+            | {
+                "samples": 256,
+                "sequential_layers": name,
+                "iterations": 3 * len(left),
+                "depth": 3 * len(left) + 15 * (2 - len(left)),
+            }
             | {"token_evaluations": 1.0, "deviation_rmse": deviation, "deviation_max": deviation, "predicted_s": cost}
         )
         clock += [
