@@ -31,6 +31,7 @@ SMALL_BUDGET, SMALL_SPEEDUP = 0.01, 1.5
 """The strict budget, and how many times faster than the best of `CLASSIC` within it `auto` is to be there."""
 CLASSIC = (BASELINE, "ujd", "sejd")
 CELL = ["flow", "batch_size"]
+OVER_SEJD = ["over_sejd", "over_sejd_low", "over_sejd_high", "over_sejd_coverage"]
 AUTO, STRICT = "auto", f"auto, budget {SMALL_BUDGET:g}"
 
 
@@ -52,10 +53,11 @@ def table(runs: Runs) -> pd.DataFrame:
     paired = paired_speedups(timings.assign(decoder=others.mask(paper, "sejd")), baseline="sejd").set_index("cell_id")
     names = [*CELL, "series", "tau"]
     quality = deterministic(runs)
-    timed = speed(runs)[[*names, "wall_s", "speedup", "low", "high", "forward_ratio", "first_layer_share", "rounds"]]
+    numbers = ["wall_s", "speedup", "low", "high", "coverage", "forward_ratio", "first_layer_share", "rounds"]
+    timed = speed(runs)[[*names, *numbers]]
     frame = quality.merge(timed, on=names, how="left")
     over = runs.cells[["cell_id", *names]]
-    for figure, name in (("speedup", "over_sejd"), ("low", "over_sejd_low"), ("high", "over_sejd_high")):
+    for figure, name in zip(("speedup", "low", "high", "coverage"), OVER_SEJD, strict=True):
         over = over.assign(**{name: over["cell_id"].map(paired[figure])})
     return frame.merge(over, on=names, how="left").sort_values(names, kind="stable")
 
@@ -77,7 +79,7 @@ def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
         row = {
             "flow": flow,
             "batch_size": batch,
-            "over_sejd": speedup(auto["over_sejd"], auto["over_sejd_low"], auto["over_sejd_high"]),
+            "over_sejd": speedup(*auto[OVER_SEJD]),
             "asked": SPEEDUP.get(batch, np.nan),
             "reached": auto["over_sejd"] >= SPEEDUP.get(batch, 0.0),
             "deviation": auto["deviation_rmse"],

@@ -7,9 +7,10 @@ warning, never an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from analysis.statistics import BASELINE
@@ -17,6 +18,12 @@ from harness.runs.titles import title
 
 MAX_FID_INCREASE = 0.05
 """Relative to sequential's."""
+
+MIN_SAMPLES = 256
+"""Behind each FID that is judged: with fewer its bias, which decoders share, hides what they differ in."""
+
+VALID, INVALID = "valid", "invalid"
+UNDECIDED: Final = "undecided"
 
 CONDITIONS = ("iterations", "fid", "residuals")
 
@@ -33,22 +40,60 @@ def exact_fid(quality: pd.DataFrame, baseline: str = BASELINE) -> pd.Series:
     return found["fid"].set_axis(quality.index)
 
 
-def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline: str = BASELINE) -> pd.Series:
+def fid_rises(quality: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+    """FID over `exact_fid`, less 1, in the order of `quality`: columns fid_rise, fid_rise_low and fid_rise_high.
+
+    The interval, of 95 %, is of the samples of the same latents. It is NaN where none was estimated or fewer than
+    `MIN_SAMPLES` are behind it; the baseline's own is 0.
+    """
+    own, enough = quality["decoder"].eq(baseline), quality["num_samples"].ge(MIN_SAMPLES)
+    found = pd.DataFrame({"fid_rise": quality["fid"] / exact_fid(quality, baseline) - 1}, index=quality.index)
+    for name in ("fid_rise_low", "fid_rise_high"):
+        ends = quality[name] if name in quality else found["fid_rise"] * np.nan
+        found[name] = ends.astype(float).where(enough).mask(own, 0.0).where(found["fid_rise"].notna())
+    return found
+
+
+def within(low: float, high: float, limit: float) -> bool | None:
+    """Whether what lies in an interval keeps a limit: all of it does, or none; None where neither, or none is known.
+
+    >>> within(0.01, 0.04, 0.05), within(0.06, 0.2, 0.05), within(0.01, 0.09, 0.05), within(float("nan"), 1.0, 0.05)
+    (True, False, None, None)
+    """
+    return None if pd.isna(low) or low <= limit < high else bool(high <= limit)
+
+
+def valid_cells(quality: pd.DataFrame, tolerance: Mapping[str, float], baseline: str = BASELINE) -> pd.DataFrame:
     """Which cells may headline their speed, in the order of `quality`, whose rows have `group_id` and `decoder` too.
 
-    `tolerance` may state `max_deviation`, RMSE in image units, and `max_fid_increase`, relative to `exact_fid`. None
-    where nothing was stated or measured.
+    `tolerance` may state `max_deviation`, RMSE in image units, and `max_fid_increase`, relative to `exact_fid`. Columns
+    `valid`: `VALID` where the 95 % interval of each keeps its limit, `INVALID` where one of them lies beyond it or the
+    samples are none, else `UNDECIDED`; None where nothing was stated or measured. And `why`, where it is not valid.
     """
-    verdicts: list[bool | None] = []
-    for row, exact in zip(quality.to_dict("records"), exact_fid(quality, baseline), strict=True):
-        checks = []
-        if "max_deviation" in tolerance and pd.notna(row["deviation_rmse"]):
-            checks.append(row["deviation_rmse"] <= tolerance["max_deviation"])
-        if "max_fid_increase" in tolerance and pd.notna(row["fid"]) and pd.notna(exact):
-            checks.append(row["fid"] <= exact * (1 + tolerance["max_fid_increase"]))
-        broken = row["status"] != "ok" or bool(row["nonfinite_samples"] and row["nonfinite_samples"] > 0)
-        verdicts.append(False if broken else bool(all(checks)) if checks else None)
-    return pd.Series(verdicts, index=quality.index, dtype=object)
+    verdicts: list[tuple[str | None, str | None]] = []
+    for row in quality.assign(**fid_rises(quality, baseline)).to_dict("records"):
+        checks = list(_checks(row, tolerance, row["decoder"] == baseline))
+        if row["status"] != "ok" or bool(row["nonfinite_samples"] and row["nonfinite_samples"] > 0):
+            checks = [(False, "its samples are not finite" if row["status"] == "ok" else f"status {row['status']}")]
+        kept = [verdict for verdict, _ in checks]
+        verdict = INVALID if False in kept else UNDECIDED if None in kept else VALID
+        blamed = [words for one, words in checks if one is (False if verdict == INVALID else None)]
+        verdicts.append((verdict if checks else None, "; ".join(blamed) or None))
+    return pd.DataFrame(verdicts, index=quality.index, columns=["valid", "why"], dtype=object)
+
+
+def _checks(row: Mapping[Any, Any], tolerance: Mapping[str, float], own: bool) -> Iterator[tuple[bool | None, str]]:
+    if "max_deviation" in tolerance and pd.notna(value := row["deviation_rmse"]):
+        low, high = (value, value) if own else (row.get(f"deviation_{end}", np.nan) for end in ("low", "high"))
+        told = "no interval" if pd.isna(low) else f"{low:.3g} to {high:.3g}"
+        limit = tolerance["max_deviation"]
+        yield within(low, high, limit), f"deviation {value:.3g} ({told}), allowed {limit:g}"
+    if "max_fid_increase" in tolerance and pd.notna(rise := row["fid_rise"]):
+        low, high = row["fid_rise_low"], row["fid_rise_high"]
+        few = f"{row['num_samples']:,.0f} samples are too few" if row["num_samples"] < MIN_SAMPLES else "no interval"
+        told = few if pd.isna(low) else f"{low:+.1%} to {high:+.1%}"
+        limit = tolerance["max_fid_increase"]
+        yield within(low, high, limit), f"FID {rise:+.1%} ({told}), allowed {limit:+.0%}"
 
 
 def break_conditions(
@@ -56,7 +101,8 @@ def break_conditions(
 ) -> pd.DataFrame:
     """What broke: cell_id, condition, layer (null for ``"fid"``), value and limit, a row for each layer to blame.
 
-    Value and limit are iterations and L, or FID and the highest allowed; both are null for ``"residuals"``.
+    Value and limit are iterations and L, or FID and the highest allowed; both are null for ``"residuals"``. A FID has
+    risen where all of its interval says so, see `fid_rises`.
     """
     solved = layers.merge(cells[["cell_id", "num_tokens"]], on="cell_id")
     growing = solved[solved["flags"].fillna("").str.contains("growing")].assign(condition="residuals")
@@ -79,7 +125,7 @@ def warnings(found: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
 
 _SENTENCES = {
     "iterations": "A layer took more iterations than it has tokens",
-    "fid": f"FID is more than {MAX_FID_INCREASE:.0%} above sequential's",
+    "fid": f"FID is more than {MAX_FID_INCREASE:.0%} above sequential's, with 95 % confidence",
     "residuals": "A residual grew from one iteration to the next",
 }
 
@@ -96,7 +142,7 @@ def _iterations(solved: pd.DataFrame) -> pd.DataFrame:
 def _fid(cells: pd.DataFrame, quality: pd.DataFrame, baseline: str) -> pd.DataFrame:
     measured = quality.merge(cells[["cell_id", "group_id", "decoder"]], on="cell_id")
     limit = exact_fid(measured, baseline) * (1 + MAX_FID_INCREASE)
-    risen = measured["status"].eq("ok") & measured["fid"].gt(limit)
+    risen = measured["status"].eq("ok") & fid_rises(measured, baseline)["fid_rise_low"].gt(MAX_FID_INCREASE)
     return measured.assign(condition="fid", value=measured["fid"], limit=limit)[risen]
 
 

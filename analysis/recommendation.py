@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.quality import exact_fid
+from analysis.quality import UNDECIDED, VALID, exact_fid
 from analysis.statistics import BASELINE, median_interval, ratios_to
 from analysis.text import duration, quantity, speedup
 from harness.runs.store import Run
@@ -61,7 +61,7 @@ def recommendation(run: Run, setting: Mapping[str, Any], group: pd.DataFrame) ->
 
 def best_of(group: pd.DataFrame) -> dict[Any, Any] | None:
     """The fastest decoder that is faster than sequential and valid: one that was not judged is not recommended."""
-    faster = group[group["valid"].eq(True) & group["speedup"].gt(1) & group["decoder"].ne(BASELINE)]
+    faster = group[group["valid"].eq(VALID) & group["speedup"].gt(1) & group["decoder"].ne(BASELINE)]
     return None if faster.empty else faster.nlargest(1, "speedup").to_dict("records")[0]
 
 
@@ -74,13 +74,15 @@ def _no_other(group: pd.DataFrame) -> str:
         return f"no speed-up to tell, since {BASELINE}, which the others are compared with, is not among the cells here"
     if others["speedup"].isna().all():
         return f"no speed-up to tell, since no round here was ended well by {BASELINE} and another decoder"
+    if (others["speedup"].gt(1) & others["valid"].eq(UNDECIDED)).any():
+        return f"another decoder is faster than {BASELINE} here, but whether it is valid these samples do not decide"
     if others[others["speedup"].gt(1)]["valid"].isna().any():
         return f"another decoder is faster than {BASELINE} here, but whether it is valid was not measured"
     return f"no other decoder is faster than {BASELINE} and valid here"
 
 
 def _figures(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> list[str]:
-    words = f"{_times(best['speedup'], best['low'], best['high'])} faster than sequential"
+    words = f"{_times(*(best[name] for name in ('speedup', 'low', 'high', 'coverage')))} faster than sequential"
     unsure = " (its interval includes 1)" if best["low"] <= 1 else ""
     return [words + unsure, _over_rival(run, best, group), _deviation(best), _fid(run, best, group)]
 
@@ -99,8 +101,8 @@ def _over_rival(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> str:
     return f"{_times(*ratio)} {'faster than' if ratio.value >= 1 else 'as fast as'} SeJD at tau {rival['tau']:g}"
 
 
-def _times(value: float, low: float, high: float) -> str:
-    return speedup(value, low, high).replace("x", " times", 1)
+def _times(value: float, low: float, high: float, coverage: float) -> str:
+    return speedup(value, low, high, coverage).replace("x", " times", 1)
 
 
 def _deviation(best: Mapping[str, Any]) -> str:

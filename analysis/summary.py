@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from analysis.drift import doubts
-from analysis.quality import break_conditions, valid_cells, warnings
+from analysis.quality import INVALID, UNDECIDED, VALID, break_conditions, valid_cells, warnings
 from analysis.recommendation import SETTING, Recommendation, best_of, recommendation
 from analysis.statistics import BASELINE, layer_costs, paired_speedups
 from analysis.text import print_table, speedup
@@ -19,7 +19,7 @@ from harness.errors import StoreError
 from harness.runs.store import Run
 from harness.runs.titles import parsed, title
 
-_QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_rmse", "valid"]
+_QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_rmse", "valid", "why"]
 
 
 _NUMBERS = ("tau", "time s", "speed-up", "fwd", "FID", "KID", "deviation", "FPE", "depth")
@@ -30,12 +30,12 @@ _LESS_NEEDED = ("KID", "depth", "iterations per layer", "FPE", "fwd", "FID", "ti
 def summarise(run: Run) -> pd.DataFrame:
     """One row per cell, in the order of the run's cells: speed-up, quality, costs, and the first pass that ended badly.
 
-    `valid` is None where nothing was stated or measured.
+    `valid` and `why` are those of `analysis.quality.valid_cells`.
     """
     cells = run.table("cells")[["cell_id"]]
     frame = cells.merge(paired_speedups(run.table("timings"), BASELINE), on="cell_id")
     quality = run.table("quality").merge(frame[["cell_id", "group_id", "decoder"]], on="cell_id")
-    quality = quality.assign(valid=valid_cells(quality, tolerance(run)))
+    quality = quality.join(valid_cells(quality, tolerance(run)))
     frame = frame.merge(quality[["cell_id", *_QUALITY]], on="cell_id", how="left")
     shape = run.table("cells")[["cell_id", "num_tokens", "num_layers"]]
     costs = layer_costs(run.table("layers").merge(shape, on="cell_id"))
@@ -70,12 +70,15 @@ def print_summary(run: Run, console: Console) -> None:
         )
         for sentence in warnings(broken[broken["cell_id"].isin(group["cell_id"])], group):
             console.print(f"Warning: {escape(sentence)}", style="yellow", highlight=False)
+        for cell in group[group["valid"].eq(UNDECIDED)].to_dict("records"):
+            console.print(f"? {_name(cell)}: undecided, {escape(cell['why'])}.", highlight=False)
     limits = tolerance(run)
     console.print(
         "\nTime is the median of a batch's rounds; speed-up the median of paired rounds against sequential with its "
         "95 % interval; fwd the time in forward passes; deviation the RMSE to the sequential samples, in image units; "
         f"FPE forward-pass equivalents; done: a fixed amount of work, which no stopping rule judges. "
-        f"{_validity(frame, limits)}; a speed-up in brackets is of a cell that is not.",
+        f"{_validity(frame, limits)}; all with 95 % "
+        "confidence, else undecided (?); a speed-up in brackets is of an invalid cell.",
         style="dim",
         highlight=False,
     )
@@ -143,7 +146,7 @@ def _heading(setting: dict[str, Any]) -> str:
 
 
 def _entries(row: dict[Any, Any]) -> dict[str, str]:
-    verdict = {True: "valid", False: "invalid"}.get(row["valid"], "")
+    verdict = {VALID: "valid", INVALID: "invalid", UNDECIDED: "?"}.get(row["valid"], "")
     if row["status"] != "ok":
         verdict = f"{verdict}, {row['pass']}: {row['status']}".removeprefix(", ")
     iterations = row["iterations"] if isinstance(row["iterations"], str) else ""
@@ -168,8 +171,8 @@ def _speedup(row: dict[Any, Any]) -> str:
         return ""
     if row["decoder"] == BASELINE and row["speedup"] == row["low"] == row["high"] == 1:
         return "1"
-    text = speedup(row["speedup"], row["low"], row["high"])
-    return f"({text})" if row["valid"] is False else text
+    text = speedup(*(row[name] for name in ("speedup", "low", "high", "coverage")))
+    return f"({text})" if row["valid"] == INVALID else text
 
 
 def _name(row: dict[Any, Any]) -> str:

@@ -119,13 +119,18 @@ def _padded(cell: str) -> str:
     return f" {' '.join(cell.replace('|', chr(92) + '|').splitlines())} " if cell else " "
 
 
-def speedup(value: float, low: float, high: float) -> str:
-    """A speed-up with its interval, where there is one.
+def speedup(value: float, low: float, high: float, coverage: float = 0.95) -> str:
+    """A speed-up with its interval, where there is one; one that covers less often than 95 % says so.
 
-    >>> speedup(2.5, 2.25, 2.75), speedup(2.5, float("nan"), float("nan"))
-    ('2.50x [2.25, 2.75]', '2.50x')
+    >>> speedup(2.5, 2.25, 2.75), speedup(2.5, 2.25, 2.75, 0.9375), speedup(2.5, float("nan"), float("nan"))
+    ('2.50x [2.25, 2.75]', '2.50x [2.25, 2.75; 93.8 %]', '2.50x')
     """
-    return f"{value:.2f}x" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}]")
+    return f"{value:.2f}x" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}{short_of(coverage)}]")
+
+
+def short_of(coverage: float) -> str:
+    """How often an interval covers, where that is less than the 95 % that are meant."""
+    return f"; {percent(coverage, 1)}" if coverage < 0.95 else ""
 
 
 def duration(seconds: float) -> str:

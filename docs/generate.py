@@ -243,12 +243,13 @@ def _run(folder: Path) -> list[str]:
         f"## {matrix['name']}, on {device}\n",
         f"{matrix.get('description', '')}. Stored as `results/{folder.relative_to(RESULTS).as_posix()}`. "
         "The numbers rest on:\n",
-        f"- {_span(frame['rounds'])} paired rounds a cell; the interval is the 95 % bootstrap interval of the median "
-        "ratio to `sequential`.",
+        f"- {_span(frame['rounds'])} paired rounds a cell; the interval is the 95 % interval of the median ratio to "
+        "`sequential`, by order statistics.",
         f"- {_span(frame['num_samples'])} samples a cell for deviation and FID; FID on the features {features}, "
         "against held-out images.",
         f"- Valid is a deviation of at most {limits['max_deviation']:g} and a FID at most "
-        f"{percent(limits['max_fid_increase'])} above sequential's; a speed-up in brackets is of a cell that is not.",
+        f"{percent(limits['max_fid_increase'])} above sequential's; all with 95 % confidence; "
+        "a speed-up in brackets is of an invalid cell.",
         f"- torch {machine['packages']['torch']}, Python {machine['python']}, {', '.join(frame['dtype'].unique())}; "
         f"commit `{machine['git']['commit'][:10]}`. Digests of checkpoints and code are in the run's `manifest.json`.",
     ]
@@ -264,12 +265,12 @@ def _run(folder: Path) -> list[str]:
         lines = [["decoder", "from", "time (s)", "over sequential", "fwd", "deviation", "FID", "FPE", "depth"]]
         for row in group.sort_values("wall_s").to_dict("records"):
             exact = row["decoder"] == "sequential"
-            told = "1" if exact else speedup(row["speedup"], row["low"], row["high"])
+            told = "1" if exact else speedup(*(row[one] for one in ("speedup", "low", "high", "coverage")))
             ours = row["decoder"] in OURS or "fitted" in row["label"] or "networks in" in row["label"]
             numbers = (row[name] for name in ("forward_ratio", "deviation_rmse", "fid", "fpe", "depth"))
             lines.append([
                 title(row["label"], row["tau"]), "ours" if ours else "the papers", quantity(row["wall_s"]),
-                f"({told})" if row["valid"] is False else told,
+                f"({told})" if row["valid"] == "invalid" else told,
                 *(DASH if pd.isna(number) else quantity(number) for number in numbers),
             ])  # fmt: skip
         parts += [

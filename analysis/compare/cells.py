@@ -23,8 +23,9 @@ class CellFacts:
     layers: pd.DataFrame
     quality: dict[str, Any]
     cache_bytes: float
-    valid: bool | None
     errors: list[str]
+    valid: str | None = None  # and why not, see `analysis.quality.valid_cells`
+    why: str | None = None
 
     @property
     def speedup(self) -> float:
@@ -38,7 +39,7 @@ def cells_of(run: Run) -> dict[str, CellFacts]:
     good = paired_ratios(timings[timings["status"] == "ok"], BASELINE)
     quality = run.table("quality").drop(columns="cell_key").join(cells[["group_id", "decoder"]], on="cell_id")
     tolerances = run.matrix.get("quality", {})
-    valid = dict(zip(quality["cell_id"], valid_cells(quality, tolerances, BASELINE), strict=True))
+    judged = valid_cells(quality, tolerances, BASELINE).set_index(quality["cell_id"])
     memory = run.table("memory")
     failed = pd.concat([table[table["status"] != "ok"] for table in (timings, quality, memory)], ignore_index=True)
     rounds, layers = good.groupby("cell_id"), run.table("layers").groupby("cell_id")
@@ -50,7 +51,7 @@ def cells_of(run: Run) -> dict[str, CellFacts]:
             layers=layers.get_group(key).sort_values("layer") if key in layers.groups else pd.DataFrame(),
             quality=next(iter(quality[quality["cell_id"] == key].to_dict("records")), {}),  # type: ignore[arg-type]
             cache_bytes=memory.loc[memory["cell_id"] == key, "cache_bytes"].max(),
-            valid=valid.get(key),
+            **(judged.loc[key].to_dict() if key in judged.index else {}),
             errors=sorted({str(row.error) for row in failed[failed["cell_id"] == key].itertuples()}),
         )
         for key, cell in ((str(cell["cell_id"]), cell) for cell in cells.to_dict("records"))

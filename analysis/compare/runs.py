@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.compare.cells import CellFacts, cells_of
 from analysis.compare.verdicts import ALPHA, VERDICTS, Comparison, Verdict, judge
+from analysis.quality import INVALID, UNDECIDED, VALID
 from analysis.statistics import BASELINE, Shift, median_interval, shift_of_rounds
 from analysis.text import quantity, speedup
 from harness.errors import HarnessError
@@ -94,8 +95,9 @@ def _joined(key: str, base: CellFacts, new: CellFacts, same_machine: bool, toler
         costs = [f"deterministic cost grew by {growth:.0%}", *costs]
     elif timed in ("not compared", "not measured"):
         verdict = "faster" if growth < -tolerance else "same" if timed == "not compared" else timed
+    undecided = [f"quality undecided: {new.why}"] if new.valid == UNDECIDED and base.valid != UNDECIDED else []
     # A cell that was invalid and is so still may be the same as before, but is never headlined as faster.
-    invalid = bool(wrong) or (new.valid is False and verdict not in ("same", "not measured"))
+    invalid = bool(wrong) or (new.valid == INVALID and verdict not in ("same", "not measured"))
     return CellVerdict(
         cell_key=key,
         description=new.description,
@@ -105,7 +107,7 @@ def _joined(key: str, base: CellFacts, new: CellFacts, same_machine: bool, toler
         new=new.speedup,
         shift=shift,
         tested=timed == "not compared" or (shift is not None and not np.isnan(shift.low)),
-        evidence=[*wrong, *worse, *([*costs, sentence] if verdict != timed else [sentence, *costs])],
+        evidence=[*wrong, *worse, *([*costs, sentence] if verdict != timed else [sentence, *costs]), *undecided],
     )
 
 
@@ -146,9 +148,8 @@ def _costs(base: CellFacts, new: CellFacts) -> tuple[list[str], float]:
 def _became_invalid(base: CellFacts, new: CellFacts) -> Iterator[str]:
     if new.errors and not base.errors:
         yield f"failed: {'; '.join(new.errors)}"
-    if new.valid is False and base.valid is not False:
-        figures = (f"{name} {new.quality.get(name)}" for name in ("deviation_rmse", "fid", "nonfinite_samples"))
-        yield f"outside its matrix's quality tolerance: {', '.join(figures)}"
+    if new.valid == INVALID and base.valid != INVALID:
+        yield f"outside its matrix's quality tolerance: {new.why}"
 
 
 def _became_worse(base: CellFacts, new: CellFacts, tolerance: float) -> Iterator[str]:
@@ -176,10 +177,10 @@ def _unmatched(key: str, cell: CellFacts, before: dict[str, CellFacts]) -> CellV
     else:
         gained = speedup(*median_interval(cell.speedups))
         deviation = cell.quality.get("deviation_rmse", np.nan)
-        evidence = [f"{gained} over sequential (bootstrap), deviation {quantity(deviation)}"]
+        evidence = [f"{gained} over sequential, deviation {quantity(deviation)}"]
         evidence = evidence if len(cell.speedups) else ["no paired rounds, so no speed-up"]
     same_group = [other for other in before.values() if other.description["group_id"] == cell.description["group_id"]]
-    rivals = [other for other in same_group if other.valid is not False and not np.isnan(other.speedup)]
+    rivals = [other for other in same_group if other.valid in (VALID, None) and not np.isnan(other.speedup)]
     if rivals:
         best = max(rivals, key=lambda other: other.speedup)
         name = title(best.description["label"], best.description["tau"])
@@ -187,7 +188,7 @@ def _unmatched(key: str, cell: CellFacts, before: dict[str, CellFacts]) -> CellV
     return CellVerdict(
         cell_key=key,
         description=cell.description,
-        verdict="invalid" if cell.valid is False or cell.errors else "new",
+        verdict="invalid" if cell.valid == INVALID or cell.errors else "new",
         regressed=bool(cell.errors),
         new=cell.speedup,
         evidence=evidence,

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from analysis.figures.plot import Omitted, Plot, require
 from analysis.figures.style import INK, PAPER, log_axis, panels, styles
 from analysis.load import BASELINE, Runs, highest, lowest, ranked, title_of
-from analysis.quality import valid_cells
-from analysis.text import listing, quantity, times
+from analysis.quality import INVALID, UNDECIDED, VALID, valid_cells
+from analysis.text import listing, quantity, short_of, times
 
 MEASURES = {
     "deviation_rmse": ("deviation", "deviation (RMSE, image units)"),
@@ -32,7 +32,8 @@ def data(runs: Runs, measure: str) -> pd.DataFrame:
     short = MEASURES[measure][0]
     quality = runs.joined("quality")
     require(quality[quality["status"] == "ok"], "no cell has a quality row")
-    quality = quality.assign(valid=valid_cells(quality.merge(runs.speedups[["cell_id", "group_id"]]), runs.tolerance))
+    quality = quality.merge(runs.speedups[["cell_id", "group_id"]])
+    quality = quality.join(valid_cells(quality, runs.tolerance))
     columns = ["cell_id", "fid_features", "kid_std", "num_samples", measure, "valid"]
     frame = runs.speedups.merge(quality.loc[quality["status"] == "ok", columns], on="cell_id")
     require(frame.dropna(subset=[measure]), f"no timed cell has a {short}")
@@ -43,10 +44,23 @@ def data(runs: Runs, measure: str) -> pd.DataFrame:
     if set(frame["decoder"]) == {BASELINE}:
         raise Omitted(f"{BASELINE} alone has a {short}; there is nothing to set against it")
     frame = ranked(frame.assign(title=frame.apply(title_of, axis=1), front=False))
-    kept = frame[frame["valid"] != False]  # noqa: E712
+    kept = frame[~frame["valid"].isin([INVALID, UNDECIDED])]
     for _, panel in kept.groupby(["flow", "batch_size", "fid_features"], dropna=False):
         frame.loc[panel.index, "front"] = on_front(panel[measure].to_numpy(), panel["speedup"].to_numpy())
-    keep = ["flow", "batch_size", "decoder", "series", "tau", "seed", "title", measure, "speedup", "low", "high"]
+    keep = [
+        "flow",
+        "batch_size",
+        "decoder",
+        "series",
+        "tau",
+        "seed",
+        "title",
+        measure,
+        "speedup",
+        "low",
+        "high",
+        "coverage",
+    ]
     extra = {"deviation_rmse": [], "fid": ["fid_features"], "kid": ["kid_std", "fid_features"]}[measure]
     return frame[[*keep, *extra, "pairs", "num_samples", "valid", "front"]].reset_index(drop=True)
 
@@ -82,7 +96,7 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
                 rows = rows.sort_values("tau")
                 ax.plot(rows[measure], rows["speedup"], color=style.color, ls=style.dashes, lw=0.9, alpha=0.7)
                 for row in rows.to_dict("records"):
-                    hollow = row["valid"] is False
+                    hollow = row["valid"] in (INVALID, UNDECIDED)
                     bar = [[row["speedup"] - row["low"]], [row["high"] - row["speedup"]]]
                     point = ax.errorbar(
                         row[measure], row["speedup"], yerr=None if pd.isna(row["low"]) else bar, fmt=style.marker,
@@ -115,7 +129,7 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     short = MEASURES[measure][0]
     others = frame[frame["decoder"] != BASELINE]
     judged = others["valid"].notna().any()
-    candidates = others[others["valid"] == True] if judged else others  # noqa: E712
+    candidates = others[others["valid"] == VALID] if judged else others
     if candidates.empty:
         if not judged:
             return "Nothing was compared."
@@ -130,8 +144,8 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     members = list(dict.fromkeys(frame.loc[frame["front"], "series"]))
     sentence += f". On the Pareto front: {listing(members)}."
     if judged:
-        hollow = int((others["valid"] == False).sum())  # noqa: E712
-        sentence += f" {hollow} of {len(others)} cells are beyond the tolerance and hollow."
+        beyond, open_ = (int(others["valid"].eq(state).sum()) for state in (INVALID, UNDECIDED))
+        sentence += f" {beyond} of {len(others)} cells are beyond the tolerance, {open_} undecided: hollow."
     else:
         sentence += " The run states no tolerance, so no cell is called valid or invalid."
     if measure in ("fid", "kid") and frame["num_samples"].min() < 10000:
@@ -139,8 +153,12 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     return sentence
 
 
+def _interval(row: dict[str, Any]) -> str:
+    return f"interval {times(row['low'])} to {times(row['high'])}{short_of(row['coverage'])}"
+
+
 def _described(row: dict[str, Any], measure: str) -> str:
-    interval = "" if pd.isna(row["low"]) else f" (95 % interval {times(row['low'])} to {times(row['high'])})"
+    interval = "" if pd.isna(row["low"]) else f" ({_interval(row)})"
     return (
         f"{row['title']} at batch {row['batch_size']}: {times(row['speedup'])}{interval} "
         f"at {MEASURES[measure][0]} {quantity(row[measure])}"
@@ -153,8 +171,8 @@ PLOTS = [
         title=f"Speed against {short}",
         reading=(
             "Each point is a cell: the median of the per-round ratios of sequential's wall time to its own, with the "
-            f"95 % bootstrap interval, against its {label}. Numbers beside points are tau. The stepped line is the "
-            "Pareto front of the cells within the run's tolerance; hollow points are beyond it."
+            f"95 % interval, against its {label}. Numbers beside points are tau. The stepped line is the "
+            "Pareto front of the cells within the run's tolerance; hollow points are beyond it or undecided."
         ),
         data=partial(data, measure=measure),
         draw=partial(draw, measure=measure),

@@ -78,7 +78,8 @@ def method(runs: Runs) -> list[str]:
     sentences = [
         "Within one dataset, checkpoint and batch size every round decodes each cell once, in shuffled order, from the "
         "same latents, and encodes once: ratios within a round are free of the machine's drift. A speed-up is the "
-        "median of these ratios with a percentile-bootstrap interval of 95 %.",
+        "median of these ratios with an interval between two of them that covers it in 95 % of experiments, or as "
+        "often as stated.",
         "Timing, memory, traces and quality are separate passes. Layer 1 is the first one inverted, next to the prior. "
         "FPE are forward-pass equivalents, token evaluations over those of one forward pass; depth counts the network "
         "calls that must follow each other. Both are the same on every machine.",

@@ -9,9 +9,9 @@ import pandas as pd
 from analysis.figures.plot import Table, require
 from analysis.load import BASELINE, PAPER_TAU, Runs, highest, lowest, nearest_tau, ranked, title_of
 from analysis.published import CITATION, reference
-from analysis.quality import valid_cells
+from analysis.quality import INVALID, UNDECIDED, VALID, valid_cells
 from analysis.statistics import layer_costs, median_interval, ratios_to
-from analysis.text import DASH, as_text, latex_text, listing, quantity, rows_of, times
+from analysis.text import DASH, as_text, latex_text, listing, quantity, rows_of, short_of, times
 from analysis.text import markdown as as_markdown
 
 HEADINGS = {
@@ -37,24 +37,26 @@ def data(runs: Runs) -> pd.DataFrame:
     """One row per cell that anything is known of; failed cells keep their row and say why."""
     cells = require(runs.cells, "the runs hold no cell")
     frame = cells[["cell_id", "group_id", "flow", "dataset", "batch_size", "decoder", "series", "tau", "seed"]]
-    numbers = ["wall_s", "images_per_s", "rounds", "speedup", "low", "high", "forward_ratio"]
+    numbers = ["wall_s", "images_per_s", "rounds", "speedup", "low", "high", "coverage", "forward_ratio"]
     numbers += ["forward_ratio_low", "forward_ratio_high"]
     frame = frame.merge(runs.speedups[["cell_id", *numbers]], on="cell_id", how="left")
     quality = runs.tables["quality"].drop(columns=["cell_key", "run", "error"], errors="ignore")
     costs = layer_costs(runs.joined("layers"))
     frame = frame.merge(quality, on="cell_id", how="left").merge(costs, on="cell_id", how="left")
     known = frame.assign(status=frame["status"].fillna("ok"))
-    frame = frame.assign(valid=valid_cells(known, runs.tolerance), failure=frame["cell_id"].map(_failures(runs)))
-    frame.loc[frame["decoder"].eq(BASELINE) & frame["failure"].isna(), "valid"] = True
+    frame = frame.assign(
+        valid=valid_cells(known, runs.tolerance)["valid"], failure=frame["cell_id"].map(_failures(runs))
+    )
+    frame.loc[frame["decoder"].eq(BASELINE) & frame["failure"].isna(), "valid"] = VALID
     frame = ranked(frame.assign(title=frame.apply(title_of, axis=1)))
     untimed = frame["failure"].astype(object).fillna("not timed")
     return frame.assign(
         time=frame["wall_s"].map(quantity).where(frame["wall_s"].notna(), untimed),
-        speed=frame.apply(lambda row: _with_interval(row["speedup"], row["low"], row["high"]), axis=1),
+        speed=frame.apply(_with_interval, axis=1),
         floor=frame["forward_ratio"].map(_or_dash),
         fid_told=frame["fid"].map(lambda value: DASH if pd.isna(value) else quantity(value, 4)),
         kid_told=frame.apply(lambda row: _plus_minus(row["kid"], row["kid_std"]), axis=1),
-        verdict=frame["valid"].map({True: "yes", False: "no"}).fillna(DASH),
+        verdict=frame["valid"].map({VALID: "yes", INVALID: "no", UNDECIDED: "?"}).fillna(DASH),
         published=frame.apply(_published, axis=1),
         _cell_id=frame["cell_id"],
     ).drop(columns=["cell_id", "group_id"])
@@ -74,14 +76,18 @@ def _or_dash(value: float) -> str:
     return DASH if pd.isna(value) else quantity(value)
 
 
-def _with_interval(value: float, low: float, high: float) -> str:
-    if pd.isna(value):
+def _with_interval(row: pd.Series) -> str:
+    if pd.isna(row["speedup"]):
         return DASH
-    return times(value) + ("" if pd.isna(low) or low == high else f" [{_interval(low, high)}]")
+    sharp = pd.isna(row["low"]) or row["low"] == row["high"]
+    return times(row["speedup"]) + ("" if sharp else f" [{_interval(*row[list(_ENDS)])}]")
 
 
-def _interval(low: float, high: float) -> str:
-    return f"{times(low)} to {times(high)}"
+_ENDS = ("low", "high", "coverage")
+
+
+def _interval(low: float, high: float, coverage: float) -> str:
+    return f"{times(low)} to {times(high)}{short_of(coverage)}"
 
 
 def _plus_minus(value: float, error: float) -> str:
@@ -132,13 +138,13 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
             continue
         judged = rows.loc[rows["decoder"] != BASELINE, "valid"].notna().any()
         kind = "valid " if judged else ""
-        good = rows[rows["valid"].eq(True) if judged else rows["failure"].isna()]
+        good = rows[rows["valid"].eq(VALID) if judged else rows["failure"].isna()]
         good = good[good["decoder"] != BASELINE].dropna(subset=["speedup"])
         if good.empty:
             found.append(Headline(str(flow), DASH, f"no {kind}cell has a speed-up over {BASELINE}"))
             continue
         best = highest(good, "speedup")
-        interval = "no interval, too few rounds" if pd.isna(best["low"]) else _interval(best["low"], best["high"])
+        interval = "no interval, too few rounds" if pd.isna(best["low"]) else _interval(*(best[name] for name in _ENDS))
         deviation = "" if pd.isna(best["deviation_rmse"]) else f", deviation {quantity(best['deviation_rmse'])}"
         words = (
             f"{best['title']} at batch {best['batch_size']}, the fastest {kind}cell ({interval}); "
@@ -160,7 +166,7 @@ def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
         ["flow", "batch_size", "decoder"], sort=False
     ):
         own = own.dropna(subset=["wall_s"])
-        valid = own[own["valid"].eq(True)]
+        valid = own[own["valid"].eq(VALID)]
         if own.empty:
             continue
         best = lowest(valid if len(valid) else own, "wall_s")
@@ -172,11 +178,13 @@ def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
             rounds = (good[good["cell_id"] == cell["_cell_id"]] for cell in (best, other))
             ratio = median_interval(ratios_to(*rounds)["ratio"])
             if pd.notna(ratio.value):
-                interval = "too few rounds for an interval" if pd.isna(ratio.low) else _interval(ratio.low, ratio.high)
+                interval = "too few rounds for an interval" if pd.isna(ratio.low) else _interval(*ratio[1:])
                 apart = "" if pd.isna(other["deviation_rmse"]) else f", deviation {quantity(other['deviation_rmse'])}"
                 words.append(f"{times(ratio.value)} as fast as {other['title']} ({interval}{apart})")
         if words:
-            kept = {True: "is valid", False: "is beyond the tolerance"}.get(best["valid"], "was not judged")
+            kept = {VALID: "is valid", INVALID: "is beyond the tolerance", UNDECIDED: "may be valid or not"}.get(
+                best["valid"], "was not judged"
+            )
             sentences.append(
                 f"{best['series']} against the baselines on {flow}, batch {batch}: {best['title']}, its fastest"
                 f"{' valid' if len(valid) else ''} cell, is {listing(words)}. Its deviation is "
@@ -191,7 +199,7 @@ def finding(frame: pd.DataFrame) -> str:
     timed = others.dropna(subset=["speedup"])
     known = timed.dropna(subset=["low"])
     faster = known[known["low"] > 1]
-    valid = faster[faster["valid"] == True]  # noqa: E712
+    valid = faster[faster["valid"] == VALID]
     failed = int(frame["failure"].notna().sum())
     if timed.empty:
         sentence = "No cell was timed together with sequential decoding."
@@ -205,8 +213,9 @@ def finding(frame: pd.DataFrame) -> str:
 
 
 READING = (
-    "Median wall time over rounds; the speed-up is the median of per-round ratios to sequential with its bootstrap "
-    "interval, empty where there are too few rounds for one; forward passes are the wall time over that of encoding "
+    "Median wall time over rounds; the speed-up is the median of per-round ratios to sequential with its 95 % "
+    "interval by order statistics, empty where there are too few rounds for one; forward passes are the wall "
+    "time over that of encoding "
     "the same batch; deviation is the RMSE to the sequential samples in image units. The column marked published is a "
     f"reference, {CITATION}: never comparable in absolute time, nor in FID where flow or features differ."
 )

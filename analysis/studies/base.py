@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+Verdict = bool | Literal["undecided"] | None
+"""Whether a finding bears a claim out, or answers a question; None where it cannot be measured."""
+
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured of one claim on one flow: a part of a row of the claim table."""
+    """What was measured of one claim on one flow: a part of a row of the claim table.
+
+    "undecided": it was measured, on too little for 95 % confidence either way.
+    """
 
     claim: str  # its key in ``claims.toml``
     flow: str  # what it was measured on, or why nothing could be, such as ``"none"``
     measured: str  # one sentence; its numbers come from the tables
-    agrees: bool | None  # whether it bears the claim out, or answers the question; None where it cannot be measured
+    agrees: Verdict
     criterion: str  # when we say so, or why it cannot be measured
     timed: bool = False  # whether it rests on wall times or measured memory, which no rerun repeats
 

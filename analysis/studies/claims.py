@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from analysis.quality import UNDECIDED
 from analysis.studies.base import Finding
 from analysis.text import DASH, markdown_table, markdown_text
 from harness.errors import HarnessError, unknown
@@ -18,8 +20,11 @@ from harness.errors import HarnessError, unknown
 STORED = ("claims.csv", "claims-timed.csv")
 """Where a study's findings are kept: those that a rerun repeats exactly, and those that rest on clocks."""
 
-_VERDICTS = {True: "agree", False: "disagree", None: "mixed"}
-_ANSWERS = {True: "answered", False: "open", None: "partly answered"}
+_VERDICTS = {True: "agree", False: "disagree", None: "mixed", UNDECIDED: UNDECIDED}
+_ANSWERS = {True: "answered", False: "open", None: "partly answered", UNDECIDED: UNDECIDED}
+
+_OWN = {True: "agree", False: "disagree", None: "not measurable", UNDECIDED: UNDECIDED}
+_STORED: dict[str, Any] = {"True": True, "False": False, UNDECIDED: UNDECIDED}
 
 _COLUMNS = [field.name for field in fields(Finding) if field.name != "timed"]
 
@@ -40,7 +45,7 @@ class Row:
     """A claim and what the studies found of it."""
 
     claim: Claim
-    verdict: str  # of `_VERDICTS` or, of an open question, `_ANSWERS`; "not measurable here"; "not run"
+    verdict: str  # of `_VERDICTS` or, of an open question, `_ANSWERS`; "undecided"; "not measurable here"; "not run"
     findings: list[tuple[str, Finding]]  # study and finding, one for each flow
 
 
@@ -75,7 +80,7 @@ def read_findings(results: Path) -> list[tuple[str, Finding]]:
     for path in sorted(file for name in STORED for file in results.glob(f"*/{name}")):
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         for row in frame.to_dict("records"):
-            agrees = {"True": True, "False": False}.get(row.pop("agrees"))
+            agrees = _STORED.get(row.pop("agrees"))
             named = {str(key): value for key, value in row.items()}
             found.append((path.parent.name, Finding(**named, agrees=agrees, timed="timed" in path.stem)))
     return found
@@ -94,7 +99,7 @@ def rows(findings: Sequence[tuple[str, Finding]]) -> list[Row]:
         verdicts = {finding.agrees for _, finding in own} - {None}
         if verdicts:
             words = _ANSWERS if claim.kind == "open question" else _VERDICTS
-            verdict = words[None if len(verdicts) == 2 else verdicts.pop()]
+            verdict = words[None if len(verdicts) > 1 else verdicts.pop()]
         else:
             verdict = "not measurable here" if own or claim.beyond else "not run"
         found.append(Row(claim, verdict, own))
@@ -116,6 +121,6 @@ def _cells(row: Row) -> list[str]:
 
 
 def _measured(study: str, finding: Finding, verdict: str) -> str:
-    own = {True: " (agree)", False: " (disagree)", None: " (not measurable)"}[finding.agrees]
+    own = f" ({_OWN[finding.agrees]})" if verdict == "mixed" else ""
     clock = " ⏱" if finding.timed else ""
-    return f"[{markdown_text(finding.flow)}]({study}.md){clock}: {finding.measured}{own if verdict == 'mixed' else ''}"
+    return f"[{markdown_text(finding.flow)}]({study}.md){clock}: {finding.measured}{own}"

@@ -20,7 +20,7 @@ OF_ITSELF, OF_COLUMN, FLOAT32 = 1e-4, 1e-5, 1e-7
 """What rounding may change a number by: a share of itself, of the largest number of its column, or float32's own share
 of the tokens and images that an error is one of."""
 RISE = "_rise"
-"""Ends the names of columns that tell a change as a share of what changed: they are rounded as 1 + the change is."""
+"""In the names of columns that tell a change as a share of what changed: they are rounded as 1 + the change is."""
 
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 
@@ -53,7 +53,7 @@ def _compare(new: Path, stored: Path) -> Comparison:
     if list(before) != list(after) or len(before) != len(after):
         return Comparison((f"'{stored}' has other columns or rows than '{new}'",))
     names = map(str, before)
-    others = [name for name in names if not same_up_to_rounding(before[name], after[name], name.endswith(RISE))]
+    others = [name for name in names if not same_up_to_rounding(before[name], after[name], RISE in name)]
     if others and not stored.name.endswith(ROUNDED):
         return Comparison((f"'{stored}' differs from '{new}' in {listing(others)}",))
     return Comparison(rounded=(f"{stored.parent.name}/{stored.name}",))

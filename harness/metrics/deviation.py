@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from harness.errors import HarnessError
+from harness.metrics.fid import GROUPS
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Deviation:
     count: int = 0
     largest: float = 0.0
     nonfinite: int = 0
+    each: list[float] = field(default_factory=list)  # mean squared difference of every finite sample, in order
 
     def add(self, samples: Tensor, exact: Tensor) -> None:
         """Take in (B, ...) samples and the exact ones, of the same shape."""
@@ -38,6 +41,7 @@ class Deviation:
         difference = difference[finite]
         if difference.numel():
             self.squares += float(difference.square().sum())
+            self.each += difference.flatten(1).square().mean(dim=1).tolist()
             self.count += difference.numel()
             self.largest = max(self.largest, float(difference.abs().max()))
 
@@ -47,16 +51,36 @@ class Deviation:
         self.count += other.count
         self.largest = max(self.largest, other.largest)
         self.nonfinite += other.nonfinite
+        self.each = self.each + other.each
 
     @property
     def mse(self) -> float | None:
         """Mean squared difference over all finite samples; None without one."""
         return self.squares / self.count if self.count else None
 
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """95 % interval of the RMSE over latents, None for fewer than two samples.
+
+        Student's, of the logarithm: from the means of up to `GROUPS` groups of consecutive samples, since those of a
+        batch stop together.
+        """
+        from scipy.stats import t as student
+
+        groups = min(GROUPS, len(self.each))
+        if self.mse is None or groups < 2:
+            return None, None
+        means = np.array([part.mean() for part in np.array_split(np.array(self.each), groups)])
+        error = means.std(ddof=1) / math.sqrt(groups) / (2 * self.mse) if self.mse else 0.0
+        reach, rmse = math.exp(student.ppf(0.975, groups - 1) * error), math.sqrt(self.mse)
+        return rmse / reach, rmse * reach
+
     def result(self) -> dict[str, float | int | None]:
-        """deviation_rmse and deviation_max, None without a finite sample, and nonfinite_samples."""
+        """deviation_rmse, its interval and deviation_max, None without a finite sample, and nonfinite_samples."""
+        low, high = self.interval()
         return {
             "deviation_rmse": None if self.mse is None else math.sqrt(self.mse),
+            "deviation_low": low,
+            "deviation_high": high,
             "deviation_max": self.largest if self.count else None,
             "nonfinite_samples": self.nonfinite,
         }

@@ -20,8 +20,8 @@ Real = TypeVar("Real", bound=np.floating)
 KID_SAMPLES = 10_000
 """Beyond this many samples of either set, KID is estimated from a seeded subset: its cost is quadratic."""
 
-GROUPS, MOST_DIM = 20, 512
-"""Of the jackknife of `rise_interval`."""
+GROUPS = 20
+"""Of consecutive samples, each left out in turn by the jackknife of `rise_interval`."""
 
 _ROWS = 1024  # of a kernel matrix held at once
 
@@ -66,27 +66,40 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     return float(difference @ difference + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
 
 
-def rise_interval(features: Array, exact: Array, reference: FeatureStatistics) -> tuple[float, float] | None:
-    """95 % interval of ``FID / FID of the exact samples - 1``, (n, D) features of the same latents, row by row.
+def fids(features: Array, reference: FeatureStatistics) -> NDArray[np.float64]:
+    """(GROUPS + 1,) FIDs of (n, D) features: of all, then without each of `GROUPS` groups of consecutive rows.
 
-    By the jackknife over `GROUPS` groups of rows, left out of both alike, so that what samples have in common cancels.
-    None for too few samples, or for more than `MOST_DIM` dimensions, where it would take minutes.
+    The root of the reference is taken once, and the trace in `frechet_distance` is the sum of the singular values of
+    the centred features times that root, from the smaller of their two Gram matrices: `GROUPS + 1` decompositions of
+    min(n, D) rows, a minute or more for Inception's 2,048 dimensions.
+    """
+    values, root = features.astype(np.float64), _root(reference.covariance)
+    spread = values @ root
+
+    def distance(kept: NDArray[np.bool_]) -> float:
+        rows, across = values[kept], spread[kept] - spread[kept].mean(axis=0)
+        mean = rows.mean(axis=0)
+        gram = across.T @ across if len(rows) > len(mean) else across @ across.T
+        cross = np.sqrt(np.linalg.eigvalsh(gram / (len(rows) - 1)).clip(min=0)).sum()
+        total = np.trace(reference.covariance) + ((rows - mean) ** 2).sum() / (len(rows) - 1)
+        return float(((mean - reference.mean) ** 2).sum() + total - 2 * cross)
+
+    group = np.arange(len(values)) * GROUPS // len(values)
+    return np.array([distance(group != number) for number in (-1, *range(GROUPS))])
+
+
+def rise_interval(after: NDArray[np.float64], before: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of ``after / before - 1`` from two results of `fids`, of samples of the same latents, row by row.
+
+    By the jackknife: the same groups are left out of both, so that what the samples have in common cancels, and a
+    batch, which stops together, lies in one group or two (Efron & Tibshirani, An Introduction to the Bootstrap,
+    Ch. 11).
     """
     from scipy.stats import t as student
 
-    if len(features) != len(exact) or len(exact) < 4 * GROUPS or exact.shape[1] > MOST_DIM:
-        return None
-
-    def rise(rows: NDArray[np.bool_]) -> float:
-        after, before = (frechet_distance(reference, FeatureStatistics.of(x[rows])) for x in (features, exact))
-        return after / before - 1
-
-    group = np.arange(len(exact)) % GROUPS
-    left = np.array([rise(group != number) for number in range(GROUPS)])
-    error = np.sqrt((GROUPS - 1) * left.var())
-    reach = float(student.ppf(0.975, GROUPS - 1) * error)
-    whole = rise(np.ones(len(exact), dtype=bool))
-    return whole - reach, whole + reach
+    rises = after / before - 1
+    reach = student.ppf(0.975, GROUPS - 1) * np.sqrt((GROUPS - 1) * rises[1:].var())
+    return float(rises[0] - reach), float(rises[0] + reach)
 
 
 def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,10 +109,11 @@ def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class KernelDistance(NamedTuple):
-    """An estimate of KID."""
+    """An estimate of KID, its standard error, and (n,) what it is without each sample of the first set."""
 
     value: float
     standard_error: float
+    without: NDArray[np.floating]
 
 
 def kernel_distance(a: Array, b: Array, max_samples: int = KID_SAMPLES, seed: int = 0) -> KernelDistance:
@@ -122,7 +136,14 @@ def kernel_distance(a: Array, b: Array, max_samples: int = KID_SAMPLES, seed: in
     without_a = (total_a - 2 * within_a) / ((n - 1) * (n - 2)) - 2 * (cross - across_a) / ((n - 1) * m)
     without_b = (total_b - 2 * within_b) / ((m - 1) * (m - 2)) - 2 * (cross - across_b) / ((m - 1) * n)
     variance = (n - 1) * without_a.var() + (m - 1) * without_b.var()
-    return KernelDistance(float(value), float(np.sqrt(variance)))
+    return KernelDistance(float(value), float(np.sqrt(variance)), without_a)
+
+
+def difference_interval(after: KernelDistance, before: KernelDistance) -> tuple[float, float]:
+    """95 % interval of ``after - before``, both of the same latents and reference: each sample left out of both."""
+    differences = after.without - before.without
+    reach = 1.96 * float(np.sqrt((len(differences) - 1) * differences.var()))
+    return after.value - before.value - reach, after.value - before.value + reach
 
 
 def thinned(features: NDArray[Real], most: int, generator: np.random.Generator) -> NDArray[Real]:

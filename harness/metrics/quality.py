@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,18 @@ from harness.datasets.images import finite_images
 from harness.errors import StoreError
 from harness.files import cache_folder, make_folder, replacing
 from harness.metrics.features import ASSETS, FeatureExtractor
-from harness.metrics.fid import KID_SAMPLES, FeatureStatistics, frechet_distance, kernel_distance, thinned
+from harness.metrics.fid import (
+    GROUPS,
+    KID_SAMPLES,
+    FeatureStatistics,
+    KernelDistance,
+    difference_interval,
+    fids,
+    frechet_distance,
+    kernel_distance,
+    rise_interval,
+    thinned,
+)
 
 BATCH = 256
 """Images whose features are computed at a time."""
@@ -48,6 +60,9 @@ class ReferenceFeatures:
         features = np.concatenate([features_of(batch, extractor) for batch in batches])
         statistics = FeatureStatistics.of(features)
         return cls(extractor.name, statistics, thinned(features, kept, np.random.default_rng(0)))
+
+    def to(self, features: NDArray[np.float32]) -> Distances:
+        return Distances(features, self)
 
     @classmethod
     def load(cls, path: Path, extractor: FeatureExtractor) -> ReferenceFeatures | None:
@@ -105,17 +120,37 @@ def shipped_reference(
     return ReferenceFeatures.load(ASSETS / f"reference-{dataset}.safetensors", extractor)
 
 
-def distances(features: NDArray[np.float32], reference: ReferenceFeatures) -> dict[str, float | int | str | None]:
-    """FID and KID of (n, D) features of generated images, and what they rest on; None for fewer than three."""
-    fid = kid = kid_std = None
+@dataclass(frozen=True)
+class Distances:
+    """How far (n, D) features of generated images, three or more, are from a reference."""
+
+    features: NDArray[np.float32]
+    reference: ReferenceFeatures
+
+    @cached_property
+    def kid(self) -> KernelDistance:
+        return kernel_distance(self.features, self.reference.features)
+
+    @cached_property
+    def fids(self) -> NDArray[np.float64]:
+        """See `harness.metrics.fid.fids`."""
+        return fids(self.features, self.reference.statistics)
+
+
+def distances(
+    features: NDArray[np.float32], reference: ReferenceFeatures, exact: Distances | None = None
+) -> dict[str, float | int | str | None]:
+    """FID and KID of (n, D) features of generated images, and what they rest on; None for fewer than three.
+
+    Beside them the intervals of their differences to `exact`, the sequential samples of the same latents, where these
+    are as many and 4 a group of the jackknife or more.
+    """
+    found, row = reference.to(features), dict.fromkeys(("fid", "kid", "kid_std"))
     if len(features) >= 3:
-        fid = frechet_distance(reference.statistics, FeatureStatistics.of(features))
-        kid, kid_std = kernel_distance(features, reference.features)
-    return {
-        "fid": fid,
-        "fid_features": reference.extractor,
-        "kid": kid,
-        "kid_std": kid_std,
-        "num_samples": len(features),
-        "num_reference": reference.statistics.count,
-    }
+        row["fid"] = frechet_distance(reference.statistics, FeatureStatistics.of(features))
+        row["kid"], row["kid_std"], _ = found.kid
+    if exact is not None and len(features) == len(exact.features) >= 4 * GROUPS:
+        row["fid_rise_low"], row["fid_rise_high"] = rise_interval(found.fids, exact.fids)
+        row["kid_rise_low"], row["kid_rise_high"] = difference_interval(found.kid, exact.kid)
+    facts = {"fid_features": reference.extractor, "num_samples": len(features)}
+    return row | facts | {"num_reference": reference.statistics.count}

@@ -32,8 +32,9 @@ def layer(name, number, iterations=5, converged=True, flags="", mode="jacobi", d
     }  # fmt: skip
 
 
-def quality(name, fid, features="f", samples=512, images=None):
+def quality(name, fid, features="f", samples=512, images=None, margin=0.005):
     return {
+        "fid_rise_low": fid / 10.0 - 1 - margin, "fid_rise_high": fid / 10.0 - 1 + margin,
         "cell_id": name, "cell_key": name, "fid": fid, "fid_features": features, "num_samples": samples,
         "reference_digest": images, "deviation_rmse": 0.01, "nonfinite_samples": 0, "status": "ok",
     }  # fmt: skip
@@ -84,6 +85,13 @@ def test_nothing_is_found_within_the_conditions():
     assert found_in(*tables(layers, 10.5)).empty
 
 
+def test_a_fid_that_may_be_within_the_limit_or_not_breaks_nothing():
+    cells, layers, measured = tables([layer("a", 1)], 10.6)
+    assert list(found_in(cells, layers, measured)["condition"]) == ["fid"]
+    assert found_in(cells, layers, [measured[0], quality("a", 10.6, margin=0.02)]).empty
+    assert found_in(cells, layers, [quality("s", 10.0, samples=255), quality("a", 10.6, samples=255)]).empty, "too few"
+
+
 def test_fids_of_other_features_groups_images_or_numbers_of_samples_are_not_compared():
     cells, layers, measured = tables([layer("a", 1)], 99.0)
     assert found_in(cells, layers, [measured[0], quality("a", 99.0, "other")]).empty
@@ -112,7 +120,7 @@ def run(tmp_path):
 
 TOLD = (
     "A layer took more iterations than it has tokens: ujd tau 0.5 (layer 2: 70 of 64).",
-    "FID is more than 5% above sequential's: ujd tau 0.5 (12.00, allowed 10.50).",
+    "FID is more than 5% above sequential's, with 95 % confidence: ujd tau 0.5 (12.00, allowed 10.50).",
     "A residual grew from one iteration to the next: ujd tau 0.5 (layer 1).",
 )
 

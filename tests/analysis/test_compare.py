@@ -100,6 +100,8 @@ def simulate(path, cells, seed=0, rounds=ROUNDS, fingerprint="a machine", code="
                 for i, count in enumerate(cell.iterations)
             ]
             figures = {"deviation_rmse": cell.deviation, "fid": cell.fid, "kid": cell.kid, "kid_std": 0.001}
+            figures |= {"deviation_low": 0.95 * cell.deviation, "deviation_high": 1.05 * cell.deviation}
+            figures |= {"fid_rise_low": cell.fid / cells[0].fid - 1.01, "fid_rise_high": cell.fid / cells[0].fid - 0.99}
             counts = {"num_samples": 960, "num_reference": 1438, "nonfinite_samples": cell.nonfinite}
             tables["quality"].append(identity | figures | counts | outcome | {"fid_features": "digits"})
             tables["memory"].append(identity | {"cache_bytes": cell.cache_bytes, "method": "rss"} | outcome)
@@ -203,7 +205,8 @@ def test_calls_traded_for_tokens_are_left_to_the_clock(pair):
         ({"deviation": 0.2}, "invalid", "outside its matrix's quality tolerance"),
         ({"fid": 3.1, "kid": 0.011}, "same", None),
         ({"fid": 3.1, "kid": 0.02}, "same", None),
-        ({"nonfinite": 1}, "invalid", "nonfinite_samples 1"),
+        ({"nonfinite": 1}, "invalid", "its samples are not finite"),
+        ({"deviation": 0.155}, "same", "quality undecided: deviation 0.155 (0.147 to 0.163), allowed 0.15"),
         ({"error": "out of memory at batch 16"}, "invalid", "failed: out of memory"),
     ],
 )

@@ -157,7 +157,7 @@ def test_findings_survive_their_files(tmp_path):
 @pytest.mark.parametrize(
     ("verdicts", "word"),
     [([True, True], "agree"), ([False], "disagree"), ([True, False], "mixed"), ([None], "not measurable here"),
-     ([True, None], "agree"), ([], "not run")],
+     ([True, None], "agree"), ([], "not run"), (["undecided", None], "undecided"), (["undecided", True], "mixed")],
 )  # fmt: skip
 def test_a_verdict_sums_up_the_flows(verdicts, word):
     found = [("s", Finding("finite", "digits", "m", verdict, "c")) for verdict in verdicts]

@@ -18,7 +18,7 @@ def run(tmp_path):
     return stored(tmp_path / "run")
 
 
-def stored(path, left_out=(), failed=("broken",), quality=True):
+def stored(path, left_out=(), failed=("broken",), quality=True, samples=1000):
     """Decoders of K = 2, L = 5: fast is 4 times as fast and valid, sloppy 8 times and invalid, broken fails."""
     limits = {"max_deviation": 0.1, "max_fid_increase": 0.05}
     with RunStore.create(path, {"matrix": {"quality": limits}}) as store:
@@ -45,7 +45,7 @@ def stored(path, left_out=(), failed=("broken",), quality=True):
                 "threads": 1,
             }
             outcome = {"status": "ok"} if seconds else {"status": "failed", "error": "it [broke]"}
-            rounds = [1.0, 1.1, 1.2, 1.3, 1.4]
+            rounds = [1.0, 1.1, 1.2, 1.2, 1.3, 1.4]
             store.append("cells", [cell])
             store.append(
                 "timings",
@@ -57,8 +57,9 @@ def stored(path, left_out=(), failed=("broken",), quality=True):
             )  # fmt: skip
             if seconds and quality:
                 deviation = {"sequential": 0.0, "fast": 0.05, "sloppy": 0.3, "sejd": 0.08}[label]
-                row = {"cell_id": label, "cell_key": label, "num_samples": 100, "fid": 5.0, "fid_features": "net"}
+                row = {"cell_id": label, "cell_key": label, "num_samples": samples, "fid": 5.0, "fid_features": "net"}
                 row |= {"fid_rise_low": -0.01, "fid_rise_high": 0.02}
+                row |= {"deviation_low": 0.9 * deviation, "deviation_high": 1.1 * deviation}
                 store.append("quality", [row | {"deviation_rmse": deviation, "nonfinite_samples": 0, "status": "ok"}])
             if seconds:
                 iterations = 4 if label == "sequential" else 3
@@ -86,7 +87,7 @@ def test_figures_come_from_pairs_and_counts(run):
     assert frame["forward_ratio"].tolist()[:3] == pytest.approx([20, 5, 2.5])
     assert frame["fpe"].tolist()[:3] == [4, 3, 3] and frame["depth"].tolist()[:3] == [8, 6, 6]
     assert frame["iterations"]["fast"] == "3 4!"
-    assert frame["valid"].tolist()[:3] == [True, True, False]
+    assert frame["valid"].tolist()[:3] == ["valid", "valid", "invalid"]
     assert (frame["status"]["broken"], frame["pass"]["broken"]) == ("failed", "timings")
 
 
@@ -95,11 +96,13 @@ def test_the_table_headlines_valid_cells_only(run):
     print_summary(run, console)
     text = console.export_text()
     told = "use fast tau 0.5 (--decoder 'ujd tau=0.5'): 4.00 times [4.00, 4.00] faster than sequential, "
-    told += "2.00 times [2.00, 2.00] faster than SeJD at tau 0.5, deviation 0.05, FID +0.0 % [-1.0, +2.0] (100 samples)"
+    told += (
+        "2.00 times [2.00, 2.00] faster than SeJD at tau 0.5, deviation 0.05, FID +0.0 % [-1.0, +2.0] (1,000 samples)"
+    )
     assert told in " ".join(text.split())
     assert "(8.00x [8.00, 8.00])" in text and "(4.00x" not in text
     assert "it [broke]" in text and "timings: failed" in text
-    assert "features of net, 100 samples" in text
+    assert "features of net, 1,000 samples" in text
 
 
 def printed(run, width=170):
@@ -136,6 +139,16 @@ def test_a_narrow_terminal_keeps_every_decoder_and_says_what_it_leaves_out(run, 
 def test_what_is_absent_is_no_verdict(tmp_path, changes, said):
     text = " ".join(printed(stored(tmp_path / "run", **changes)).split())
     assert said in text and ("no other decoder is faster" in text) == ("no other decoder is faster" in said)
+
+
+def test_what_the_samples_do_not_decide_is_said_with_its_reason_and_not_recommended(tmp_path):
+    run = stored(tmp_path / "run", left_out=["sejd"], samples=100)
+    frame = summarise(run).set_index("label")
+    assert frame["valid"].tolist()[:3] == ["valid", "undecided", "invalid"], "sequential is what it is compared with"
+    text = " ".join(printed(run).split())
+    assert "? fast tau 0.5: undecided, FID +0.0% (100 samples are too few), allowed +5%." in text
+    assert "whether it is valid these samples do not decide" in text
+    assert "deviation 0.3 (0.27 to 0.33), allowed 0.1" in frame["why"]["sloppy"]
 
 
 def test_every_printed_figure_is_that_of_the_tables(run):

@@ -1,5 +1,6 @@
 """Deviation and reconstruction."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,13 +26,34 @@ def test_nonfinite_samples_are_left_out_and_counted():
     a[0, 0, 0, 0], b[1, 0, 1, 1] = float("nan"), float("inf")
     deviation = Deviation()
     deviation.add(a, b)
-    assert deviation.result() == {"deviation_rmse": 1.0, "deviation_max": 1.0, "nonfinite_samples": 2}
+    assert deviation.result() == {
+        "deviation_rmse": 1.0, "deviation_low": None, "deviation_high": None, "deviation_max": 1.0,
+        "nonfinite_samples": 2,
+    }  # fmt: skip
 
 
 def test_nothing_compared_is_no_deviation():
     deviation = Deviation()
     deviation.add(torch.full((2, 1, 1, 1), float("nan")), torch.zeros(2, 1, 1, 1))
-    assert deviation.result() == {"deviation_rmse": None, "deviation_max": None, "nonfinite_samples": 2}
+    found = deviation.result()
+    assert found.pop("nonfinite_samples") == 2 and set(found.values()) == {None}
+
+
+@pytest.mark.parametrize(("count", "batch"), [(64, 1), (256, 16), (256, 1)])
+def test_the_interval_covers_the_deviation_over_other_latents(count, batch):
+    """Samples differ by a factor, and those of a batch stop together: 400 experiments, with a fixed seed."""
+    rng, held, spread = np.random.default_rng(count + batch), 0, (0.6, 0.3 if batch > 1 else 0.0)
+    truth = np.exp(2 * (spread[0] ** 2 + spread[1] ** 2)) ** 0.5  # the root of the mean square of a lognormal
+    for _ in range(400):
+        sizes = np.exp(
+            spread[0] * rng.normal(size=count) + np.repeat(spread[1] * rng.normal(size=count // batch), batch)
+        )
+        deviation = Deviation()
+        for rows in torch.tensor(sizes)[:, None].split(batch):
+            deviation.add(rows, torch.zeros_like(rows))
+        low, high = deviation.interval()
+        held += low <= truth <= high
+    assert held / 400 >= 0.9, "skewed samples and few groups cost some of the 95 %"
 
 
 def test_other_shapes_are_refused():

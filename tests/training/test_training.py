@@ -147,6 +147,18 @@ def test_bits_per_dim_do_not_depend_on_the_batch_size() -> None:
     )
 
 
+def test_bits_per_dim_are_the_mean_of_several_draws_of_noise(monkeypatch) -> None:
+    images = Images(torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8))
+    levels, flow = to_unit(torch.arange(256, dtype=torch.uint8)), small_flow()
+
+    def spread(draws: int) -> float:
+        monkeypatch.setattr("harness.training.likelihood.DRAWS", draws)
+        configs = (TarFlowTraining.model_validate(TINY | {"seed": seed}) for seed in range(24))
+        return float(torch.tensor([bits_per_dim(flow, images, levels, config) for config in configs]).std())
+
+    assert spread(4) < 0.7 * spread(1), "half as much, by the square root of four"
+
+
 # Batches.
 
 
@@ -627,4 +639,4 @@ def test_the_digits_flow_has_the_bits_per_dim_it_states() -> None:
     splits = Splits.of(load_dataset("digits", "train"), load_dataset("digits", "test"), config)
     with safe_open(ASSETS / "digits.safetensors", framework="pt") as file:
         stated = float(file.metadata()["held_out_bits_per_dim"])
-    assert splits.held_out_bits_per_dim(load_flow("digits")) == pytest.approx(stated, abs=1e-3)
+    assert splits.held_out_bits_per_dim(load_flow("digits")) == pytest.approx(stated, abs=5e-3)  # of one draw

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from analysis.figures.style import decoder_style, layer_lines, panels
 from analysis.load import PAPER_TAU, Runs
 from analysis.studies.base import Finding, Findings
-from analysis.studies.cells import deterministic, layerwise, speed, with_interval
+from analysis.studies.cells import deterministic, layerwise, rounds, speed, with_interval
 from analysis.text import listing, quantity
 
 READING, LEFT_OUT = "input", 5
@@ -25,7 +25,7 @@ def findings(runs: Runs) -> Findings:
     summary = _summary(cells, layers, redundancy)
     return Findings(
         tables={"cells": cells, "iterations": layers, "redundancy": redundancy, "summary": summary},
-        timed={"speed": times},
+        timed={"speed": times, "rounds": rounds(runs)},
         figures={"training": draw(layers, redundancy, cells)} if len(redundancy) else {},
         values={"paper_tau": PAPER_TAU, "dataset": cells["dataset"].iloc[0], "o": LEFT_OUT},
         claims=tuple(_claims(summary, times)),

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from analysis.figures.plot import Omitted
 from analysis.figures.style import INK, decoder_style, panels, sequential_map
 from analysis.load import Runs, lowest
+from analysis.quality import MIN_SAMPLES, UNDECIDED
 from analysis.statistics import median_interval
-from analysis.studies.base import Finding, Findings
+from analysis.studies.base import Finding, Findings, Verdict
 from analysis.text import listing
 
 PAPER, NONE, AUTO = "1", "none", "auto"
@@ -30,12 +31,18 @@ def findings(runs: Runs) -> Findings:
     seconds = per_layer(runs)
     return Findings(
         tables={"choices": sets.drop(columns=["cell_id", "predicted_s"]), "layers": ranked, "front": front(sets)},
-        timed={"clock": timed, "layer-seconds": seconds, "answer": answers(sets, timed)},
+        timed={
+            "clock": timed,
+            "layer-seconds": seconds,
+            "answer": answers(sets, timed),
+            "rounds": rounds(runs, "layer_set_rounds"),
+            "layer-rounds": rounds(runs, "layer_seconds"),
+        },
         figures={
             "choices": draw(sets, "depth", "depth: network calls in a row"),
             "clock-timed": draw(sets, "predicted_s", "seconds of a decode", timed),
         },
-        values={"tau": float(sets["tau"].iloc[0]), "errors": timed["error"].abs().dropna()},
+        values={"tau": float(sets["tau"].iloc[0]), "errors": timed["error"].abs().dropna(), "samples": _counts(sets)},
         claims=_claims(sets),
     )
 
@@ -43,15 +50,26 @@ def findings(runs: Runs) -> Findings:
 def choices(runs: Runs) -> pd.DataFrame:
     """Every choice of every flow and batch; `depth_beaten` where another is no worse in depth and deviation."""
     sets = runs.table("layer_sets")
+    known = sets.get("samples", sets["batch_size"]).fillna(sets["batch_size"])  # one batch, by an older probe
+    sets = sets.assign(samples=known.astype(int))
     kept = sets["sequential_layers"].replace(NONE, "").str.split("+")
     kept = kept.map(lambda names: [name for name in names if name])
     sets = sets.assign(sequential_count=kept.map(len), first_kept=kept.map(lambda names: "1" in names))
     beaten = pd.concat([_beaten(part) for _, part in sets.groupby(CASE)])
-    columns = [*CASE, "cell_id", "num_tokens", "num_layers", "tau", "sequential_layers", "sequential_count"]
+    columns = [*CASE, "samples", "cell_id", "num_tokens", "num_layers", "tau", "sequential_layers", "sequential_count"]
     columns += ["first_kept", "iterations", "depth", "token_evaluations", "deviation_rmse", "deviation_max"]
     columns.append("predicted_s")
     found = sets.assign(depth_beaten=beaten)[[*columns, "depth_beaten"]]
     return found.sort_values([*CASE, "sequential_count", "sequential_layers"], ignore_index=True)
+
+
+def _counts(sets: pd.DataFrame) -> list[str]:
+    """What every flow's figures rest on, in words."""
+    cases = sets.drop_duplicates(CASE).groupby("checkpoint", sort=False)
+    return [
+        f"{name}, {listing([f'{row.samples:,} at batch {row.batch_size}' for row in rows.itertuples()])}"
+        for name, rows in cases
+    ]
 
 
 def _beaten(part: pd.DataFrame) -> pd.Series:
@@ -92,20 +110,28 @@ def clocked(runs: Runs, sets: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for names, part in runs.table("layer_set_rounds").groupby(key):
         speedup = median_interval(part["sequential_s"] / part["wall_s"])
-        rows.append((*names, part["wall_s"].median(), speedup.value, speedup.low, speedup.high, len(part)))
-    found = pd.DataFrame(rows, columns=[*key, "wall_s", "speedup", "low", "high", "rounds"])
+        rows.append((*names, part["wall_s"].median(), *speedup, len(part)))
+    found = pd.DataFrame(rows, columns=[*key, "wall_s", "speedup", "low", "high", "coverage", "rounds"])
     found = found.merge(sets[["cell_id", "checkpoint"]].drop_duplicates(), on="cell_id")
     found = found.merge(sets[[*key, "deviation_rmse", "predicted_s"]], on=key, how="left")
     found["error"] = found["predicted_s"] / found["wall_s"] - 1
-    columns = ["wall_s", "predicted_s", "error", "speedup", "low", "high", "rounds", "deviation_rmse"]
+    columns = ["wall_s", "predicted_s", "error", "speedup", "low", "high", "coverage", "rounds", "deviation_rmse"]
     return found[[*CASE, "sequential_layers", *columns]].sort_values([*CASE, "wall_s"], ignore_index=True)
+
+
+def rounds(runs: Runs, table: str) -> pd.DataFrame:
+    """A table of timed rounds, the flow's name in place of the cell's."""
+    names = runs.table("layer_sets")[["cell_id", "checkpoint"]].drop_duplicates()
+    return names.merge(runs.table(table).drop(columns=["checkpoint", "run"], errors="ignore"), on="cell_id").drop(
+        columns=["cell_id", "cell_key"], errors="ignore"
+    )
 
 
 def per_layer(runs: Runs) -> pd.DataFrame:
     """Median seconds of every layer, both ways."""
-    names = runs.table("layer_sets")[["cell_id", "checkpoint"]].drop_duplicates()
-    seconds = runs.table("layer_seconds").merge(names, on="cell_id")
-    found = seconds.groupby([*CASE, "layer"], as_index=False)[["sequential_s", "jacobi_s"]].median()
+    found = (
+        rounds(runs, "layer_seconds").groupby([*CASE, "layer"], as_index=False)[["sequential_s", "jacobi_s"]].median()
+    )
     return found.assign(gain=found["sequential_s"] / found["jacobi_s"])
 
 
@@ -127,15 +153,21 @@ def answers(sets: pd.DataFrame, timed: pd.DataFrame) -> pd.DataFrame:
 def _claims(sets: pd.DataFrame) -> tuple[Finding, ...]:
     found = []
     for checkpoint, part in sets.groupby("checkpoint", sort=False):
-        words, first = [], []
+        words, first, few = [], [], False
         for batch, rows in part.groupby("batch_size"):
             best = lowest(rows[rows["sequential_count"] == 1], "deviation_rmse")["sequential_layers"]
+            count = int(rows["samples"].iloc[0])
+            few |= count < MIN_SAMPLES
             deviation = rows.set_index("sequential_layers")["deviation_rmse"]
-            words.append(f"layer {best} at batch {batch} (the first: {deviation[NONE]:.3f} to {deviation[PAPER]:.3f})")
+            share = f"{count} sample{'' if count == 1 else 's'}"
+            falls = f"the first: {deviation[NONE]:.3f} to {deviation[PAPER]:.3f}"
+            words.append(f"layer {best} at batch {batch} ({share}; {falls})")
             first.append(best == PAPER)
         measured = f"of single layers kept sequential, the deviation falls most with {listing(words)}"
-        criterion = "at every batch no other single layer kept sequential leaves a smaller deviation"
-        found.append(Finding("first-layer-sequential", str(checkpoint), measured, all(first), criterion))
+        criterion = "at every batch no other single layer kept sequential leaves a smaller deviation, from "
+        criterion += f"{MIN_SAMPLES} samples or more"
+        verdict: Verdict = UNDECIDED if few else all(first)
+        found.append(Finding("first-layer-sequential", str(checkpoint), measured, verdict, criterion))
     return tuple(found)
 
 

@@ -11,19 +11,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from statistics import median
+from statistics import fmean, median
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
-from harness.decoders import Decoder, DecodeResult, build_decoder
+from harness.decoders import Decoder, build_decoder
 from harness.decoders.exact import ExactBatch
 from harness.decoders.schedule import find_schedule
 from harness.flows.protocols import CausalFlow, CausalLayer
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, alternating, probe_table, probes
-from harness.measure.units import Bench, Rows, Unit
+from harness.measure.units import Bench, Rows, Unit, batches
 from harness.metrics.deviation import Deviation
 from harness.metrics.timing import timed
 from harness.options import Batch, Count, NonNegative
@@ -33,6 +33,7 @@ Choice = tuple[int, ...]
 """Layers that are decoded sequentially, by their place in decoding order."""
 
 AUTO = "auto"
+_COUNTS = ("iterations", "depth", "token_evaluations")
 
 LAYER_COSTS = probe_table(
     "layer_costs",
@@ -42,7 +43,7 @@ LAYER_COSTS = probe_table(
         "batch_size": INTEGER,
         "layer": INTEGER,
         "block": INTEGER,
-        "iterations": INTEGER,
+        "iterations": REAL,  # the mean over batches
         "deviation_rmse": REAL,  # of the samples, in image units
         "deviation_max": REAL,
     },
@@ -63,9 +64,10 @@ LAYER_SETS = probe_table(
     {
         "tau": REAL,
         "batch_size": INTEGER,
+        "samples": INTEGER,
         "sequential_layers": TEXT,  # such as "1+3"; "none"
-        "iterations": INTEGER,  # of Jacobi, summed over layers
-        "depth": INTEGER,
+        "iterations": REAL,  # of Jacobi, summed over layers, the mean over batches
+        "depth": REAL,
         "token_evaluations": REAL,  # per sample
         "deviation_rmse": REAL,
         "deviation_max": REAL,
@@ -100,6 +102,7 @@ class Layers(Probe):
     batches: Annotated[tuple[Batch, ...], Field(description="Samples decoded together.")] = (
         1, 16, 64,
     )  # fmt: skip
+    samples: Annotated[Count, Field(description="That iterations, depth and deviation rest on: in whole batches.")] = 1
     tau: Annotated[NonNegative, Field(description="Stopping threshold of the others.")] = 0.5
     rounds: Annotated[Count, Field(description="Of every timing.")] = 7
     best: Annotated[Count, Field(description="How many of the fastest choices within a deviation to time.")] = 8
@@ -115,7 +118,9 @@ class Layers(Probe):
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         (subject,) = unit.subjects
         flow = bench.flow(subject)
-        drawn = _Choices(bench.batch(subject, range(unit.key["batch_size"])), subject.device, self.tau)
+        size = unit.key["batch_size"]
+        parts = batches(range(-(-self.samples // size) * size), size)
+        drawn = _Choices([bench.batch(subject, part) for part in parts], subject.device, self.tau)
         found = drawn.choices()
         seconds = drawn.layer_seconds(self.rounds)
         for row in found:
@@ -149,11 +154,15 @@ class Layers(Probe):
 
 @dataclass(frozen=True)
 class _Choices:
-    """One batch of a flow, and the decoder of every choice of its layers."""
+    """Batches of a flow, the first of which is timed, and the decoder of every choice of its layers."""
 
-    batch: ExactBatch
+    batches: Sequence[ExactBatch]
     device: str
     tau: float
+
+    @property
+    def batch(self) -> ExactBatch:
+        return self.batches[0]
 
     def decoder(self, choice: Choice | None) -> Decoder:
         """Sequential in the layers chosen and Jacobi in the others; the tuned schedule for None."""
@@ -162,19 +171,24 @@ class _Choices:
         return build_decoder("sejd", tau=self.tau, sequential_layers=choice)
 
     def choices(self) -> Rows:
-        """A row per choice, decoded once."""
+        """A row per choice; every batch is decoded once."""
         rows = []
         for choice in _subsets(self.batch.flow.num_layers):
-            result = self.batch.result(self.decoder(choice))
+            decoder, deviation, counts = self.decoder(choice), Deviation(), []
+            for batch in self.batches:
+                result = batch.result(decoder)
+                iterations = sum(trace.iterations for trace in result.layers if not trace.exact)
+                counts.append((iterations, result.depth, result.token_evaluations))
+                deviation.add(result.tokens, batch.exact)
+            found = deviation.result()
             rows.append(
                 {
                     "_choice": choice,
                     "batch_size": len(self.batch),
+                    "samples": sum(map(len, self.batches)),
                     "sequential_layers": name_of(choice),
-                    "iterations": sum(trace.iterations for trace in result.layers if not trace.exact),
-                    "depth": result.depth,
-                    "token_evaluations": result.token_evaluations,
-                    **self._deviation(result),
+                    **dict(zip(_COUNTS, map(fmean, zip(*counts, strict=True)), strict=True)),
+                    **{name: found[name] for name in ("deviation_rmse", "deviation_max")},
                 }
             )
         return rows
@@ -231,11 +245,6 @@ class _Choices:
                     for choice, wall_s in seconds.items()
                 ]
         return rows
-
-    def _deviation(self, result: DecodeResult) -> dict[str, Any]:
-        deviation = Deviation()
-        deviation.add(result.tokens, self.batch.exact)
-        return {name: value for name, value in deviation.result().items() if name != "nonfinite_samples"}
 
 
 def name_of(choice: Choice) -> str:

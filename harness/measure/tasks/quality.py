@@ -22,7 +22,6 @@ from harness.measure.references import reference_name
 from harness.measure.tasks.sums import REFERENCE_BATCH, Sums, exact_samples, measure_samples
 from harness.measure.units import Attempt, Bench, Rows, Unit, batches, failed_cells, sample_file
 from harness.metrics.features import FeatureExtractor, feature_extractor
-from harness.metrics.fid import MOST_DIM, rise_interval
 from harness.metrics.perceptual import Perceptual
 from harness.metrics.quality import ReferenceFeatures, distances, features_of, reference_features, shipped_reference
 from harness.metrics.reconstruction import reconstruction
@@ -101,7 +100,7 @@ class QualityTask:
         exact, flow, decoder = self._exact(cell, indices, bench), bench.flow(cell), bench.decoder(cell)
         perceptual = bench.keep("perceptual", None, Perceptual) if flow.image_shape else None
         sums = measure_samples(cell, flow, decoder, indices, exact, real and real.extractor, perceptual)
-        if real and sums.features and real.extractor.dim <= MOST_DIM:  # the same for all cells of these samples
+        if real and sums.features:  # the same for all cells of these samples
             key = (shared_samples(cell), cell.dataset, cell.data_root, indices)
             sums.exact_features = [bench.keep("exact features", key, lambda: features_of(exact, real.extractor))]
         return sums
@@ -127,17 +126,15 @@ class QualityTask:
             try:
                 if sums.features_error:
                     raise HarnessError(sums.features_error)
-                row |= distances(np.concatenate(sums.features), real.value.reference)
+                key, reference = (shared_samples(cell), cell.dataset, cell.data_root, count), real.value.reference
+                exact = bench.keep("exact distances", key, lambda: reference.to(np.concatenate(sums.exact_features)))
+                row |= distances(np.concatenate(sums.features), reference, exact)
             except Exception as error:  # an optional measure costs its own columns
                 missing.append(f"no FID: {because(error)}")
             row["reference_digest"] = self.references.get(reference_name(cell.dataset, cell.data_root))
             row["reference"] = "train" if real.value.images else "shipped-test"
             if count < self.settings.num_samples:  # FID is biased by the number of samples: one number per matrix
-                row["fid"] = None
-            elif sums.exact_features:
-                after, before = (np.concatenate(found) for found in (sums.features, sums.exact_features))
-                rise = rise_interval(after, before, real.value.reference.statistics)
-                row["fid_rise_low"], row["fid_rise_high"] = rise or (None, None)
+                row |= dict.fromkeys(("fid", "fid_rise_low", "fid_rise_high"))
         if real.value and real.value.images:
             row["skipped_images"] = real.value.images.skipped
             if cell.guidance is None and cell.denoise is None:

@@ -40,8 +40,7 @@ class Sums:
 
     Args:
         features: (n, D) float32 arrays of the finite samples, in order; none where there is nothing to compare with.
-        exact_features: of their sequential samples; none where the network's features are too many for
-            `harness.metrics.fid.rise_interval`.
+        exact_features: of their sequential samples.
         certified: (n, 4), where the decoder certifies: estimated deviation and its upper quantile, NaN where they are
             not calibrated; whether the sample is above the tolerance, and whether it was polished.
         shown: those among the first `GRID` samples of the cell, for its picture.

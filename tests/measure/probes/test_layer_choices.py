@@ -58,6 +58,19 @@ def test_every_choice_of_layers_is_decoded_and_costs_what_its_layers_cost(subjec
     assert alone[1]["deviation_rmse"] == sets["2"]["deviation_rmse"] > 0  # layer 1 by iteration is 2 alone sequential
 
 
+def test_a_choice_rests_on_as_many_samples_as_asked_for_in_whole_batches(subject):
+    def rows(**options):
+        found = measured(subject, "layers", rounds=1, best=1, **options)["layer_sets"]
+        return {row["sequential_layers"]: row for row in found}
+
+    one, whole, most = rows(batches="2"), rows(batches="2", samples=3), rows(batches="4")
+    assert (one["none"]["samples"], whole["none"]["samples"]) == (2, 4)
+    for name in ("none", "1"):  # batches stop by themselves, so that the means are not those of a batch of four
+        assert one[name]["deviation_rmse"] != whole[name]["deviation_rmse"]
+        assert whole[name]["deviation_max"] >= one[name]["deviation_max"]
+        assert whole[name]["depth"] <= most[name]["depth"]
+
+
 def test_a_choices_seconds_are_the_sum_of_its_layers_medians(subject):
     tables = measured(subject, "layers", batches="2", rounds=1)
     seconds = {row["layer"]: row for row in tables["layer_seconds"]}
