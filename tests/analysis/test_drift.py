@@ -42,7 +42,7 @@ def test_throttled_rounds_and_foreign_load_are_told():
 
 
 def reading(**facts):
-    quiet = dict.fromkeys(("clock_hz", "temperature_c", "reasons", "throttles", "foreign_processes", "load"))
+    quiet = dict.fromkeys(("clock_hz", "temperature_c", "reasons", "throttles", "foreign_processes", "load", "waited_s"))
     return Reading(**(quiet | {"busy_s": 0.0, "own_s": 0.0, "at_s": 0.0} | facts))
 
 
