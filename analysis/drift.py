@@ -99,8 +99,8 @@ def quiet_rounds(tables: Mapping[str, pd.DataFrame], *manifests: Mapping[str, An
     reasons = _reasons_of_rounds(tables, _spare(manifests))
     marked = timings[names].merge(reasons, on=names, how="left")["reason"].set_axis(timings.index)
     rounds = timings.assign(reason=marked)[timings["status"].eq("ok")].drop_duplicates(names)
-    counts, told, noisy = timings["status"].eq("ok") & marked.notna(), {}, set()
-    for group, found in rounds.groupby("group_id"):
+    counts, told, noisy = timings["status"].eq("ok") & marked.notna(), dict[str, str](), set[str]()
+    for group, found in ((str(name), rows) for name, rows in rounds.groupby("group_id")):
         left = found["reason"].isna().sum()
         if left == len(found):
             continue
@@ -150,7 +150,7 @@ def _spare(manifests: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     sessions = {name: one for manifest in manifests for name, one in (manifest.get("sessions") or {}).items()}
     facts = {name: one.get("environment") for name, one in sessions.items()}
     return {
-        name: max(found["logical_cores"] - found["threads"], 0.0)
+        name: min(max(found["logical_cores"] - found["threads"], 0), 10_000)
         for name, found in facts.items()
         if isinstance(found, dict) and all(isinstance(found.get(one), int) for one in ("logical_cores", "threads"))
     }

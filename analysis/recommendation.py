@@ -55,7 +55,8 @@ def recommendation(run: Run, setting: Mapping[str, Any], group: pd.DataFrame) ->
     parts = _figures(run, best, group) if best else [_no_other(group)]
     rate = chosen.get("images_per_s")
     parts += [] if pd.isna(rate) else [f"1,000 images in about {duration(1000 / rate)}"]
-    parts += ["times doubtful, since the machine was busy"] if group["group_id"].isin(quiet_run(run).noisy).any() else []
+    noisy = group["group_id"].isin(quiet_run(run).noisy).any()
+    parts += ["times doubtful, since the machine was not quiet"] if noisy else []
     words = f"use {title(chosen['label'], chosen['tau'], chosen['options'])} (--decoder '{spec}')" if chosen else "none"
     sentence = f"{words}: {', '.join(parts)}."
     return Recommendation(where, spec, sentence, _python(run, setting, named, options))

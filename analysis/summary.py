@@ -90,8 +90,8 @@ def print_summary(run: Run, console: Console) -> None:
     for row in frame[frame["status"] != "ok"].to_dict("records"):
         sentence = f"{_name(row)}, batch {row['batch_size']}, {row['pass']}: {escape(str(row['error']))}"
         console.print(sentence, highlight=False)
-    told = quiet_run(run).sentences(run.table("cells"))
-    for sentence in [*told, *doubts(run.table("cells"), run.table("sentinels"), run.table("devices"))]:
+    noisy = quiet_run(run).sentences(run.table("cells"))
+    for sentence in [*noisy, *doubts(run.table("cells"), run.table("sentinels"), run.table("devices"))]:
         console.print(escape(sentence), style="yellow", highlight=False)
     for setting, group in _settings(frame):
         told = escape(str(recommendation(run, setting, group)))

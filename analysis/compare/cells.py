@@ -20,7 +20,8 @@ class CellFacts:
 
     description: dict[str, Any]
     rounds: pd.DataFrame  # of `paired_ratios`: those that count
-    noisy: str | None  # why no verdict may rest on its times
+    told: str | None  # what there is to say of rounds that do not
+    noisy: bool  # whether too few are left for a verdict on times
     layers: pd.DataFrame
     quality: dict[str, Any]
     cache_bytes: float
@@ -52,7 +53,8 @@ def cells_of(run: Run) -> dict[str, CellFacts]:
         str(cell["cell_key"]): CellFacts(
             description={str(name): value for name, value in cell.items()},
             rounds=rounds.get_group(key) if key in rounds.groups else good.iloc[:0],
-            noisy=quiet.told[cell["group_id"]] if cell["group_id"] in quiet.noisy else None,
+            told=quiet.told.get(cell["group_id"]),
+            noisy=cell["group_id"] in quiet.noisy,
             layers=layers.get_group(key).sort_values("layer") if key in layers.groups else pd.DataFrame(),
             quality=next(iter(quality[quality["cell_id"] == key].to_dict("records")), {}),  # type: ignore[arg-type]
             cache_bytes=memory.loc[memory["cell_id"] == key, "cache_bytes"].max(),

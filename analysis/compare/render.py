@@ -31,7 +31,7 @@ def text(comparison: Comparison, shown: Sequence[Verdict]) -> str:
             rows = [dict(zip(headings, verdict.row(), strict=True)) for verdict in shown]
             print_table(console, rows, folded=evidence, box=None)
         for line in _closing(comparison):
-            console.print(line, highlight=False, soft_wrap=True)
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     return capture.get().rstrip()
 
 
@@ -79,7 +79,7 @@ def as_json(comparison: Comparison, shown: Sequence[CellVerdict]) -> str:
 
 
 def junit(comparison: Comparison, shown: Sequence[CellVerdict]) -> str:
-    """JUnit's XML, as services of continuous integration read it: a cell is a test, skipped where no time was judged."""
+    """JUnit's XML for services of continuous integration: a cell is a test, skipped where no time was judged."""
     suite = ElementTree.Element("testsuite", name="harness compare", errors="0", tests=str(len(shown)))
     for cell in shown:
         about = cell.description
@@ -137,7 +137,7 @@ def _closing(comparison: Comparison) -> list[str]:
     notes = [f"note: {note}" for note in comparison.notes]
     if comparison.untested:
         notes.append(
-            f"note: no evidence of time for {comparison.untested} of them: gone, not comparable, or too few quiet rounds"
+            f"note: no evidence of time for {comparison.untested} of them: gone, not comparable, or few quiet rounds"
         )
     return [*notes, f"{total}; tolerance {comparison.tolerance:.0%}"]
 

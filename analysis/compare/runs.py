@@ -83,7 +83,8 @@ def _differences(base: Run, new: Run) -> list[str]:
     if prints[0] is not None and prints[0] == prints[1]:
         return []
     before, after = map(decisive, facts)
-    found = [f"{_WORDS.get(name, name)} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]]
+    changed = [name for name in before if before[name] != after[name]]
+    found = [f"{_WORDS.get(name, name)} {before[name]} -> {after[name]}" for name in changed]
     if None in prints:
         found.append("one of the runs has no single environment, or does not tell it")
     return found or ["something of the environment that is not stored"]
@@ -98,10 +99,10 @@ def _notes(
     if differences:
         yield f"times are not comparable ({', '.join(differences)}); only costs that need no clock are judged"
     noisy = {
-        f"{side}, {cell.description['dataset']}, batch {cell.description['batch_size']}: {cell.noisy}"
+        f"{side}, {cell.description['dataset']}, batch {cell.description['batch_size']}: {cell.told}"
         for side, cells in (("base", before), ("new", after))
         for cell in cells.values()
-        if cell.noisy and not differences
+        if cell.told and not differences
     }
     yield from sorted(noisy)
     if timed:
@@ -148,15 +149,18 @@ def _state(base: CellFacts, new: CellFacts) -> str:
     """What is to be said of a cell's validity beside its verdict; of one that is valid, nothing."""
     if new.errors:
         return "in both" if base.errors else ""
-    if new.valid is False:
-        return "invalid in both" if base.valid is False else "invalid now"
-    return "invalid before" if base.valid is False else ""
+    words: dict[Any, Any] = {True: "valid", False: "invalid"}
+    before, after = (words.get(cell.valid, cell.valid) for cell in (base, new))
+    if after in ("invalid", "undecided"):
+        return f"{after} {'in both' if before == after else 'now'}"
+    return "invalid before" if before == "invalid" else ""
 
 
 def _figures(base: CellFacts, new: CellFacts) -> dict[str, tuple[float, float]]:
     found = {name: (base.quality.get(name, np.nan), new.quality.get(name, np.nan)) for name in _QUALITIES}
     for name in ("iterations", "token_evaluations", "depth"):
-        found[name] = tuple(cell.layers[name].sum() if len(cell.layers) else np.nan for cell in (base, new))
+        before, after = (cell.layers[name].sum() if len(cell.layers) else np.nan for cell in (base, new))
+        found[name] = before, after
     return found | {"cache_bytes": (base.cache_bytes, new.cache_bytes), "rounds": (len(base.rounds), len(new.rounds))}
 
 
@@ -164,9 +168,9 @@ _QUALITIES = ("deviation_rmse", "fid", "kid", "kid_std", "nonfinite_samples")
 
 METHOD = (
     "method: a time is taken relative to those of sequential and of a forward pass in the same round, sequential's own "
-    f"to the forward pass alone; its change is the Hodges-Lehmann estimate with its {1 - ALPHA:.0%} interval, and counts "
-    f"beyond the tolerance where Mann-Whitney's p is below {ALPHA:g}; 'finds' is the least slow-down that is found so in "
-    "19 of 20 such comparisons"
+    f"to the forward pass alone; its change is the Hodges-Lehmann estimate with its {1 - ALPHA:.0%} interval, and "
+    f"counts beyond the tolerance where Mann-Whitney's p is below {ALPHA:g}; 'finds' is the least slow-down that is "
+    "found so in 19 of 20 such comparisons"
 )
 
 

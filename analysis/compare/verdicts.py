@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 ALPHA = 0.03
-"""Level of the Mann-Whitney test below which a change of time is more than noise; the tolerance is asked for besides."""
+"""Level of the Mann-Whitney test below which a change of time, if beyond the tolerance, is more than noise."""
 
 VERDICTS = (
     "failed", "slower", "ambiguous", "not quiet", "not comparable", "not measured", "gone", "new", "faster", "same",

@@ -28,7 +28,8 @@ def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: 
 @app.command()
 @click.argument("base", shell_complete=names("baselines", files=True))
 @click.argument("new", shell_complete=names("baselines", files=True))
-@click.option("--format", "form", type=click.Choice(["text", "markdown", "json", "junit"]), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "json", "junit"]), default="text",
+              show_default=True)  # fmt: skip
 @click.option("--only", type=click.Choice(["regressed"]), help="Leave the other cells out.")
 @click.option("--tolerance", type=Value("NonNegative"), default=0.05, show_default=True, help="Growth that is none.")
 @click.option("--require-evidence", is_flag=True, help="Exit 1 also where a cell is missing on one side, was not "

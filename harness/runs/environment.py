@@ -66,7 +66,7 @@ def fingerprint(facts: dict[str, Any]) -> str:
 def decisive(facts: dict[str, Any]) -> dict[str, Any]:
     """Of a description, what absolute times depend on; None for what it does not tell."""
     names = ("machine", "cpu", "logical_cores", "threads", "device", "gpu", "cuda")
-    return {name: facts.get(name) for name in names} | {"torch": (facts.get("packages") or {}).get("torch")}
+    return {name: facts.get(name) for name in names} | {"torch": facts.get("packages", {}).get("torch")}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

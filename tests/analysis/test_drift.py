@@ -99,7 +99,9 @@ def test_rounds_of_which_nothing_is_stored_count():
 
 
 def reading(**facts):
-    quiet = dict.fromkeys(("clock_hz", "temperature_c", "reasons", "throttles", "foreign_processes", "load", "waited_s"))
+    quiet = dict.fromkeys(
+        ("clock_hz", "temperature_c", "reasons", "throttles", "foreign_processes", "load", "waited_s")
+    )
     return Reading(**(quiet | {"busy_s": 0.0, "own_s": 0.0, "at_s": 0.0} | facts))
 
 
