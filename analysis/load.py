@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from analysis.drift import quiet_rounds
 from analysis.statistics import BASELINE, DESCRIPTION, paired_speedups
 from analysis.summary import recommendations, summarise
 from harness.errors import StoreError
@@ -135,7 +136,9 @@ def load(paths: Path | str | Sequence[Path | str]) -> Runs:
     runs = [read_run(folder) for path in several for folder in find_runs(Path(path))]
     known = {name: table for run in runs for name, table in run.tables.items()} | TABLES
     tables = {name: _merge(table, runs) for name, table in known.items() if name not in ON_DEMAND}
-    return Runs(tuple(runs), *_one_version(tables))
+    quiet = quiet_rounds(tables, *(run.manifest for run in runs))
+    tables, notes = _one_version(tables | {"timings": quiet.timings})
+    return Runs(tuple(runs), tables, (*notes, *quiet.sentences(tables["cells"])))
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -154,7 +157,7 @@ def _merge(table: Table, runs: Sequence[Run]) -> pd.DataFrame:
     frames = [frame.assign(run=number) for number, frame in held if not frame.empty]
     if not frames:
         return table.empty().assign(run=pd.Series(dtype=object))
-    key = [*table.key, "session"] if table.name == "timings" else list(table.key)
+    key = [*table.key, "session"] if table.name in ("timings", "devices") else list(table.key)
     return pd.concat(frames[::-1], ignore_index=True).drop_duplicates(key).reset_index(drop=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.drift import quiet_run
 from analysis.quality import UNDECIDED, VALID, exact_fid
 from analysis.statistics import BASELINE, median_interval, ratios_to
 from analysis.text import duration, quantity, speedup
@@ -54,6 +55,8 @@ def recommendation(run: Run, setting: Mapping[str, Any], group: pd.DataFrame) ->
     parts = _figures(run, best, group) if best else [_no_other(group)]
     rate = chosen.get("images_per_s")
     parts += [] if pd.isna(rate) else [f"1,000 images in about {duration(1000 / rate)}"]
+    noisy = group["group_id"].isin(quiet_run(run).noisy).any()
+    parts += ["times doubtful, since the machine was not quiet"] if noisy else []
     words = f"use {title(chosen['label'], chosen['tau'], chosen['options'])} (--decoder '{spec}')" if chosen else "none"
     sentence = f"{words}: {', '.join(parts)}."
     return Recommendation(where, spec, sentence, _python(run, setting, named, options))
@@ -94,7 +97,7 @@ def _over_rival(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> str:
     rival = min(rivals, key=lambda row: abs(row["tau"] - RIVAL_TAU))
     if rival["cell_id"] == best["cell_id"]:
         return "which is SeJD itself"
-    timings = run.table("timings")
+    timings = quiet_run(run).timings
     good = timings[timings["status"] == "ok"].drop_duplicates(["cell_id", "session", "round"])
     mine, theirs = (good[good["cell_id"] == cell] for cell in (best["cell_id"], rival["cell_id"]))
     ratio = median_interval(ratios_to(mine, theirs)["ratio"])

@@ -6,6 +6,7 @@ round is free of whatever slowed the machine then. A speed-up is the median of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -145,6 +146,46 @@ def shift_of_rounds(new: np.ndarray | pd.Series, base: np.ndarray | pd.Series, c
     outside = int(np.floor(n * m / 2 - norm.ppf(0.5 + confidence / 2) * spread))  # pairs beyond either end
     low, high = (pairs[outside], pairs[-1 - outside]) if outside >= 0 else (np.nan, np.nan)
     return Shift(float(np.exp(np.median(pairs))), float(np.exp(low)), float(np.exp(high)), p_value)
+
+
+def relative_times(runs: Sequence[pd.DataFrame]) -> list[np.ndarray]:
+    """For each run the times of a cell's rounds, (rounds,), over what no decoder changes in the same rounds.
+
+    That is sequential's time and a forward pass's, in a geometric mean. Either alone may be the noisier one, so its
+    weight is that with which the rounds of each run scatter least about their median (least squares in logarithms, one
+    weight for all runs); with fewer than `MIN_ROUNDS` in one of them, sequential's time alone.
+
+    Args:
+        runs: rows of `paired_ratios` of one cell each: wall_s, reference_s and encode_s.
+    """
+    logs = [np.log(rows[["wall_s", "reference_s", "encode_s"]].to_numpy(dtype=float)) for rows in runs]
+    logs = [rows[np.isfinite(rows[:, :2]).all(axis=1)] for rows in logs]
+    weight = 1.0
+    if all(len(rows) >= MIN_ROUNDS and np.isfinite(rows).all() for rows in logs):
+        about = np.concatenate([rows - np.median(rows, axis=0) for rows in logs])
+        own, between = about[:, 0] - about[:, 2], about[:, 1] - about[:, 2]
+        weight = float(np.clip(own @ between / max(between @ between, 1e-30), 0.0, 1.0))
+    forward = [np.where(np.isfinite(rows[:, 2]), rows[:, 2], 0.0) for rows in logs]
+    return [
+        np.exp(rows[:, 0] - weight * rows[:, 1] - (1 - weight) * encode)
+        for rows, encode in zip(logs, forward, strict=True)
+    ]
+
+
+def detectable(shift: Shift, tolerance: float, confidence: float, power: float = 0.95) -> float:
+    """The least growth, as a share, that a comparison with an interval as wide as this one's finds so often.
+
+    It is found where the estimate is beyond the tolerance and the interval, of such a confidence, does not hold 1;
+    the estimate is taken as normal, its spread from the interval. NaN where there is none.
+
+    >>> round(detectable(Shift(1.0, 0.96, 1 / 0.96, 1.0), tolerance=0.05, confidence=0.96), 3)
+    0.085
+    """
+    from scipy.stats import norm
+
+    half = (np.log(shift.high) - np.log(shift.low)) / 2
+    spread = half / norm.ppf(0.5 + confidence / 2)
+    return float(np.expm1(max(np.log1p(tolerance), half) + norm.ppf(power) * spread))
 
 
 def layer_costs(layers: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
-from analysis.drift import doubts
+from analysis.drift import doubts, quiet_run
 from analysis.quality import INVALID, UNDECIDED, VALID, break_conditions, valid_cells, warnings
 from analysis.recommendation import SETTING, Recommendation, best_of, recommendation
 from analysis.statistics import BASELINE, layer_costs, paired_speedups
@@ -33,7 +33,7 @@ def summarise(run: Run) -> pd.DataFrame:
     `valid` and `why` are those of `analysis.quality.valid_cells`.
     """
     cells = run.table("cells")[["cell_id"]]
-    frame = cells.merge(paired_speedups(run.table("timings"), BASELINE), on="cell_id")
+    frame = cells.merge(paired_speedups(quiet_run(run).timings, BASELINE), on="cell_id")
     quality = run.table("quality").merge(frame[["cell_id", "group_id", "decoder"]], on="cell_id")
     quality = quality.join(valid_cells(quality, tolerance(run)))
     frame = frame.merge(quality[["cell_id", *_QUALITY]], on="cell_id", how="left")
@@ -93,7 +93,8 @@ def print_summary(run: Run, console: Console) -> None:
     for row in frame[frame["status"] != "ok"].to_dict("records"):
         sentence = f"{_name(row)}, batch {row['batch_size']}, {row['pass']}: {escape(str(row['error']))}"
         console.print(sentence, highlight=False)
-    for sentence in doubts(run.table("cells"), run.table("sentinels"), run.table("devices")):
+    noisy = quiet_run(run).sentences(run.table("cells"))
+    for sentence in [*noisy, *doubts(run.table("cells"), run.table("sentinels"), run.table("devices"))]:
         console.print(escape(sentence), style="yellow", highlight=False)
     for setting, group in _settings(frame):
         told = escape(str(recommendation(run, setting, group)))

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from urllib.parse import unquote, urldefrag, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 from documents import DOCUMENTS, ROOT, code, files, write_files
@@ -93,7 +94,10 @@ def test_the_recipe_for_continuous_integration_in_a_scratch_repository(shell):
 
     status, output = shell(f"export BASE={base} HEAD={slower} GITHUB_STEP_SUMMARY=summary.md; {command}")
     summary = (shell.folder / "summary.md").read_text()
-    assert status == 1 and re.search(r"^\|.* tight first .*\|$", summary, re.M), output
+    assert status == 1 and re.search(r"^\| slower[^|]* ! \|.* tight first .*\|$", summary, re.M), output
+    assert "regressed (marked !)" in summary
+    cases = ElementTree.parse(shell.folder / "speed.xml").getroot().findall("testcase")
+    assert [case.get("name") for case in cases if case.find("failure") is not None] == ["tight first tau 0.5"]
     assert shell("harness compare runs/base runs/base")[0] == 0
 
 

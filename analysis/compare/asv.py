@@ -165,7 +165,7 @@ def _compare(
 ) -> BenchmarkVerdict:
     before, after = base[name].value, new[name].value
     if math.isnan(after):
-        verdict, evidence = "invalid", f"failed: was {before:.4g}, now there is no result"
+        verdict, evidence = "failed", f"was {before:.4g}, now there is no result"
     elif ".time_" in name:
         verdict, evidence = _compare_seconds(base[name], new[name], tolerance)
     elif ".peakmem_" in name:
@@ -176,7 +176,9 @@ def _compare(
         evidence = f"{own / 1e6:.1f} -> {now / 1e6:.1f} MB beyond set-up"
     else:
         verdict, evidence = _of_cost(before, after, tolerance), f"{before:.6g} -> {after:.6g}"
-    return BenchmarkVerdict(name=name, verdict=verdict, regressed=verdict in ("invalid", "slower"), evidence=[evidence])
+    kind = "time" if ".time_" in name else "memory" if ".peakmem_" in name else "cost"
+    by = {"failed": ["failure"], "slower": [kind]}.get(verdict, [])
+    return BenchmarkVerdict(name=name, verdict=verdict, regressed_by=by, evidence=[evidence])
 
 
 def _compare_seconds(before: Measurement, after: Measurement, tolerance: float) -> tuple[str, str]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from analysis.compare.cells import CellFacts, cells_of
-from analysis.compare.verdicts import ALPHA, VERDICTS, Comparison, Verdict, judge
+from analysis.compare.verdicts import ALPHA, UNTIMED, VERDICTS, Comparison, Verdict, judge
 from analysis.quality import INVALID, UNDECIDED, VALID
-from analysis.statistics import BASELINE, Shift, median_interval, shift_of_rounds
+from analysis.statistics import BASELINE, Shift, detectable, median_interval, relative_times, shift_of_rounds
 from analysis.text import quantity, speedup
 from harness.errors import HarnessError
+from harness.runs.environment import decisive
 from harness.runs.store import Run
 from harness.runs.titles import title
 
@@ -30,20 +31,25 @@ DEVIATION_FLOOR = 1e-4
 class CellVerdict(Verdict):
     """What became of one cell; `base` and `new` are speed-ups over sequential, NaN if unknown."""
 
-    HEADINGS: ClassVar = ("verdict", "dataset", "decoder", "batch", "speed-up", "evidence")
+    HEADINGS: ClassVar = ("verdict", "dataset", "decoder", "batch", "speed-up", "finds", "evidence")
     PLURAL: ClassVar = "cells"
 
     cell_key: str
     description: dict[str, Any]
     base: float = np.nan
     new: float = np.nan
-    shift: Shift | None = None  # factor by which its time, relative to sequential's, grew; None if not compared
+    shift: Shift | None = None  # factor by which its time grew, see `METHOD`; None if not compared
+    finds: float = np.nan  # the least slow-down, as a share, that would have been found in 19 of 20 such comparisons
+    state: str = ""  # what is to be said of its validity
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)  # base's and new's, of what needs no clock
 
     def row(self) -> list[str]:
         cell = self.description
         speedups = " -> ".join(f"{value:.2f}x" for value in (self.base, self.new) if not np.isnan(value))
-        name = title(cell["label"], cell["tau"])
-        return [self.verdict, cell["dataset"], name, str(cell["batch_size"]), speedups, "; ".join(self.evidence)]
+        named = [cell["dataset"], title(cell["label"], cell["tau"]), str(cell["batch_size"])]
+        verdict = "; ".join(filter(None, [self.verdict, self.state])) + " !" * self.regressed
+        finds = "" if np.isnan(self.finds) else f"{self.finds:+.1%}"
+        return [verdict, *named, speedups, finds, "; ".join(self.evidence)]
 
 
 def compare_runs(base: Run, new: Run, tolerance: float = TOLERANCE) -> Comparison[CellVerdict]:
@@ -56,8 +62,7 @@ def compare_runs(base: Run, new: Run, tolerance: float = TOLERANCE) -> Compariso
     before, after = cells_of(base), cells_of(new)
     if not set(before) & set(after):
         raise HarnessError(f"'{base.path}' and '{new.path}' have no cell in common, so nothing can be compared")
-    fingerprints = [run.manifest.get("environment", {}).get("fingerprint") for run in (base, new)]
-    same_machine = fingerprints[0] is not None and fingerprints[0] == fingerprints[1]
+    differences = _differences(base, new)
     verdicts = []
     for key in before.keys() | after.keys():
         if key not in after:
@@ -66,14 +71,43 @@ def compare_runs(base: Run, new: Run, tolerance: float = TOLERANCE) -> Compariso
         elif key not in before:
             verdicts.append(_unmatched(key, after[key], before))
         else:
-            verdicts.append(_joined(key, before[key], after[key], same_machine, tolerance))
+            verdicts.append(_joined(key, before[key], after[key], not differences, tolerance))
     verdicts.sort(key=lambda cell: (VERDICTS.index(cell.verdict), *_place(cell.description)))
-    return Comparison(verdicts, same_machine, tolerance, list(_notes(before, after, same_machine)))
+    notes = list(_notes(before, after, differences, any(cell.shift for cell in verdicts)))
+    return Comparison(verdicts, not differences, tolerance, notes, differences)
 
 
-def _notes(before: dict[str, CellFacts], after: dict[str, CellFacts], same_machine: bool) -> Iterator[str]:
-    if not same_machine:
-        yield "the runs come from different machines or settings: times are compared as ratios to sequential only"
+def _differences(base: Run, new: Run) -> list[str]:
+    """In what the two environments differ that times depend on."""
+    facts: list[dict[str, Any]] = [run.manifest.get("environment") or {} for run in (base, new)]
+    prints = [one.get("fingerprint") for one in facts]
+    if prints[0] is not None and prints[0] == prints[1]:
+        return []
+    before, after = map(decisive, facts)
+    changed = [name for name in before if before[name] != after[name]]
+    found = [f"{_WORDS.get(name, name)} {before[name]} -> {after[name]}" for name in changed]
+    if None in prints:
+        found.append("one of the runs has no single environment, or does not tell it")
+    return found or ["something of the environment that is not stored"]
+
+
+_WORDS = {"machine": "architecture", "cpu": "processor", "logical_cores": "processors", "gpu": "GPU", "cuda": "CUDA"}
+
+
+def _notes(
+    before: dict[str, CellFacts], after: dict[str, CellFacts], differences: list[str], timed: bool
+) -> Iterator[str]:
+    if differences:
+        yield f"times are not comparable ({', '.join(differences)}); only costs that need no clock are judged"
+    noisy = {
+        f"{side}, {cell.description['dataset']}, batch {cell.description['batch_size']}: {cell.told}"
+        for side, cells in (("base", before), ("new", after))
+        for cell in cells.values()
+        if cell.told and not differences
+    }
+    yield from sorted(noisy)
+    if timed:
+        yield METHOD
     versions = [{str(cell.description["code_version"])[:12] for cell in cells.values()} for cells in (before, after)]
     if versions[0] != versions[1]:
         yield f"code {', '.join(sorted(versions[0]))} -> {', '.join(sorted(versions[1]))}"
@@ -85,46 +119,78 @@ def _place(description: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _joined(key: str, base: CellFacts, new: CellFacts, same_machine: bool, tolerance: float) -> CellVerdict:
-    wrong = list(_became_invalid(base, new))
-    worse = list(_became_worse(base, new, tolerance))
+    wrong, worse = list(_became_invalid(base, new)), dict(_became_worse(base, new, tolerance))
     shift, timed, sentence = _time(base, new, same_machine, tolerance)
     costs, growth = _costs(base, new)
     verdict = timed
-    if timed in ("same", "ambiguous", "not compared", "not measured") and growth > tolerance:
+    if timed not in ("slower", "faster") and growth > tolerance:
         verdict = "slower"  # what needs no clock is believed over noise
         costs = [f"deterministic cost grew by {growth:.0%}", *costs]
-    elif timed in ("not compared", "not measured"):
-        verdict = "faster" if growth < -tolerance else "same" if timed == "not compared" else timed
+    elif timed in UNTIMED and growth < -tolerance:
+        verdict = "faster"
+    by = (["failure" if new.errors else "validity"] if wrong else []) + list(worse)
+    by += ["cost" if verdict != timed else "time"] if verdict == "slower" else []
     undecided = [f"quality undecided: {new.why}"] if new.valid == UNDECIDED and base.valid != UNDECIDED else []
-    # A cell that was invalid and is so still may be the same as before, but is never headlined as faster.
-    invalid = bool(wrong) or (new.valid == INVALID and verdict not in ("same", "not measured"))
+    costs = [*costs, sentence] if verdict != timed else [sentence, *costs]
     return CellVerdict(
         cell_key=key,
         description=new.description,
-        verdict="invalid" if invalid else verdict,
-        regressed=bool(wrong or worse) or verdict == "slower",
+        verdict="failed" if new.errors else verdict,
+        regressed_by=by,
         base=base.speedup,
         new=new.speedup,
         shift=shift,
-        tested=timed == "not compared" or (shift is not None and not np.isnan(shift.low)),
-        evidence=[*wrong, *worse, *([*costs, sentence] if verdict != timed else [sentence, *costs]), *undecided],
+        finds=np.nan if shift is None else detectable(shift, tolerance, 1 - ALPHA),
+        state=_state(base, new),
+        figures=_figures(base, new),
+        tested=shift is not None and not np.isnan(shift.low),
+        evidence=[*wrong, *worse.values(), *costs, *undecided],
     )
 
 
+def _state(base: CellFacts, new: CellFacts) -> str:
+    """What is to be said of a cell's validity beside its verdict; of one that is valid, nothing."""
+    if new.errors:
+        return "in both" if base.errors else ""
+    if new.valid in (INVALID, UNDECIDED):
+        return f"{new.valid} {'in both' if base.valid == new.valid else 'now'}"
+    return "invalid before" if base.valid == INVALID else ""
+
+
+def _figures(base: CellFacts, new: CellFacts) -> dict[str, tuple[float, float]]:
+    found = {name: (base.quality.get(name, np.nan), new.quality.get(name, np.nan)) for name in _QUALITIES}
+    for name in ("iterations", "token_evaluations", "depth"):
+        before, after = (cell.layers[name].sum() if len(cell.layers) else np.nan for cell in (base, new))
+        found[name] = before, after
+    return found | {"cache_bytes": (base.cache_bytes, new.cache_bytes), "rounds": (len(base.rounds), len(new.rounds))}
+
+
+_QUALITIES = ("deviation_rmse", "fid", "kid", "kid_std", "nonfinite_samples")
+
+METHOD = (
+    "method: a time is taken relative to those of sequential and of a forward pass in the same round, sequential's own "
+    f"to the forward pass alone; its change is the Hodges-Lehmann estimate with its {1 - ALPHA:.0%} interval, and "
+    f"counts beyond the tolerance where Mann-Whitney's p is below {ALPHA:g}; 'finds' is the least slow-down that is "
+    "found so in 19 of 20 such comparisons"
+)
+
+
 def _time(base: CellFacts, new: CellFacts, same_machine: bool, tolerance: float) -> tuple[Shift | None, str, str]:
+    if not same_machine:
+        return None, "not comparable", "times are not comparable"
+    if noisy := [side for side, cell in (("base", base), ("new", new)) if cell.noisy]:
+        return None, "not quiet", f"too few quiet rounds ({' and '.join(noisy)})"
     if new.description["decoder"] == BASELINE:  # its ratio to itself is 1, so it is measured by forward passes
-        if not same_machine and len(new.forward) and len(base.forward):
-            return None, "not compared", "sequential's own time is not compared across machines"
-        shift, unit = shift_of_rounds(new.forward, base.forward, 1 - ALPHA), "in forward passes"
+        before, after = (cell.rounds["forward_ratio"].to_numpy() for cell in (base, new))
     else:
-        shift, unit = shift_of_rounds(1 / new.speedups, 1 / base.speedups, 1 - ALPHA), "relative to sequential"
+        before, after = relative_times([base.rounds, new.rounds])
+    shift = shift_of_rounds(after, before, 1 - ALPHA)
     if np.isnan(shift.factor):
         return None, "not measured", "no paired rounds in both runs"
     few = np.isnan(shift.low)
-    interval = "" if few else f" [{shift.low - 1:+.1%}, {shift.high - 1:+.1%}]"
-    figures = f"time {unit} {shift.factor - 1:+.1%}{interval}, Mann-Whitney p = {shift.p_value:.2g}, "
-    figures += "too few rounds for an interval" if few else f"Hodges-Lehmann interval at {1 - ALPHA:.0%}"
+    interval = "too few rounds for an interval" if few else f"[{shift.low - 1:+.1%}, {shift.high - 1:+.1%}]"
     verdict = judge(shift.factor, shift.p_value, tolerance)
+    figures = f"time {shift.factor - 1:+.1%} {interval}, p = {shift.p_value:.2g}"
     if verdict == "ambiguous":
         figures += ": beyond the tolerance, yet within the noise; measure more rounds"
     return shift, verdict, figures
@@ -152,13 +218,13 @@ def _became_invalid(base: CellFacts, new: CellFacts) -> Iterator[str]:
         yield f"outside its matrix's quality tolerance: {new.why}"
 
 
-def _became_worse(base: CellFacts, new: CellFacts, tolerance: float) -> Iterator[str]:
+def _became_worse(base: CellFacts, new: CellFacts, tolerance: float) -> Iterator[tuple[str, str]]:
     if new.cache_bytes > base.cache_bytes * (1 + tolerance):
-        yield f"cache {base.cache_bytes:,.0f} -> {new.cache_bytes:,.0f} bytes"
+        yield "memory", f"cache {base.cache_bytes:,.0f} -> {new.cache_bytes:,.0f} bytes"
     before, after = base.quality, new.quality
     deviations = before.get("deviation_rmse", np.nan), after.get("deviation_rmse", np.nan)
     if deviations[1] > deviations[0] * (1 + tolerance) + DEVIATION_FLOOR:
-        yield f"deviation from sequential on the same latents {deviations[0]:.4g} -> {deviations[1]:.4g}"
+        yield "deviation", f"deviation from sequential on the same latents {deviations[0]:.4g} -> {deviations[1]:.4g}"
     comparable = all(before.get(name) == after.get(name) for name in ("fid_features", "num_samples", "num_reference"))
     if not comparable or not before.get("fid_features"):
         return
@@ -166,8 +232,9 @@ def _became_worse(base: CellFacts, new: CellFacts, tolerance: float) -> Iterator
     error = float(np.hypot(before["kid_std"], after["kid_std"]))
     if moved > KID_ERRORS * error and after["fid"] > before["fid"] * (1 + tolerance):
         yield (
+            "FID",
             f"FID {before['fid']:.4g} -> {after['fid']:.4g} and KID {before['kid']:.3g} -> {after['kid']:.3g}, "
-            f"{moved / error if error else np.inf:.1f} standard errors"
+            f"{moved / error if error else np.inf:.1f} standard errors",
         )
 
 
@@ -188,8 +255,9 @@ def _unmatched(key: str, cell: CellFacts, before: dict[str, CellFacts]) -> CellV
     return CellVerdict(
         cell_key=key,
         description=cell.description,
-        verdict="invalid" if cell.valid == INVALID or cell.errors else "new",
-        regressed=bool(cell.errors),
+        verdict="failed" if cell.errors else "new",
+        regressed_by=["failure"] if cell.errors else [],
+        state=INVALID if cell.valid == INVALID and not cell.errors else "",
         new=cell.speedup,
         evidence=evidence,
     )

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
-ALPHA = 0.02
-"""Level of the Mann-Whitney test below which a change of time is more than noise.
+ALPHA = 0.03
+"""Level of the Mann-Whitney test below which a change of time, if beyond the tolerance, is more than noise."""
 
-Simulated at 20 rounds a run and a tolerance of 5 %, 1500 tries each: a slowdown of 10 % is found, and an unchanged cell
-called slower, in this share of tries, for lognormal noise of every measurement and 2 % outliers of 1.5 times:
-noise 2 %: 1.000, 0.000; 3 %: 1.000, 0.001; 4 %: 0.981, 0.004; 5 %: 0.883, 0.008.
-"""
-
-VERDICTS = ("invalid", "slower", "ambiguous", "not measured", "gone", "new", "faster", "same")
-"""Every verdict, the most worrying first."""
+VERDICTS = (
+    "failed", "slower", "ambiguous", "not quiet", "not comparable", "not measured", "gone", "new", "faster", "same",
+)  # fmt: skip
+"""Every verdict, the most worrying first. Whether what was compared is valid is told besides."""
+UNTIMED = ("not quiet", "not comparable", "not measured")
+"""Those on times that cannot be compared; costs that need no clock are judged all the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +24,13 @@ class Verdict:
     PLURAL: ClassVar[str]
 
     verdict: str  # one of `VERDICTS`
-    regressed: bool = False  # whether the comparison fails because of it
+    regressed_by: list[str] = field(default_factory=list)  # what the comparison fails because of
     evidence: list[str] = field(default_factory=list)  # sentences, the decisive one first
     tested: bool = True  # whether both sides were measured so often that a change of time would have been seen
+
+    @property
+    def regressed(self) -> bool:
+        return bool(self.regressed_by)
 
     def row(self) -> list[str]:
         raise NotImplementedError
@@ -44,6 +47,7 @@ class Comparison(Generic[V]):
     same_machine: bool  # whether both sides were measured in one environment
     tolerance: float  # share by which a time or a cost may grow
     notes: list[str]  # what a reader should know about the whole
+    differences: list[str] = field(default_factory=list)  # of the two environments, where times depend on it
 
     @property
     def regressed(self) -> bool:
@@ -51,8 +55,8 @@ class Comparison(Generic[V]):
 
     @property
     def untested(self) -> int:
-        """How many verdicts rest on no evidence of time: one side is missing, was not measured, or too seldom."""
-        return sum(verdict.verdict in ("gone", "not measured") or not verdict.tested for verdict in self.verdicts)
+        """How many verdicts rest on no evidence of time: a side is missing or cannot be compared, or too few rounds."""
+        return sum(verdict.verdict in ("gone", *UNTIMED) or not verdict.tested for verdict in self.verdicts)
 
 
 def judge(factor: float, p_value: float, tolerance: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.drift import doubts
+from analysis.drift import LEFT_OUT, doubts
 from analysis.load import Runs
 from analysis.quality import break_conditions, warnings
 from analysis.report.render import Grid
@@ -55,7 +55,7 @@ def _notes(runs: Runs) -> list[str]:
     timings, cells = runs.tables["timings"], runs.cells
     if untimed := len(cells) - cells["cell_id"].isin(timings["cell_id"]).sum():
         notes.append(f"{_count(untimed, 'cell')} of {len(cells)} {'has' if untimed == 1 else 'have'} not been timed.")
-    words = timings[timings["status"] != "ok"].groupby("status")["cell_id"].nunique()
+    words = timings[~timings["status"].isin(["ok", LEFT_OUT])].groupby("status")["cell_id"].nunique()
     if len(words):
         bad = listing([f"{count} cells {status}" for status, count in words.items()])
         notes.append(f"Timing ended badly: {bad}.")

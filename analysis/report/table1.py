@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from analysis.drift import LEFT_OUT
 from analysis.figures.plot import Table, require
 from analysis.load import BASELINE, PAPER_TAU, Runs, highest, lowest, nearest_tau, ranked, title_of
 from analysis.published import CITATION, reference
@@ -66,7 +67,7 @@ def _failures(runs: Runs) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("failures", "memory", "quality", "timings"):
         rows = runs.tables[name]
-        bad = rows[~rows["status"].isin(["ok", "skipped"]) & rows["status"].notna()]
+        bad = rows[~rows["status"].isin(["ok", "skipped", LEFT_OUT]) & rows["status"].notna()]
         passes = bad["pass"] if name == "failures" else name
         found |= dict(zip(bad["cell_id"], passes + ": " + bad["status"], strict=True))
     return found

@@ -114,6 +114,7 @@ def tune_command(
     from harness.fitting.tune import Tuner, store_schedule
     from harness.measure.recommend import CLASSIC
     from harness.measure.sources import table_of
+    from harness.metrics.neighbours import notice
     from harness.progress import reporter
     from harness.runs.store import require_new
 
@@ -124,6 +125,7 @@ def tune_command(
     if options["dataset"] is not None:
         table_of(flow, options["dataset"])
     with reporter() as progress:
+        notice(progress.note, torch.get_num_threads())
         # candidates read the calibration
         prepare(build_decoder("fitted", correction="learned"), loaded, max(batches), progress.note, progress)
         tuner = Tuner(loaded, samples, reporter=progress)

@@ -28,11 +28,12 @@ def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: 
 @app.command()
 @click.argument("base", shell_complete=names("baselines", files=True))
 @click.argument("new", shell_complete=names("baselines", files=True))
-@click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True)
+@click.option("--format", "form", type=click.Choice(["text", "markdown", "json", "junit"]), default="text",
+              show_default=True)  # fmt: skip
 @click.option("--only", type=click.Choice(["regressed"]), help="Leave the other cells out.")
 @click.option("--tolerance", type=Value("NonNegative"), default=0.05, show_default=True, help="Growth that is none.")
 @click.option("--require-evidence", is_flag=True, help="Exit 1 also where a cell is missing on one side, was not "
-              "measured, or so seldom that no change could be seen.")  # fmt: skip
+              "measured, or not comparably, or so seldom that no change could be seen.")  # fmt: skip
 def compare(base: str, new: str, form: str, only: str | None, tolerance: float, require_evidence: bool) -> int:
     """Compare the run NEW with BASE, each a run folder or a stored baseline; exit 1 on a regression."""
     from analysis.compare.render import print_comparison

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import torch
+
 from harness.decoders import Decoder
 from harness.decoders.decoder import CALIBRATION, CERTIFICATE, ScheduleRequest
 from harness.fitting.calibrate import store_calibration, store_ratio
 from harness.fitting.tune import Tuner, store_schedule
 from harness.flows.protocols import CausalFlow
 from harness.flows.tap import untapped
+from harness.metrics.neighbours import notice
 from harness.progress import SILENT, Reporter
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ def prepare(
     for need in decoder.needs(flow, batch):
         if isinstance(need, ScheduleRequest):
             report(f"no schedule for batch {need.batch} is stored for {name}; tuning now, as `harness tune` does")
+            notice(report, torch.get_num_threads())
             tuner = Tuner(flow, reporter=reporter, enough_s=enough_s)
             store_schedule(flow, tuner.schedule(need.batch, need.budget))
         elif need == CERTIFICATE:

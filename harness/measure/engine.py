@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from harness import __version__
 from harness.errors import HarnessError
@@ -18,6 +21,8 @@ from harness.measure.units import Attempt, Task, Unit, Work
 from harness.measure.workers.dispatch import RETRIES, Finished, Started, dispatch
 from harness.measure.workers.executor import Executor
 from harness.measure.workers.job import Outcome, jobs_of
+from harness.measure.workers.local import Local
+from harness.metrics.neighbours import notice
 from harness.progress import Reporter
 from harness.runs.environment import environment
 from harness.runs.store import MANIFEST, RunStore
@@ -61,6 +66,9 @@ def run(
         failed: finds what is not tried again, for each phase anew.
     """
     missing = [[work.missing() for work in phase] for phase in phases]
+    timed = any(work.task.exclusive for work, units in zip(chain(*phases), chain(*missing), strict=True) if units)
+    if timed and isinstance(executor, Local):  # of other machines their own sessions tell
+        notice(reporter.note, threads or torch.get_num_threads())
     reporter.begin(sum(unit.cost for phase in missing for units in phase for unit in units))
     lost: list[str] = []
     for place, phase in enumerate(phases):

@@ -6,12 +6,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from harness.errors import HarnessError, StoreError
 from harness.fitting import prepare
@@ -173,17 +174,25 @@ def _open(out: Path, matrix: Matrix, cells: list[Cell], resume: bool, references
         "skipped": {cell.dataset: cell.absent for cell in cells if cell.absent},
     }
     store = open_store(out, cells[0].device, resume, plan | {"references": dict(references)})
-    key = _first_difference(store.manifest.get("matrix"), plan["matrix"])
+    there = store.manifest | {"matrix": _with_defaults(store.manifest.get("matrix"))}
+    key = _first_difference(there["matrix"], plan["matrix"])
     for part, difference in {
         "matrix": f"with another matrix ('{key}' differs);",
         "checkpoints": "with other checkpoints;",
         "code_versions": "with other code of flows or decoders; its rows would not compare, so",
         "cells": "for other cells, such as those of another device;",
     }.items():
-        if store.manifest.get(part) != plan[part]:
+        if there.get(part) != plan[part]:
             store.close()
             raise StoreError(f"'{store.path}' was started {difference} give another --out")
     return store
+
+
+def _with_defaults(stored: Any) -> Any:
+    """A stored matrix, which knows nothing of keys that came later, with the defaults of these."""
+    with suppress(ValidationError):
+        return Matrix.model_validate(stored).model_dump(mode="json")
+    return stored
 
 
 def _first_difference(old: Any, new: Any, path: str = "matrix") -> str:

@@ -60,9 +60,13 @@ def environment(device: str) -> dict[str, Any]:
 
 def fingerprint(facts: dict[str, Any]) -> str:
     """Twelve hexadecimal digits of what absolute times depend on: processor, cores, threads, device, torch."""
-    decisive = {name: facts[name] for name in ("machine", "cpu", "logical_cores", "threads", "device", "gpu", "cuda")}
-    decisive["torch"] = facts["packages"]["torch"]
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(decisive(facts), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def decisive(facts: dict[str, Any]) -> dict[str, Any]:
+    """Of a description, what absolute times depend on; None for what it does not tell."""
+    names = ("machine", "cpu", "logical_cores", "threads", "device", "gpu", "cuda")
+    return {name: facts.get(name) for name in names} | {"torch": facts.get("packages", {}).get("torch")}
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

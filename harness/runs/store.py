@@ -212,11 +212,15 @@ class _Matrix(BaseModel):
     decoders: list[dict[str, Any]] = []
 
 
+class _Environment(BaseModel):
+    packages: dict[str, Any] = {}
+
+
 class _Manifest(BaseModel):
     """What readers of a manifest rely on; it holds more."""
 
     matrix: _Matrix | None = None
-    environment: dict[str, Any] | None = None
+    environment: _Environment | None = None
     sessions: dict[str, dict[str, Any]] | None = None
     checkpoints: dict[str, Any] | None = None
 

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from analysis.drift import doubts
+from analysis.drift import LEFT_OUT, doubts, quiet_rounds
 from harness.measure.workers.device_state import Reading, between, read, watch
 from harness.runs.tables import TABLES
 
@@ -41,14 +41,76 @@ def test_throttled_rounds_and_foreign_load_are_told():
     assert "on the GPU" in told
 
 
+SESSIONS = {"sessions": {"s": {"environment": {"logical_cores": 4, "threads": 2}}}}
+
+
+def timings(rounds=20, seconds=1.0, group="a"):
+    rows = [{"group_id": group, "session": "s", "round": number, "wall_s": seconds, "status": "ok"}
+            for number in range(rounds)]  # fmt: skip
+    return TABLES["timings"].to_arrow(rows).to_pandas()
+
+
+def left_out(rounds, *, seconds=1.0, sentinels=None, manifest=SESSIONS):
+    """Numbers of the rounds that do not count, by what was stored of each, and whether the group has no verdict."""
+    stored = devices(*rounds).assign(session="s")
+    beside = TABLES["sentinels"].empty() if sentinels is None else sentinels.assign(session="s")
+    tables = {"timings": timings(len(rounds), seconds), "devices": stored, "sentinels": beside}
+    quiet = quiet_rounds(tables, manifest)
+    assert quiet.sentences(CELLS) == [f"digits, batch 4: {words}." for words in quiet.told.values()]
+    return quiet.timings.loc[quiet.timings["status"] == LEFT_OUT, "round"].to_list(), quiet
+
+
+def test_rounds_without_a_quiet_machine_are_left_out_and_told():
+    rounds = [{"foreign_cpus": 0.1} for _ in range(20)]
+    assert left_out(rounds)[0] == []
+    rounds[3] |= {"foreign_cpus": 2.7}
+    rounds[4] |= {"foreign_cpus": 2.2}  # the run has threads for two of four processors
+    rounds[6] |= {"waited_cpus": 0.2}
+    rounds[7] |= {"throttled": True}
+    rounds[9] |= {"foreign_processes": 1}
+    numbers, quiet = left_out(rounds)
+    assert numbers == [3, 6, 7, 9] and not quiet.noisy
+    words = "4 of 20 rounds were noisy (other processes and the clock was held back) and are left out"
+    assert quiet.told == {"a": words}
+    assert left_out(rounds, manifest={})[0] == [3, 4, 6, 7, 9]  # it is not known how many it had
+    assert left_out(rounds, seconds=0.01)[0] == [6, 7, 9]  # in which the system's clock hardly ticks
+
+
+def test_fewer_quiet_rounds_than_an_interval_needs_are_no_verdict():
+    numbers, quiet = left_out([{"foreign_cpus": 4.0 * (number > 3)} for number in range(20)])
+    assert numbers == [] and quiet.noisy == {"a"} and "too few are left for a verdict" in quiet.told["a"]
+    numbers, quiet = left_out([{"foreign_cpus": 4.0 * (number > 4)} for number in range(20)])
+    assert len(numbers) == 15 and not quiet.noisy
+
+
+@pytest.mark.parametrize(
+    ("times", "first", "last"),
+    [((1, 1.2, 1.1), 0, 0), ((1.3, 1, 1), 0, 10), ((1, 1, 1.3), 10, 20), ((1.4, 1, 1.4), 0, 20), ((1, 1.3, 1), 0, 20)],
+)
+def test_rounds_beside_a_slow_sentinel_are_left_out(times, first, last):
+    numbers, quiet = left_out([{}] * 20, sentinels=sentinels(*times))
+    assert (numbers == [] and quiet.noisy == {"a"}) if last - first == 20 else numbers == list(range(first, last))
+
+
+def test_rounds_of_which_nothing_is_stored_count():
+    tables = {"timings": timings(), "devices": TABLES["devices"].empty(), "sentinels": TABLES["sentinels"].empty()}
+    quiet = quiet_rounds(tables, {"sessions": None}, {"sessions": {"s": {"environment": 3}}})
+    assert not quiet.told and not quiet.noisy and quiet.timings["status"].eq("ok").all()
+
+
 def reading(**facts):
-    quiet = dict.fromkeys(("clock_hz", "temperature_c", "reasons", "throttles", "foreign_processes", "load"))
+    quiet = dict.fromkeys(
+        ("clock_hz", "temperature_c", "reasons", "throttles", "foreign_processes", "load", "waited_s")
+    )
     return Reading(**(quiet | {"busy_s": 0.0, "own_s": 0.0, "at_s": 0.0} | facts))
 
 
 def test_foreign_load_is_what_the_machine_did_less_what_this_process_did():
     told = between(reading(busy_s=10.0, own_s=2.0, at_s=5.0), reading(busy_s=16.0, own_s=5.0, at_s=7.0))
     assert told["foreign_cpus"] == pytest.approx(1.5)
+    assert told["waited_cpus"] is None
+    waiting = between(reading(waited_s=1.0, at_s=5.0), reading(waited_s=1.5, at_s=7.0))
+    assert waiting["waited_cpus"] == pytest.approx(0.25)
     assert told["throttled"] is None and told["throttle_reasons"] is None  # nothing tells here
 
 

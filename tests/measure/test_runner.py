@@ -1,6 +1,8 @@
 """A matrix from start to end on a tiny flow: what is measured, what a failure costs, what a resume repeats."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +139,35 @@ def test_the_manifest_tells_what_ran_where(undisturbed):
     prints = {session["environment"]["fingerprint"] for session in manifest["sessions"].values()}
     assert prints == {manifest["environment"]["fingerprint"]}
     assert len(manifest["environment"]["fingerprint"]) == 12 and manifest["checkpoints"]["tiny.safetensors"]
+
+
+def test_a_run_begun_before_a_key_was_there_is_resumed(make, undisturbed, tmp_path):
+    """Of a matrix, where the key has its default: nothing is measured again."""
+    out = shutil.copytree(undisturbed.run.path, tmp_path / "old")
+    manifest = json.loads((out / "manifest.json").read_text())
+    old = manifest["matrix"]
+    del old["residuals"], old["timing"]["warmup"], old["grid"]["denoise"], old["datasets"][0]["size"], old["include"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    finished, reporter = run(make(), out, resume=True)
+    assert reporter.units == []
+    assert_same_rows(finished, undisturbed.run)
+    with pytest.raises(StoreError, match=r"matrix\.timing\.warmup"):
+        run(make(timing={"rounds": 3, "warmup": 2}), out, resume=True)
+
+
+def test_who_else_computes_is_told_before_anything_is_timed_and_stored(make, tmp_path, monkeypatch):
+    found = {"cpus": 1.9, "cores": 2, "processes": [{"name": "cc1", "cpus": 0.97}]}
+    monkeypatch.setattr("harness.metrics.neighbours.neighbours", lambda: found)
+    reporter = Quiet(stop=0)
+    with pytest.raises(KeyboardInterrupt):
+        run_matrix(make(), tmp_path / "run", reporter, threads=1)
+    assert any("busy: other processes keep 1.9 of its 2 processors (cc1 0.97)" in note for note in reporter.notes)
+    finished, reporter = run(make(grid={"batch_sizes": [1]}, quality={"enabled": False}), tmp_path / "other")
+    sessions, timed = finished.manifest["sessions"], finished.table("timings")["session"].unique()
+    assert {name for name, one in sessions.items() if "neighbours" in one} >= {*timed}
+    assert all(sessions[name]["neighbours"]["cpus"] >= 0 for name in timed)
+    _, reporter = run(make(grid={"batch_sizes": [1]}, quality={"enabled": False}), tmp_path / "other", resume=True)
+    assert not any("busy" in note for note in reporter.notes)  # nothing was left to time
 
 
 @settings(deadline=None, max_examples=2, suppress_health_check=list(HealthCheck))  # a run takes seconds

@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from harness.metrics.neighbours import machine_seconds
+
 _CPUS = Path("/sys/devices/system/cpu")
 
 
@@ -25,6 +27,7 @@ class Reading:
     busy_s: float  # processor seconds that the whole machine has worked since it started
     own_s: float  # those of this process since it started
     at_s: float  # when
+    waited_s: float | None  # for which threads of this process were ready and had no processor
     load: float | None  # processes that ran or waited to, mean over the last minute
     clock_hz: float | None = None  # of the GPU's multiprocessors, or the mean over CPU cores
     temperature_c: float | None = None  # of the GPU, or of the hottest CPU sensor
@@ -55,6 +58,8 @@ def between(before: Reading, after: Reading) -> dict[str, Any]:
     process did, over the time. The system counts in hundredths of a second, so a short time says little.
     """
     foreign = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+    seconds = max(after.at_s - before.at_s, 1e-9)
+    waits = [one.waited_s for one in (before, after) if one.waited_s is not None]
     counts = [one.foreign_processes for one in (before, after) if one.foreign_processes is not None]
     reasons = sorted({*(before.reasons or ()), *(after.reasons or ())})
     if before.throttles is not None and after.throttles is not None and after.throttles > before.throttles:
@@ -68,7 +73,10 @@ def between(before: Reading, after: Reading) -> dict[str, Any]:
         "throttled": bool(reasons) if tells else None,
         "throttle_reasons": ",".join(reasons) if tells else None,
         "load_start": before.load,
-        "foreign_cpus": max(foreign / max(after.at_s - before.at_s, 1e-9), 0.0),
+        "foreign_cpus": max(foreign / seconds, 0.0),
+        "waited_cpus": max((waits[1] - waits[0]) / seconds, 0.0)
+        if len(waits) == 2
+        else None,  # a thread may have ended
         "foreign_processes": max(counts, default=None),
     }
 
@@ -77,15 +85,20 @@ def read(device: str) -> Reading:
     """Read a device now; takes about a millisecond."""
     here = {"clock_hz": _clock, "temperature_c": _temperature, "throttles": _throttles}
     facts = _gpu() if device == "cuda" else {name: find() for name, find in here.items()}
-    cpu = psutil.cpu_times()
-    idle = cpu.idle + getattr(cpu, "iowait", 0.0)
-    guest = getattr(cpu, "guest", 0.0) + getattr(cpu, "guest_nice", 0.0)  # counted in user and nice already
     load = None
     with suppress(OSError, AttributeError):
         load = os.getloadavg()[0]
     return Reading(
-        busy_s=sum(cpu) - idle - guest, own_s=time.process_time(), at_s=time.perf_counter(), load=load, **facts,
+        busy_s=machine_seconds(), own_s=time.process_time(), at_s=time.perf_counter(), waited_s=_waited(), load=load,
+        **facts,
     )  # fmt: skip
+
+
+def _waited() -> float | None:
+    """Seconds that the scheduler of Linux let this process's threads wait; None where no kernel counts them."""
+    with suppress(OSError, ValueError, IndexError):
+        return sum(int(path.read_text().split()[1]) for path in Path("/proc/self/task").glob("*/schedstat")) / 1e9
+    return None
 
 
 def _clock() -> float | None:

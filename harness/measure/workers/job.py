@@ -17,6 +17,7 @@ from harness.errors import HarnessError
 from harness.flows.checkpoints import digest
 from harness.measure.units import Attempt, Bench, Rows, Task, Unit
 from harness.metrics.lock import device_lock
+from harness.metrics.neighbours import neighbours
 from harness.runs.environment import code_version, environment
 
 CODE = code_version()
@@ -78,6 +79,7 @@ class JobProcess:
         self._held = ExitStack()
         if job.exclusive:
             self._held.enter_context(device_lock(job.device))
+            self._surroundings["neighbours"] = neighbours()
 
     def __call__(self, unit: Unit, inputs: Sequence[bytes]) -> Outcome:
         bench = self._bench
