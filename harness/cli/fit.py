@@ -73,13 +73,18 @@ def train_features_command(dataset: str, out: Path | None, **options: Any) -> No
 @click.option("--seconds", type=Value("NonNegative"), help="Learning corrections may take; 0: linear ones alone.")
 @weights
 def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float | None, weights: str | None) -> None:
-    """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" or "learned", and 'fitted'."""
+    """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" or "learned", and 'fitted'.
+
+    What iteration leaves of each layer is measured too, for 'sejd select=measured'.
+    """
     from harness.fitting.calibrate import store_calibration
+    from harness.fitting.selection import store_selection
     from harness.progress import reporter
 
     loaded = _fitted_to(flow, weights=weights)
     with reporter() as progress:
         path = store_calibration(loaded, samples, seed, progress, learned=seconds != 0, seconds=seconds)
+        store_selection(loaded, reporter=progress)
     print(path)
 
 

@@ -36,6 +36,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 
 CALIBRATION: Literal["calibration"] = "calibration"
 LEARNED_TOO: Literal["calibration with learned corrections"] = "calibration with learned corrections"
+LAYER_ERRORS: Literal["what iteration leaves of each layer"] = "what iteration leaves of each layer"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class ScheduleRequest:
     budget: float | None
 
 
-Missing = Literal["calibration", "calibration with learned corrections"] | ScheduleRequest
+Missing = (
+    Literal["calibration", "calibration with learned corrections", "what iteration leaves of each layer"]
+    | ScheduleRequest
+)
 """What `harness.fitting.prepare` makes."""
 
 

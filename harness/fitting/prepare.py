@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 
 from harness.decoders import Decoder
-from harness.decoders.decoder import CALIBRATION, ScheduleRequest
+from harness.decoders.decoder import CALIBRATION, LAYER_ERRORS, ScheduleRequest
 from harness.fitting.calibrate import store_calibration
+from harness.fitting.selection import store_selection
 from harness.fitting.tune import Tuner, store_schedule
 from harness.flows.protocols import CausalFlow
 from harness.flows.tap import untapped
@@ -36,6 +37,9 @@ def prepare(
             report(f"no schedule for batch {need.batch} is stored for {name}; tuning now, as `harness tune` does")
             tuner = Tuner(flow, reporter=reporter, enough_s=enough_s)
             store_schedule(flow, tuner.schedule(need.batch, need.budget))
+        elif need == LAYER_ERRORS:
+            report(f"what iteration leaves of each layer of {name} is not measured yet; measuring now, as `harness calibrate` does")
+            store_selection(flow, reporter=reporter)
         else:
             what = "nothing is" if need == CALIBRATION else "no learned correction is"
             report(f"{what} fitted to {name} yet; fitting now, as `harness calibrate` does")
