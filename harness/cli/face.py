@@ -13,7 +13,7 @@ from rich.console import Console
 from analysis.load import Runs, load
 from analysis.recommendation import Recommendation
 from analysis.summary import print_summary, recommendations, summarise
-from analysis.text import room
+from analysis.text import as_text, print_table, room
 from harness.errors import HarnessError
 from harness.flows.checkpoints import checkpoint_path
 from harness.flows.protocols import CausalFlow
@@ -23,9 +23,12 @@ from harness.measure.sources import matrix_of
 from harness.options import parse_decoder
 from harness.progress import reporter
 from harness.runs.store import Run
+from harness.runs.tables import FLOW, IDENTITY, TABLES
 
 Budget = float | Literal["sejd"] | None
 
+SHORT = 12
+"""Rows of a probe's table up to which it is printed."""
 WIDE = 170
 """Columns of a table that no terminal shows."""
 
@@ -160,10 +163,14 @@ def print_choice(run: Run) -> None:
 def print_run(run: Run, as_json: bool = False) -> None:
     """Print what a run found, as tables or as JSON."""
     if not run.matrix:  # of a probe, whose tables are its own
-        rows = {name: len(run.table(name)) for name in run.tables}
-        held = {name: count for name, count in rows.items() if count}
+        tables = {name: run.table(name) for name in run.tables}
+        held = {name: len(rows) for name, rows in tables.items() if len(rows)}
         told = [f"{run.path}: a probe's run", *(f"  {name}: {count} rows" for name, count in held.items())]
         print(json.dumps({"run": str(run.path), "rows": held}, indent=2) if as_json else "\n".join(told))
+        for name in () if as_json else sorted({*held} - {*TABLES}):
+            if held[name] <= SHORT:
+                own = tables[name].drop(columns=[*IDENTITY, *FLOW], errors="ignore")
+                print_table(Console(width=room(WIDE)), as_text(own).to_dict("records"), title=name, right=set())
         return
     if as_json:
         cells = json.loads(summarise(run).to_json(orient="records", double_precision=15))

@@ -172,6 +172,7 @@ class ProbeGroup(Group):
         @weights
         @threads
         def run(checkpoint: str, out: Path | None, **options: Any) -> None:
+            from harness.cli.face import print_run
             from harness.flows.checkpoints import checkpoint_path
             from harness.measure.probes.probe import build_probe
             from harness.measure.run_probe import run_probe
@@ -182,6 +183,7 @@ class ProbeGroup(Group):
             out = out or Path("runs") / f"probe-{checkpoint_path(checkpoint).stem}"
             done = run_probe(probe, checkpoint, out, reporter(), **options)
             print(f"{done.path}; `harness report {done.path}` draws it")
+            print_run(done)
 
         run.params[:0] = [
             click.Option(

@@ -23,8 +23,8 @@ class SelectiveJacobi(JacobiDecoder):
     Args:
         sequential_layers: places in decoding order of the layers decoded sequentially; the paper's is layer 1 alone.
         select: ``"first"`` keeps those; ``"measured"`` as many, by their cost, of which what iteration leaves at this
-            tau does most to the sample. That is measured once for a flow, on a few samples and iterated from zeros;
-            ``harness probe layers`` shows it.
+            tau and batch size does most to the sample. That is measured once for a flow, on a few samples and iterated
+            from zeros; ``harness probe layers`` shows it.
     """
 
     sequential_layers: tuple[Count, ...] = PAPER
@@ -53,12 +53,13 @@ class SelectiveJacobi(JacobiDecoder):
     def fits_digest(self, flow: CausalFlow, batch: int) -> str | None:
         if self.select == "first":
             return super().fits_digest(flow, batch)
-        chosen = self._chosen(flow)
+        chosen = self._chosen(flow, batch)
         return f"{chosen.fits_digest(flow, batch) or ''} layers {chosen.sequential_layers}".strip()
 
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
-        return super().bind(flow, batch) if self.select == "first" else self._chosen(flow).bind(flow, batch)
+        return super().bind(flow, batch) if self.select == "first" else self._chosen(flow, batch).bind(flow, batch)
 
-    def _chosen(self, flow: CausalFlow) -> SelectiveJacobi:
-        layers = selection_of(flow).sequential(self.tau, self.max_iterations)
-        return replace(self, select="first", sequential_layers=layers)
+    def _chosen(self, flow: CausalFlow, batch: int) -> SelectiveJacobi:
+        together = 1 if self.scope == "sample" else batch
+        choices = selection_of(flow).choices(self.tau, together, self.max_iterations)
+        return replace(self, select="first", sequential_layers=tuple(one.layer for one in choices if one.kept))

@@ -8,8 +8,10 @@ grows to the largest in the sample. `harness.fitting.selection` measures it once
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from math import sqrt
 from pathlib import Path
+from statistics import fmean
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -28,24 +30,37 @@ class LayerErrors:
     """What Jacobi iteration from zeros leaves of one layer, its inputs exact.
 
     Args:
-        residuals: infinity norm of the update over all samples, after 1, 2, ... iterations.
-        errors: RMSE of the layer's outputs to the exact ones, after as many.
+        residuals: infinity norm of each sample's update, after 1, 2, ... iterations.
+        errors: each sample's mean squared error in the layer's outputs, after as many.
         gain: RMSE of the samples over that of the layer's outputs, all layers after it decoded sequentially.
     """
 
     layer: int
     block: int
-    residuals: tuple[float, ...]
-    errors: tuple[float, ...]
+    residuals: tuple[tuple[float, ...], ...]
+    errors: tuple[tuple[float, ...], ...]
     gain: float
+
+    def ends(self, tau: float, batch: int, max_iterations: int | None) -> list[tuple[int, float]]:
+        """For every sample, decoded in such batches: its iterations, and the mean squared error that they leave."""
+        found, samples = [], len(self.residuals[0])
+        for first in range(0, samples, batch):
+            rows = range(first, min(first + batch, samples))
+            ends = (
+                n for n, norms in enumerate(self.residuals, 1)
+                if n == max_iterations or all(calm(norms[row], tau) for row in rows)
+            )  # fmt: skip
+            iterations = next(ends, len(self.residuals))
+            found += [(iterations, self.errors[iterations - 1][row]) for row in rows]
+        return found
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One layer at a tau: iterated, and what keeping it sequential is worth and costs.
+    """One layer at a tau and batch size: iterated, and what keeping it sequential is worth and costs.
 
     Args:
-        iterations: after which the stopping rule ends.
+        iterations: after which the stopping rule ends, in the mean.
         error_rms: that they leave in the layer's outputs.
         deviation: RMSE of the samples that this causes.
         calls: network calls in a row that keeping it sequential adds.
@@ -54,11 +69,11 @@ class Choice:
 
     layer: int
     block: int
-    iterations: int
+    iterations: float
     error_rms: float
     gain: float
     deviation: float
-    calls: int
+    calls: float
     kept: bool
 
 
@@ -67,7 +82,7 @@ class Selection:
     """The layers of one checkpoint, in decoding order.
 
     Args:
-        samples: how many exactly decoded samples it was measured on.
+        samples: how many exactly decoded ones it was measured on.
     """
 
     digest: str
@@ -75,29 +90,23 @@ class Selection:
     num_tokens: int
     layers: tuple[LayerErrors, ...]
 
-    def choices(self, tau: float, max_iterations: int | None = None) -> list[Choice]:
-        """Every layer at a tau, in decoding order.
+    def choices(self, tau: float, batch: int, max_iterations: int | None = None) -> list[Choice]:
+        """Every layer at a tau and batch size, in decoding order.
 
         Kept are, from the largest deviation down, the layers that fit: together they add no more network calls in a row
         than the one that adds the most. That is one layer, as in the paper, unless iterating is about as long.
         """
         found = []
         for of in self.layers:
-            ends = (n for n, norm in enumerate(of.residuals, 1) if calm(norm, tau) or n == max_iterations)
-            iterations = next(ends, len(of.residuals))
-            error = of.errors[iterations - 1]
-            calls = self.num_tokens - 1 - iterations
+            iterations, squares = map(fmean, zip(*of.ends(tau, batch, max_iterations), strict=True))
+            error, calls = sqrt(squares), self.num_tokens - 1 - iterations
             found.append(Choice(of.layer, of.block, iterations, error, of.gain, of.gain * error, calls, kept=False))
         left, kept = max(choice.calls for choice in found), set()
         for choice in sorted(found, key=lambda choice: -choice.deviation):  # stable: the first of equals
             if choice.calls <= left:
                 kept.add(choice.layer)
                 left -= choice.calls
-        return [Choice(**{**asdict(choice), "kept": choice.layer in kept}) for choice in found]
-
-    def sequential(self, tau: float, max_iterations: int | None = None) -> tuple[int, ...]:
-        """Places in decoding order of the layers kept sequential."""
-        return tuple(choice.layer for choice in self.choices(tau, max_iterations) if choice.kept)
+        return [replace(choice, kept=choice.layer in kept) for choice in found]
 
     def save(self, path: Path) -> None:
         write_text(path, json.dumps(asdict(self)) + "\n")
@@ -107,8 +116,11 @@ class Selection:
         """Read what `save` wrote."""
         try:
             found = TypeAdapter(cls).validate_json(path.read_bytes())
-            if not found.layers or any(not of.errors or len(of.errors) != len(of.residuals) for of in found.layers):
+            shapes = {(len(of.errors), len(row)) for of in found.layers for row in (*of.errors, *of.residuals)}
+            if not shapes or any(len(of.errors) != len(of.residuals) for of in found.layers):
                 raise ValueError("a layer has no errors")
+            if {samples for _, samples in shapes} != {found.samples}:
+                raise ValueError(f"a row is not of {found.samples} samples")
         except (ValidationError, ValueError) as error:
             raise CheckpointError(f"'{path}' does not say what layers leave: {reason(error)}; remove it") from error
         return found

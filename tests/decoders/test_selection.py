@@ -39,6 +39,10 @@ def checkpoint(flow, tmp_path):
     return tmp_path / "flow.safetensors"
 
 
+def kept(selection, batch=4, **options):
+    return tuple(choice.layer for choice in selection.choices(0.5, batch, **options) if choice.kept)
+
+
 def deviation(flow, **options):
     batch = ExactBatch.draw(flow, 16, torch.Generator().manual_seed(5))
     return float(batch.squared(build_decoder("sejd", tau=0.5, **options)).mean().sqrt())
@@ -46,7 +50,7 @@ def deviation(flow, **options):
 
 @pytest.mark.parametrize("tough", [1, 2, 3, 4])
 def test_the_made_tough_layer_is_found(tough):
-    assert measure_selection(made(tough)).sequential(0.5) == (tough,)
+    assert kept(measure_selection(made(tough)), 8) == (tough,)
 
 
 def test_the_measured_choice_is_decoded_sequentially_and_deviates_less_than_the_first(flow):
@@ -56,14 +60,19 @@ def test_the_measured_choice_is_decoded_sequentially_and_deviates_less_than_the_
 
 
 def test_iterations_residuals_and_what_is_left_are_those_of_the_decoder(flow):
-    batch = ExactBatch.draw(flow, 16, torch.Generator().manual_seed(0))
+    batch = ExactBatch.draw(flow, 32, torch.Generator().manual_seed(0))
     others = [n for n in range(1, 5) if n != TOUGH]
     result = batch.result(build_decoder("sejd", sequential_layers=others, fallback="leave"))
     (trace,) = (trace for trace in result.layers if trace.layer == TOUGH)
-    chosen = measure_selection(flow).choices(0.5)[TOUGH - 1]
+    chosen = measure_selection(flow).choices(0.5, 32)[TOUGH - 1]
     assert chosen.iterations == trace.iterations and chosen.calls == flow.num_tokens - 1 - trace.iterations
-    assert chosen.deviation == pytest.approx(float((result.tokens - batch.exact).square().mean().sqrt()), rel=1e-4)
-    assert measure_selection(flow).layers[TOUGH - 1].residuals[: trace.iterations] == pytest.approx(trace.residuals)
+    assert chosen.deviation == pytest.approx(float((result.tokens - batch.exact).square().mean().sqrt()), rel=1e-3)
+    residuals = [max(norms) for norms in measure_selection(flow).layers[TOUGH - 1].residuals[: trace.iterations]]
+    assert residuals == pytest.approx(trace.residuals, rel=1e-3)
+    by_themselves = batch.decode(build_decoder("sejd", sequential_layers=others, fallback="leave"), 1)
+    (alone,) = (choice for choice in measure_selection(flow).choices(0.5, 1) if choice.layer == TOUGH)
+    left = float((by_themselves - batch.exact).square().mean().sqrt())
+    assert chosen.deviation < alone.deviation and alone.deviation == pytest.approx(left, rel=0.2)  # the gain is linear
 
 
 @pytest.mark.parametrize("clause", CLAUSES)
@@ -72,17 +81,24 @@ def test_it_keeps_every_clause_of_the_contract(flow, clause):
     assert finding.outcome in ("passed", "not applicable"), finding.evidence
 
 
-def layers(*errors, iterations=4):
-    residuals = (*[1.0] * (iterations - 1), 0.1)
-    return tuple(LayerErrors(n, 9 - n, residuals, (error,) * iterations, 1.0) for n, error in enumerate(errors, 1))
+def selection(*errors, num_tokens=64, iterations=()):
+    """Four samples of which one stops an iteration later than the others."""
+    layers = []
+    for n, error in enumerate(errors, 1):
+        count = iterations[n - 1] if iterations else 4
+        residuals = (*[(1.0,) * 4] * (count - 1), (0.1, 0.1, 0.1, 0.7), (0.0,) * 4)
+        layers.append(LayerErrors(n, 9 - n, residuals, ((error**2,) * 4,) * (count + 1), 1.0))
+    return Selection("", 4, num_tokens, tuple(layers))
 
 
 def test_as_many_layers_are_kept_as_cost_what_one_costs():
-    assert Selection("", 4, 64, layers(0.1, 0.3, 0.2)).sequential(0.5) == (2,)
-    assert Selection("", 4, 64, layers(0.0, 0.0)).sequential(0.5) == (1,)  # the paper's, where nothing tells
-    slow = layers(0.1, 0.3, 0.2, iterations=4)[0], *layers(0.1, 0.3, 0.2, iterations=14)[1:]
-    assert Selection("", 4, 17, slow).sequential(0.5) == (2, 3)  # 2 + 2 calls more; layer 1 alone is 12
-    assert Selection("", 4, 64, layers(0.3, 0.1)).sequential(0.5, max_iterations=2) == (1,)
+    assert kept(selection(0.1, 0.3, 0.2)) == (2,)
+    assert kept(selection(0.0, 0.0)) == (1,)  # the paper's, where nothing tells
+    slow = selection(0.1, 0.3, 0.2, num_tokens=18, iterations=(4, 14, 14))
+    assert kept(slow) == (2, 3)  # 2 + 2 calls more; layer 1 alone is 12
+    assert kept(selection(0.3, 0.1), max_iterations=2) == (1,)
+    assert [choice.iterations for choice in selection(0.1).choices(0.5, 1)] == [4.25]
+    assert [choice.iterations for choice in selection(0.1).choices(0.5, 2)] == [4.5]
 
 
 def test_it_is_stored_beside_a_checkpoint_read_again_and_part_of_a_cells_identity(checkpoint):
@@ -97,7 +113,7 @@ def test_it_is_stored_beside_a_checkpoint_read_again_and_part_of_a_cells_identit
     assert build_decoder("sejd").fits_digest(again, 4) is None and not build_decoder("sejd").reads_fits
     (stored,) = (checkpoint.parent / "calibration").glob("*-layers.json")
     text = stored.read_text()
-    for damaged in ("{}", text[:-9], text.replace('"samples": 16', '"samples": "many"')):
+    for damaged in ("{}", text[:-9], text.replace('"samples": 32', '"samples": 31')):
         stored.write_text(damaged)
         with pytest.raises(HarnessError, match="does not say what layers leave"):
             find_selection(load_flow(checkpoint))
