@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -12,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.studies.base import Finding
-from analysis.text import DASH, markdown_table, markdown_text
+from analysis.text import listing, markdown_table, markdown_text
 from harness.errors import HarnessError, unknown
 
 STORED = ("claims.csv", "claims-timed.csv")
@@ -20,6 +21,7 @@ STORED = ("claims.csv", "claims-timed.csv")
 
 _VERDICTS = {True: "agree", False: "disagree", None: "mixed"}
 _ANSWERS = {True: "answered", False: "open", None: "partly answered"}
+_NOTHING = ("not measurable here", "not run")
 
 _COLUMNS = [field.name for field in fields(Finding) if field.name != "timed"]
 
@@ -40,8 +42,13 @@ class Row:
     """A claim and what the studies found of it."""
 
     claim: Claim
-    verdict: str  # of `_VERDICTS` or, of an open question, `_ANSWERS`; "not measurable here"; "not run"
+    verdict: str  # of `_VERDICTS` or, of an open question, `_ANSWERS`, or of `_NOTHING`
     findings: list[tuple[str, Finding]]  # study and finding, one for each flow
+
+    @property
+    def criteria(self) -> list[str]:
+        """By which its verdict follows."""
+        return list(dict.fromkeys(finding.criterion for _, finding in self.findings))
 
 
 @cache
@@ -96,26 +103,34 @@ def rows(findings: Sequence[tuple[str, Finding]]) -> list[Row]:
             words = _ANSWERS if claim.kind == "open question" else _VERDICTS
             verdict = words[None if len(verdicts) == 2 else verdicts.pop()]
         else:
-            verdict = "not measurable here" if own or claim.beyond else "not run"
+            verdict = _NOTHING[0] if own or claim.beyond else _NOTHING[1]
         found.append(Row(claim, verdict, own))
     return found
 
 
-def table(findings: Sequence[tuple[str, Finding]]) -> str:
-    """The claim table in Markdown."""
-    head = ["", "the paper", "says", "verdict", "what we measured", "criterion"]
-    return markdown_table([head, *(_cells(row) for row in rows(findings))])
+def score(found: Sequence[Row]) -> str:
+    """How many claims and questions came to which verdict, as a sentence.
+
+    >>> score(rows([("s", Finding("finite", "digits", "m", True, "c"))])[3:5])
+    '2 claims: 1 agree and 1 not run.'
+    """
+    told = []
+    for questions, kind in ((False, "claims"), (True, "open questions")):
+        counts = Counter(row.verdict for row in found if (row.claim.kind == "open question") is questions)
+        known = [verdict for verdict in (*_VERDICTS.values(), *_ANSWERS.values(), *_NOTHING) if counts[verdict]]
+        parts = listing([f"{counts[verdict]} {verdict}" for verdict in known])
+        told += [f"{counts.total()} {kind}: {parts}"] if counts else []
+    return f"{'; '.join(told)}."
 
 
-def _cells(row: Row) -> list[str]:
-    claim = row.claim
-    measured = "<br>".join(_measured(study, finding, row.verdict) for study, finding in row.findings)
-    criteria = "; ".join(dict.fromkeys(finding.criterion for _, finding in row.findings))
-    nothing = f"nothing: {claim.beyond}" if claim.beyond else "not measured yet"
-    return [claim.kind, claim.source, claim.says, f"**{row.verdict}**", measured or nothing, criteria or DASH]
+def summary(found: Sequence[Row]) -> str:
+    """One line a claim in Markdown, with a link to its details."""
+    lines = [[row.claim.says, row.claim.source, f"[{row.verdict}](#{row.claim.id})"] for row in found]
+    return markdown_table([["the paper says", "where", "verdict"], *lines])
 
 
-def _measured(study: str, finding: Finding, verdict: str) -> str:
+def measured(study: str, finding: Finding, verdict: str) -> str:
+    """A finding as a line of Markdown; it tells its own verdict where they are mixed."""
     own = {True: " (agree)", False: " (disagree)", None: " (not measurable)"}[finding.agrees]
     clock = " ⏱" if finding.timed else ""
     return f"[{markdown_text(finding.flow)}]({study}.md){clock}: {finding.measured}{own if verdict == 'mixed' else ''}"

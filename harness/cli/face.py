@@ -170,7 +170,7 @@ def print_run(run: Run, as_json: bool = False) -> None:
         for name in () if as_json else sorted({*held} - {*TABLES}):
             if held[name] <= SHORT:
                 own = tables[name].drop(columns=[*IDENTITY, *FLOW], errors="ignore")
-                print_table(Console(width=room(WIDE)), as_text(own).to_dict("records"), title=name, right=set())
+                print_table(Console(width=room(WIDE)), as_text(own).astype(str).to_dict("records"), title=name)
         return
     if as_json:
         cells = json.loads(summarise(run).to_json(orient="records", double_precision=15))

@@ -38,9 +38,7 @@ def prepare(
             tuner = Tuner(flow, reporter=reporter, enough_s=enough_s)
             store_schedule(flow, tuner.schedule(need.batch, need.budget))
         elif need == LAYER_ERRORS:
-            report(
-                f"what iteration leaves of each layer of {name} is not measured yet; measuring now, as `harness calibrate` does"
-            )
+            report(f"{need} is not measured of {name} yet; measuring now, as `harness calibrate` does")
             store_selection(flow, reporter=reporter)
         else:
             what = "nothing is" if need == CALIBRATION else "no learned correction is"

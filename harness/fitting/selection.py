@@ -47,7 +47,9 @@ def measure_selection(flow: CausalFlow, samples: int = SAMPLES, reporter: Report
 
 def _layer(batch: ExactBatch, problem: LayerProblem, reporter: Reporter) -> LayerErrors:
     """Residuals and errors iteration by iteration, and the gain of the error where the papers' threshold ends."""
-    tokens, residuals, errors = INITIAL["zeros"](problem.layer, problem.inputs), [], []
+    tokens = INITIAL["zeros"](problem.layer, problem.inputs)
+    residuals: list[tuple[float, ...]] = []
+    errors: list[tuple[float, ...]] = []
     tokens[:, 0] = problem.inputs[:, 0]
     left, most = None, min(MOST, problem.inputs.shape[1] - 1)
     while not residuals or (max(residuals[-1]) > SETTLED and len(residuals) < most):
