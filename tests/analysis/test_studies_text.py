@@ -185,7 +185,9 @@ def test_the_stored_claim_table_is_made_from_the_stored_findings():
 
 
 def test_the_score_counts_every_claim_once():
-    found = rows([("s", Finding("finite", "digits", "m", True, "c")), ("s", Finding("nilpotent", "d", "m", False, "c"))])
+    found = rows(
+        [("s", Finding("finite", "digits", "m", True, "c")), ("s", Finding("nilpotent", "d", "m", False, "c"))]
+    )
     numbers = [int(number) for number in re.findall(r"\d+", score(found))]
     assert sum(numbers) == 2 * len(claims())  # both totals, and the parts that make them up
     assert "1 agree" in score(found)
