@@ -17,6 +17,7 @@ from analysis.text import as_text, print_table, room
 from harness.errors import HarnessError
 from harness.flows.checkpoints import checkpoint_path
 from harness.flows.protocols import CausalFlow
+from harness.measure.matrix import Matrix
 from harness.measure.recommend import CANDIDATES, SECONDS, free, measure_choices
 from harness.measure.run_matrix import run_matrix
 from harness.measure.sources import matrix_of
@@ -73,9 +74,17 @@ def measured(
     weights: str | None, device: str | None, **options: Any,
 ) -> Run:  # fmt: skip
     """The finished run of a matrix or checkpoint; `options` are further ones of `run_matrix`."""
-    overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
-    parsed = matrix_of(matrix, profile, overrides, dataset, weights)
+    parsed = parsed_matrix(matrix, profile, decoders, dataset, weights, device)
     return run_matrix(parsed, Path(out or Path("runs") / parsed.name), reporter(), **options)
+
+
+def parsed_matrix(
+    matrix: str, profile: str | None, decoders: Sequence[str], dataset: str | None, weights: str | None,
+    device: str | None,
+) -> Matrix:  # fmt: skip
+    """A matrix, or the one of a checkpoint, as the command line changes it."""
+    overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
+    return matrix_of(matrix, profile, overrides, dataset, weights)
 
 
 @dataclass(frozen=True)
@@ -169,8 +178,9 @@ def print_run(run: Run, as_json: bool = False) -> None:
         print(json.dumps({"run": str(run.path), "rows": held}, indent=2) if as_json else "\n".join(told))
         for name in () if as_json else sorted({*held} - {*TABLES}):
             if held[name] <= SHORT:
-                own = tables[name].drop(columns=[*IDENTITY, *FLOW], errors="ignore")
-                print_table(Console(width=room(WIDE)), as_text(own).astype(str).to_dict("records"), title=name)
+                text = as_text(tables[name].drop(columns=[*IDENTITY, *FLOW], errors="ignore"))
+                lines = [{str(column): str(cell) for column, cell in row.items()} for row in text.to_dict("records")]
+                print_table(Console(width=room(WIDE)), lines, title=name)
         return
     if as_json:
         cells = json.loads(summarise(run).to_json(orient="records", double_precision=15))

@@ -129,6 +129,9 @@ class SampleFolder:
         note = {"request": self.request, "drawn": sorted(self.drawn), "nonfinite": self.nonfinite}
         write_text(self.path / REQUEST, json.dumps(note, indent=2) + "\n")
 
+    def took(self, seconds: float) -> None:
+        """Of no interest to who reads the images."""
+
 
 def draw_to_files(
     request: Request,
