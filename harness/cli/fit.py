@@ -92,14 +92,15 @@ def calibrate_command(
 
     from harness.fitting.calibrate import store_calibration
     from harness.fitting.selection import store_selection
+    from harness.flows import load_flow
     from harness.measure.planning import plan_calibration
     from harness.progress import reporter
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    loaded = _fitted_to(flow, weights=weights)
     if dry_run:
-        print(plan_calibration(loaded, samples, learned=seconds != 0))
+        print(plan_calibration(load_flow(flow, weights=weights), samples, learned=seconds != 0))
         return
+    loaded = _fitted_to(flow, weights=weights)
     with reporter() as progress:
         path = store_calibration(loaded, samples, seed, progress, learned=seconds != 0, seconds=seconds)
         store_selection(loaded, reporter=progress)
@@ -143,14 +144,14 @@ def tune_command(
     from harness.runs.store import require_new
 
     torch.set_num_threads(threads or torch.get_num_threads())
+    if dry_run:
+        print(plan_choices(flow, batches, budgets, options["seconds"], weights, CLASSIC, tuned=True))
+        return
     loaded = _fitted_to(flow, device, weights)
     if out is not None:
         require_new(out)
     if options["dataset"] is not None:
         table_of(flow, options["dataset"])
-    if dry_run:
-        print(plan_choices(flow, batches, budgets, options["seconds"], weights, CLASSIC, tuned=True))
-        return
     with reporter() as progress:
         # candidates read the calibration
         prepare(build_decoder("fitted", correction="learned"), loaded, max(batches), progress.note, progress)

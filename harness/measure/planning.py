@@ -20,7 +20,7 @@ from harness.measure.expand import expand
 from harness.measure.matrix import Matrix
 from harness.measure.probes.probe import Probe, build_probe
 from harness.measure.recommend import CANDIDATES
-from harness.measure.references import references
+from harness.measure.references import reference_digest, references
 from harness.measure.run_probe import subject_of
 from harness.measure.studies import StudyPlan
 from harness.runs.baselines import RESULTS
@@ -60,8 +60,10 @@ class Plan:
 
 def plan_matrix(matrix: Matrix, out: Path, resume: bool = False, data_root: str | None = None) -> Plan:
     """What `run_matrix` would measure; with `resume`, what it would still measure. Raises HarnessError: as that."""
-    cells = expand(matrix, data_root)
     there = [read_run(out)] if resume and (out / MANIFEST).is_file() else []
+    now = references(matrix, data_root)
+    started = now | {name: one for run in there for name, one in run.manifest.get("references", {}).items()}
+    cells = expand(matrix, data_root, {name: reference_digest(one) for name, one in started.items()})
     rounds = [run.table("timings").groupby("cell_id")["round"].nunique().to_dict() for run in there]
     done = {name: run.cell_ids(name) for run in there for name in PASSES}
     times = _Times([*there, *_stored()])
@@ -72,7 +74,7 @@ def plan_matrix(matrix: Matrix, out: Path, resume: bool = False, data_root: str 
         decodes += count
         seconds += count * (wall_s or 0.0)
         untimed += 0 if wall_s else count
-    without = [name for name, one in references(matrix, data_root).items() if one["images"] is None]
+    without = [name for name, one in now.items() if one["images"] is None]
     lacking = dict.fromkeys(
         [f"{cell.dataset} is skipped: {cell.absent}" for cell in cells if cell.absent]
         + [one for cell in cells if cell.absent is None and cell.fitted is None for one in _lacking(cell)]
@@ -89,7 +91,9 @@ def plan_probe(name: str, probe: Probe, checkpoint: str, weights: str | None = N
     subject = subject_of(probe, checkpoint, None, "cpu", weights=weights)
     flow = subject.load()
     missing = [one for decoder, batch in probe.reads() for one in to_be_made(decoder.missing(flow, batch), flow)]
-    return Plan(f"probe {name} on {checkpoint}", f"{len(probe.units(flow, subject))} units", missing=(*missing,))
+    return Plan(
+        f"probe {name} on {checkpoint}", f"{len(probe.units(flow, subject))} units", missing=(*dict.fromkeys(missing),)
+    )
 
 
 def plan_choices(
@@ -130,7 +134,7 @@ def plan_study(
 def to_be_made(needs: Iterable[Any], flow: CausalFlow) -> Iterator[str]:
     """What a decoder misses of a flow, in words."""
     for need in needs:
-        what = f"a schedule for batch {need.batch}" if isinstance(need, ScheduleRequest) else f"the {need}"
+        what = f"a schedule for batch {need.batch}" if isinstance(need, ScheduleRequest) else need
         yield f"{what} of {flow.source.stem if flow.source else 'the flow'}; it is made first"
 
 
