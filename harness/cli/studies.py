@@ -15,7 +15,7 @@ from harness.runs.store import MANIFEST, read_run
 
 def run_studies(
     name: str, profile: str, out: Path, results: Path, resume: bool, check: bool, data_root: Path | None,
-    threads: int | None, dry_run: bool,
+    threads: int | None = None, dry_run: bool = False,
 ) -> int:  # fmt: skip
     """Run a study, by its name or folder, those it reads first, or ``"all"``.
 
