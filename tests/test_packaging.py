@@ -5,16 +5,48 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
+from harness.errors import HarnessError
+from harness.flows import load_flow
+from harness.flows.checkpoints import ASSETS, REPOSITORY_ONLY
+
 ROOT = Path(__file__).parents[1]
 PACKED = ("harness", "analysis", "results/baselines")
-LARGEST = 60e6
+LARGEST = 30e6
 """Bytes of the wheel, most of them the shipped flows."""
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+LEFT_OUT = SETTINGS["exclude-package-data"]["harness"]
+
+
+def packed_files():
+    """What the wheel is to hold, by its path in the repository."""
+    return {
+        path.relative_to(ROOT).as_posix()
+        for name in PACKED
+        for path in (ROOT / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+        and not any(fnmatch(path.relative_to(ROOT).as_posix(), f"harness/{pattern}") for pattern in LEFT_OUT)
+    }  # fmt: skip
+
+
+def test_what_is_packed_stays_small_and_flows_left_out_are_said_to_be():
+    sizes = {name: (ROOT / name).stat().st_size for name in packed_files()}
+    assert sum(sizes.values()) < LARGEST, sorted(sizes.items(), key=lambda one: -one[1])[:20]
+    flows = {path.stem for path in ASSETS.glob("*.safetensors")}
+    assert {flow for flow in flows if f"harness/flows/assets/{flow}.safetensors" not in sizes} == set(REPOSITORY_ONLY)
+
+
+def test_a_flow_that_the_wheel_leaves_out_is_told_to_lie_in_the_repository(monkeypatch, tmp_path):
+    monkeypatch.setattr("harness.flows.checkpoints.ASSETS", tmp_path)
+    with pytest.raises(HarnessError, match="'cifar10-jpeg-2h' lies in the repository only"):
+        load_flow("cifar10-jpeg-2h")
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +92,7 @@ def installed(wheel, tmp_path_factory):
 
 
 def test_the_wheel_holds_every_file_of_the_packages(wheel):
-    here = {
-        path.relative_to(ROOT).as_posix()
-        for name in PACKED
-        for path in (ROOT / name).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
-    }
+    here = packed_files()
     with zipfile.ZipFile(wheel) as file:
         packed = {name for name in file.namelist() if ".dist-info/" not in name}
     assert here - packed == set() == packed - here
@@ -81,6 +108,8 @@ def test_the_installed_harness_is_that_of_the_wheel_and_knows_what_is_shipped(in
         assert f"  {name} " in listed.stdout
     drawn = installed("sample", "digits", "-n", "2", "--decoder", "auto", "--out", "grid.png")
     assert drawn.returncode == 0, drawn.stderr
+    absent = installed("sample", "cifar10-jpeg-2h")
+    assert absent.returncode == 2 and "lies in the repository only" in absent.stderr
     refused = installed("train", "digit")
     assert refused.returncode == 2 and "did you mean 'digits'" in refused.stderr
 

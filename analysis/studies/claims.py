@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -14,7 +15,7 @@ import pandas as pd
 
 from analysis.quality import UNDECIDED
 from analysis.studies.base import Finding
-from analysis.text import DASH, markdown_table, markdown_text
+from analysis.text import listing, markdown_table, markdown_text
 from harness.errors import HarnessError, unknown
 
 STORED = ("claims.csv", "claims-timed.csv")
@@ -22,8 +23,8 @@ STORED = ("claims.csv", "claims-timed.csv")
 
 _VERDICTS = {True: "agree", False: "disagree", None: "mixed", UNDECIDED: UNDECIDED}
 _ANSWERS = {True: "answered", False: "open", None: "partly answered", UNDECIDED: UNDECIDED}
-
 _OWN = {True: "agree", False: "disagree", None: "not measurable", UNDECIDED: UNDECIDED}
+_NOTHING = ("not measurable here", "not run")
 _STORED: dict[str, Any] = {"True": True, "False": False, UNDECIDED: UNDECIDED}
 
 _COLUMNS = [field.name for field in fields(Finding) if field.name != "timed"]
@@ -45,8 +46,13 @@ class Row:
     """A claim and what the studies found of it."""
 
     claim: Claim
-    verdict: str  # of `_VERDICTS` or, of an open question, `_ANSWERS`; "undecided"; "not measurable here"; "not run"
+    verdict: str  # of `_VERDICTS` or, of an open question, `_ANSWERS`, or of `_NOTHING`
     findings: list[tuple[str, Finding]]  # study and finding, one for each flow
+
+    @property
+    def criteria(self) -> list[str]:
+        """By which its verdict follows."""
+        return list(dict.fromkeys(finding.criterion for _, finding in self.findings))
 
 
 @cache
@@ -101,26 +107,34 @@ def rows(findings: Sequence[tuple[str, Finding]]) -> list[Row]:
             words = _ANSWERS if claim.kind == "open question" else _VERDICTS
             verdict = words[None if len(verdicts) > 1 else verdicts.pop()]
         else:
-            verdict = "not measurable here" if own or claim.beyond else "not run"
+            verdict = _NOTHING[0] if own or claim.beyond else _NOTHING[1]
         found.append(Row(claim, verdict, own))
     return found
 
 
-def table(findings: Sequence[tuple[str, Finding]]) -> str:
-    """The claim table in Markdown."""
-    head = ["", "the paper", "says", "verdict", "what we measured", "criterion"]
-    return markdown_table([head, *(_cells(row) for row in rows(findings))])
+def score(found: Sequence[Row]) -> str:
+    """How many claims and questions came to which verdict, as a sentence.
+
+    >>> score(rows([("s", Finding("finite", "digits", "m", True, "c"))])[3:5])
+    '2 claims: 1 agree and 1 not run.'
+    """
+    told = []
+    for questions, kind in ((False, "claims"), (True, "open questions")):
+        counts = Counter(row.verdict for row in found if (row.claim.kind == "open question") is questions)
+        known = [verdict for verdict in (*_VERDICTS.values(), *_ANSWERS.values(), *_NOTHING) if counts[verdict]]
+        parts = listing([f"{counts[verdict]} {verdict}" for verdict in known])
+        told += [f"{counts.total()} {kind}: {parts}"] if counts else []
+    return f"{'; '.join(told)}."
 
 
-def _cells(row: Row) -> list[str]:
-    claim = row.claim
-    measured = "<br>".join(_measured(study, finding, row.verdict) for study, finding in row.findings)
-    criteria = "; ".join(dict.fromkeys(finding.criterion for _, finding in row.findings))
-    nothing = f"nothing: {claim.beyond}" if claim.beyond else "not measured yet"
-    return [claim.kind, claim.source, claim.says, f"**{row.verdict}**", measured or nothing, criteria or DASH]
+def summary(found: Sequence[Row]) -> str:
+    """One line a claim in Markdown, with a link to its details."""
+    lines = [[row.claim.says, row.claim.source, f"[{row.verdict}](#{row.claim.id})"] for row in found]
+    return markdown_table([["the paper says", "where", "verdict"], *lines])
 
 
-def _measured(study: str, finding: Finding, verdict: str) -> str:
+def measured(study: str, finding: Finding, verdict: str) -> str:
+    """A finding as a line of Markdown; it tells its own verdict where they are mixed."""
     own = f" ({_OWN[finding.agrees]})" if verdict == "mixed" else ""
     clock = " ⏱" if finding.timed else ""
     return f"[{markdown_text(finding.flow)}]({study}.md){clock}: {finding.measured}{own}"

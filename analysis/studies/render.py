@@ -19,7 +19,7 @@ from analysis.figures.files import save, settle, write_csv
 from analysis.figures.plot import Omitted
 from analysis.load import Runs, load
 from analysis.studies.base import Findings
-from analysis.studies.claims import checked, read_findings, table, write_findings
+from analysis.studies.claims import checked, measured, read_findings, rows, score, summary, write_findings
 from analysis.studies.stored import ROUNDED, TIMED, Comparison, compare
 from analysis.text import listing, markdown, percent, quantity, times
 from harness.errors import HarnessError, StoreError
@@ -100,8 +100,10 @@ def require_text(study: Path) -> None:
 
 
 def claim_table(results: Path) -> str:
-    """The claim table in Markdown, from the findings stored below `results`."""
-    return _environment(SHIPPED).get_template(f"{TABLE}.j2").render(table=table(read_findings(results)))
+    """The score, one line a claim and the details in Markdown, from the findings stored below `results`."""
+    found = rows(read_findings(results))
+    template = _environment(SHIPPED).get_template(f"{TABLE}.j2")
+    return template.render(rows=found, score=score(found), summary=summary(found), measured=measured)
 
 
 def _write_files(found: Findings, folder: Path) -> None:

@@ -7,6 +7,7 @@ another order, and float32's rounding (6e-8) has grown a few hundredfold when it
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.text import listing
+from harness.runs.store import Run
 
 TIMED, ROUNDED = "-timed.csv", "-rounding.csv"
 OF_ITSELF, OF_COLUMN, FLOAT32 = 1e-4, 1e-5, 1e-7
@@ -21,6 +23,9 @@ OF_ITSELF, OF_COLUMN, FLOAT32 = 1e-4, 1e-5, 1e-7
 of the tokens and images that an error is one of."""
 RISE = "_rise"
 """In the names of columns that tell a change as a share of what changed: they are rounded as 1 + the change is."""
+
+TOOK = f"took{TIMED}"
+"""How long a study was measured, with its profile."""
 
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 
@@ -34,6 +39,22 @@ class Comparison:
 
     def __add__(self, other: Comparison) -> Comparison:
         return Comparison(self.differing + other.differing, self.rounded + other.rounded)
+
+
+def store_took(folder: Path, profile: str, runs: Sequence[Run]) -> None:
+    """Store how long the runs of a study took, where all of them tell."""
+    seconds = [float(run.manifest["seconds"]) for run in runs if "seconds" in run.manifest]
+    if folder.is_dir() and len(seconds) == len(runs) > 0:
+        pd.DataFrame([{"profile": profile, "seconds": sum(seconds)}]).to_csv(folder / TOOK, index=False)
+
+
+def took(study: str, results: Sequence[Path]) -> tuple[str, float] | None:
+    """Profile and seconds of a study, from the first of some folders that stores them."""
+    for folder in results:
+        if (file := folder / study / TOOK).is_file():
+            row = pd.read_csv(file).iloc[0]
+            return str(row["profile"]), float(row["seconds"])
+    return None
 
 
 def compare(new: Path, stored: Path) -> Comparison:

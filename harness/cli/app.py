@@ -67,6 +67,9 @@ data_root = click.option(
     help="Where the real images lie; by default $HARNESS_DATA.",
 )
 threads = click.option("--threads", type=Value("Processes"), help="CPU threads; by default torch's own choice.")
+dry_run = click.option(
+    "--dry-run", is_flag=True, help="Only say what would be done, about how long it takes, and what is missing for it."
+)
 device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 weights = click.option("--weights", metavar="KEY", help="Which weights of a checkpoint with several, as ema.")
 dataset = click.option(

@@ -13,6 +13,8 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from analysis.studies.stored import took
+from analysis.text import duration
 from harness.datasets import datasets
 from harness.decoders import decoders
 from harness.errors import HarnessError, unknown
@@ -21,9 +23,10 @@ from harness.flows.protocols import flows
 from harness.flows.published import find_checkpoint, published
 from harness.measure.matrix import SHIPPED, installed, load_matrix, matrices, matrix_path
 from harness.measure.probes.probe import probes
+from harness.measure.studies import load_plan, studies
 from harness.options import about, options_of
 from harness.registry import Registry, first_line
-from harness.runs.baselines import baselines, open_run
+from harness.runs.baselines import RESULTS, baselines, open_run
 from harness.runs.store import Run, read_run
 
 OWN = "harness"
@@ -170,6 +173,20 @@ def _baselines() -> Iterator[Entry]:
         yield Entry(name, _baseline_line(read_run(path)), str(where))
 
 
+def _studies() -> Iterator[Entry]:
+    for name in studies():
+        found = took(name, [root / "studies" for root in RESULTS])
+        how_long = f"{duration(found[1])}, profile {found[0]}" if found else "not timed yet"
+        yield Entry(name, f"{load_plan(name).title}: {how_long}", OWN)
+
+
+def _study_details(name: str) -> dict[str, Any]:
+    plan = load_plan(name)
+    return {"about": plan.title, "folder": str(plan.folder), "reads": plan.reads} | {
+        "runs": [f"matrix {run.name}" for run in plan.run] + [f"probe {run.probe} on {run.flow}" for run in plan.probe]
+    }
+
+
 def _baseline_line(run: Run) -> str:
     environment, matrix = run.manifest.get("environment", {}), run.matrix
     machine = environment.get("gpu") or environment.get("cpu")
@@ -183,6 +200,7 @@ KINDS: dict[str, tuple[Callable[[], Iterator[Entry]], Callable[[str], dict[str, 
     "probes": (lambda: _registered(probes), lambda name: _registered_details(probes, name)),
     "matrices": (_matrices, _matrix_details),
     "baselines": (_baselines, _baseline_details),
+    "studies": (_studies, _study_details),
 }
 """How the entries of each kind are found, and what is told of one of them."""
 

@@ -13,19 +13,23 @@ from rich.console import Console
 from analysis.load import Runs, load
 from analysis.recommendation import Recommendation
 from analysis.summary import print_summary, recommendations, summarise
-from analysis.text import room
+from analysis.text import as_text, print_table, room
 from harness.errors import HarnessError
 from harness.flows.checkpoints import checkpoint_path
 from harness.flows.protocols import CausalFlow
+from harness.measure.matrix import Matrix
 from harness.measure.recommend import CANDIDATES, SECONDS, free, measure_choices
 from harness.measure.run_matrix import run_matrix
 from harness.measure.sources import matrix_of
 from harness.options import parse_decoder
 from harness.progress import reporter
 from harness.runs.store import Run
+from harness.runs.tables import FLOW, IDENTITY, TABLES
 
 Budget = float | Literal["sejd"] | None
 
+SHORT = 12
+"""Rows of a probe's table up to which it is printed."""
 WIDE = 170
 """Columns of a table that no terminal shows."""
 
@@ -70,9 +74,17 @@ def measured(
     weights: str | None, device: str | None, **options: Any,
 ) -> Run:  # fmt: skip
     """The finished run of a matrix or checkpoint; `options` are further ones of `run_matrix`."""
-    overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
-    parsed = matrix_of(matrix, profile, overrides, dataset, weights)
+    parsed = parsed_matrix(matrix, profile, decoders, dataset, weights, device)
     return run_matrix(parsed, Path(out or Path("runs") / parsed.name), reporter(), **options)
+
+
+def parsed_matrix(
+    matrix: str, profile: str | None, decoders: Sequence[str], dataset: str | None, weights: str | None,
+    device: str | None,
+) -> Matrix:  # fmt: skip
+    """A matrix, or the one of a checkpoint, as the command line changes it."""
+    overrides = {"decoders": [parse_decoder(spec) for spec in decoders]} | ({"device": device} if device else {})
+    return matrix_of(matrix, profile, overrides, dataset, weights)
 
 
 @dataclass(frozen=True)
@@ -160,10 +172,15 @@ def print_choice(run: Run) -> None:
 def print_run(run: Run, as_json: bool = False) -> None:
     """Print what a run found, as tables or as JSON."""
     if not run.matrix:  # of a probe, whose tables are its own
-        rows = {name: len(run.table(name)) for name in run.tables}
-        held = {name: count for name, count in rows.items() if count}
+        tables = {name: run.table(name) for name in run.tables}
+        held = {name: len(rows) for name, rows in tables.items() if len(rows)}
         told = [f"{run.path}: a probe's run", *(f"  {name}: {count} rows" for name, count in held.items())]
         print(json.dumps({"run": str(run.path), "rows": held}, indent=2) if as_json else "\n".join(told))
+        for name in () if as_json else sorted({*held} - {*TABLES}):
+            if held[name] <= SHORT:
+                text = as_text(tables[name].drop(columns=[*IDENTITY, *FLOW], errors="ignore"))
+                lines = [{str(column): str(cell) for column, cell in row.items()} for row in text.to_dict("records")]
+                print_table(Console(width=room(WIDE)), lines, title=name)
         return
     if as_json:
         cells = json.loads(summarise(run).to_json(orient="records", double_precision=15))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.app import FOLDER, Budget, Value, app, data_root, dataset, threads, weights
+from harness.cli.app import FOLDER, Budget, Value, app, data_root, dataset, dry_run, threads, weights
 from harness.cli.completion import names
 
 if TYPE_CHECKING:
@@ -25,15 +25,21 @@ if TYPE_CHECKING:
 @click.option("--seed", type=Value("Seed"), help="In place of the configuration's.")
 @click.option("--threads", type=Value("Processes"), help="CPU threads, in place of the configuration's.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out; the model card says how many.")
+@dry_run
 def train(
-    config: str, out: Path | None, resume: bool, root: Path | None, skip_corrupt: bool, **overrides: int | None
-) -> None:
+    config: str, out: Path | None, resume: bool, root: Path | None, skip_corrupt: bool, dry_run: bool,
+    **overrides: int | None,
+) -> None:  # fmt: skip
     """Train a flow: a shipped configuration by name, or a TOML file of your own."""
     from harness.decoders import build_decoder
+    from harness.measure.planning import Plan
     from harness.training.config import command_line, read_config
     from harness.training.loop import train
 
     name, parsed = read_config(config, **overrides)
+    if dry_run:
+        print(Plan(f"training '{name}'", f"{parsed.steps:,} steps of {parsed.batch_size} samples"))
+        return
     command, decode = command_line(config, **overrides), build_decoder("sequential").decode
     folder = train(name, parsed, out or Path("runs") / name, decode, command, root, resume, skip_corrupt)
     print(f"{folder / name}.safetensors, with its model card {name}.md and samples where there are images")
@@ -72,14 +78,32 @@ def train_features_command(dataset: str, out: Path | None, **options: Any) -> No
 @click.option("--seed", type=Value("Seed"), default=0, show_default=True)
 @click.option("--seconds", type=Value("NonNegative"), help="Learning corrections may take; 0: linear ones alone.")
 @weights
-def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float | None, weights: str | None) -> None:
-    """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" or "learned", and 'fitted'."""
+@threads
+@dry_run
+def calibrate_command(
+    flow: str, samples: int | None, seed: int, seconds: float | None, weights: str | None, threads: int | None,
+    dry_run: bool,
+) -> None:  # fmt: skip
+    """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" or "learned", and 'fitted'.
+
+    What iteration leaves of each layer is measured too, for 'sejd select=measured'.
+    """
+    import torch
+
     from harness.fitting.calibrate import store_calibration
+    from harness.fitting.selection import store_selection
+    from harness.flows import load_flow
+    from harness.measure.planning import plan_calibration
     from harness.progress import reporter
 
+    torch.set_num_threads(threads or torch.get_num_threads())
+    if dry_run:
+        print(plan_calibration(load_flow(flow, weights=weights), samples, learned=seconds != 0))
+        return
     loaded = _fitted_to(flow, weights=weights)
     with reporter() as progress:
         path = store_calibration(loaded, samples, seed, progress, learned=seconds != 0, seconds=seconds)
+        store_selection(loaded, reporter=progress)
     print(path)
 
 
@@ -98,9 +122,10 @@ def calibrate_command(flow: str, samples: int | None, seed: int, seconds: float 
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @weights
 @threads
+@dry_run
 def tune_command(
     flow: str, batches: tuple[int, ...], budgets: tuple[float | None, ...], samples: int | None,
-    device: str, weights: str | None, threads: int | None, out: Path | None, **options: Any,
+    device: str, weights: str | None, threads: int | None, out: Path | None, dry_run: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Measure how each layer of FLOW is decoded fastest within a budget, for the decoder 'auto'.
 
@@ -112,6 +137,7 @@ def tune_command(
     from harness.decoders import build_decoder
     from harness.fitting import prepare
     from harness.fitting.tune import Tuner, store_schedule
+    from harness.measure.planning import plan_choices
     from harness.measure.recommend import CLASSIC
     from harness.measure.sources import table_of
     from harness.metrics.neighbours import notice
@@ -119,6 +145,9 @@ def tune_command(
     from harness.runs.store import require_new
 
     torch.set_num_threads(threads or torch.get_num_threads())
+    if dry_run:
+        print(plan_choices(flow, batches, budgets, options["seconds"], weights, CLASSIC, tuned=True))
+        return
     loaded = _fitted_to(flow, device, weights)
     if out is not None:
         require_new(out)

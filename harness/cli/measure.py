@@ -8,7 +8,20 @@ from typing import Any
 
 import click
 
-from harness.cli.app import FOLDER, Budget, Command, Group, Value, app, data_root, dataset, device, threads, weights
+from harness.cli.app import (
+    FOLDER,
+    Budget,
+    Command,
+    Group,
+    Value,
+    app,
+    data_root,
+    dataset,
+    device,
+    dry_run,
+    threads,
+    weights,
+)
 from harness.cli.completion import names
 from harness.errors import HarnessError, NonFiniteError
 from harness.registry import first_line
@@ -37,16 +50,22 @@ from harness.registry import first_line
               help="Processes of this machine at a time on the CPU; what is timed is always alone.")  # fmt: skip
 @click.option("--retries", type=Value("Retries"), default=2, show_default=True,
               help="Times that what a lost process or machine had begun is run again.")  # fmt: skip
+@dry_run
 def run_command(
     matrix: str, out: Path | None, profile: str | None, decoders: tuple[str, ...], against: str | None,
-    device: str | None, weights: str | None, on: str, workers: int, dataset: str | None, **options: Any,
+    device: str | None, weights: str | None, on: str, workers: int, dataset: str | None, dry_run: bool, **options: Any,
 ) -> int:  # fmt: skip
     """Measure a matrix, by name or .toml file, or a checkpoint: speed, cost, quality and memory of every cell."""
     from analysis.compare.render import print_comparison
-    from harness.cli.face import measured, print_run
+    from harness.cli.face import measured, parsed_matrix, print_run
+    from harness.measure.planning import plan_matrix
     from harness.measure.workers.local import executor
     from harness.runs.baselines import open_run
 
+    if dry_run:
+        parsed = parsed_matrix(matrix, profile, decoders, dataset, weights, device)
+        print(plan_matrix(parsed, out or Path("runs") / parsed.name, options["resume"], options["data_root"]))
+        return 0
     stored = open_run(against) if against else None  # a wrong name is told before anything is measured
     where = executor(on, workers)
     run = measured(matrix, out, profile, decoders, dataset, weights, device, executor=where, **options)
@@ -71,13 +90,18 @@ def run_command(
 @device
 @weights
 @threads
-def recommend_command(checkpoint: str, out: Path | None, resume: bool, **options: Any) -> None:
+@dry_run
+def recommend_command(checkpoint: str, out: Path | None, resume: bool, dry_run: bool, **options: Any) -> None:
     """Which decoder to use for CHECKPOINT, a flow's name or file: fitted, tuned and measured, told in a sentence.
 
     Killed at any moment, what was fitted is kept, and with --resume what was measured.
     """
     from harness.cli.face import print_choice, recommend
+    from harness.measure.planning import plan_choices
 
+    if dry_run:
+        print(plan_choices(checkpoint, *(options[name] for name in ("batches", "budgets", "seconds", "weights"))))
+        return
     print_choice(recommend(checkpoint, out=out, resume=resume, **options).run)
 
 
@@ -174,17 +198,24 @@ class ProbeGroup(Group):
         @device
         @weights
         @threads
-        def run(checkpoint: str, out: Path | None, **options: Any) -> None:
+        @dry_run
+        def run(checkpoint: str, out: Path | None, dry_run: bool, **options: Any) -> None:
+            from harness.cli.face import print_run
             from harness.flows.checkpoints import checkpoint_path
+            from harness.measure.planning import plan_probe
             from harness.measure.probes.probe import build_probe
             from harness.measure.run_probe import run_probe
             from harness.progress import reporter
 
             own = {option.name: options.pop(option.name) for option in declared}
             probe = build_probe(cmd_name, **{name: value for name, value in own.items() if value is not None})
+            if dry_run:
+                print(plan_probe(cmd_name, probe, checkpoint, options["weights"]))
+                return
             out = out or Path("runs") / f"probe-{checkpoint_path(checkpoint).stem}"
             done = run_probe(probe, checkpoint, out, reporter(), **options)
             print(f"{done.path}; `harness report {done.path}` draws it")
+            print_run(done)
 
         run.params[:0] = [
             click.Option(
@@ -215,6 +246,8 @@ def probe() -> None:
 @click.option("--resume", is_flag=True, help="Measure only what is missing in --out.")
 @click.option("--check", is_flag=True, help="Exit 1, and leave what is stored, where a deterministic table differs.")
 @data_root
+@threads
+@dry_run
 def study_command(name: str, root: Path | None, **options: Any) -> int:
     """Measure a study of the paper's claims and write its text: a shipped one, one in a FOLDER, or all shipped."""
     from harness.cli.studies import run_studies

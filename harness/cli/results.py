@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.app import FOLDER, Group, Value, app, weights
+from harness.cli.app import FOLDER, Group, Value, app, dry_run, threads, weights
 from harness.cli.completion import names, names_of_kind
 
 
@@ -18,10 +18,23 @@ from harness.cli.completion import names, names_of_kind
 @click.option("--clause", "clauses", multiple=True, help="Only this clause (repeatable).")
 @click.option("--seed", type=Value("Seed"), default=0, show_default=True, help="Of latents and random flows.")
 @weights
-def check(decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: int, weights: str | None) -> int:
+@threads
+@dry_run
+def check(
+    decoder: str, flows: tuple[str, ...], clauses: tuple[str, ...], seed: int, weights: str | None,
+    threads: int | None, dry_run: bool,
+) -> int:  # fmt: skip
     """Check a decoder, NAME or package.module:Class, against the contract every decoder keeps."""
-    from harness.contract import check, print_findings
+    import torch
 
+    from harness.contract import CLAUSES, check, default_flows, print_findings
+    from harness.measure.planning import Plan
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    if dry_run:
+        on = ", ".join(flows or default_flows())
+        print(Plan(f"contract of {decoder}", f"{len(clauses or CLAUSES)} clauses on each of {on}"))
+        return 0
     return print_findings(decoder, check(decoder, flows, seed, clauses, weights=weights))
 
 
@@ -65,7 +78,7 @@ def bench_compare(base: str, new: str, tolerance: float) -> int:
 
 
 @app.command("list")
-@click.argument("kind", required=False, metavar="[decoders|flows|datasets|probes|matrices|baselines]",
+@click.argument("kind", required=False, metavar="[decoders|flows|datasets|probes|matrices|baselines|studies]",
                 shell_complete=names("kinds"))  # fmt: skip
 @click.argument("name", required=False, shell_complete=names_of_kind)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")

@@ -6,28 +6,37 @@ import sys
 from pathlib import Path
 
 from analysis.studies.render import render_study, require_text
-from analysis.studies.stored import FLOAT32, OF_COLUMN, OF_ITSELF, ROUNDED, Comparison
+from analysis.studies.stored import FLOAT32, OF_COLUMN, OF_ITSELF, ROUNDED, Comparison, store_took, took
+from harness.measure.planning import plan_study
 from harness.measure.studies import execute, plans
 from harness.progress import reporter
-from harness.runs.store import MANIFEST
+from harness.runs.store import MANIFEST, read_run
 
 
 def run_studies(
-    name: str, profile: str, out: Path, results: Path, resume: bool, check: bool, data_root: Path | None
-) -> int:
+    name: str, profile: str, out: Path, results: Path, resume: bool, check: bool, data_root: Path | None,
+    threads: int | None = None, dry_run: bool = False,
+) -> int:  # fmt: skip
     """Run a study, by its name or folder, those it reads first, or ``"all"``.
 
     Returns 1 where `check` found a deterministic table that differs from the stored one, else 0. Raises HarnessError: a
     mistake in a plan or text, or a folder that cannot be used.
     """
     compared, wanted = Comparison(), plans(name)
+    root = str(data_root) if data_root else None
     for plan in wanted:
         require_text(plan.folder)
+    if dry_run:
+        for plan in wanted:
+            print("\n".join(map(str, plan_study(plan, profile, out, resume, root, took(plan.name, [results])))))
+        return 0
     for plan in wanted:
-        execute(plan, profile, out, reporter, resume=resume, data_root=str(data_root) if data_root else None)
+        execute(plan, profile, out, reporter, resume=resume, data_root=root, threads=threads)
         measured = [out / one for one in (*plan.reads, plan.name) if any((out / one).rglob(MANIFEST))]
         staging = out / "rendered" / plan.name
         compared += render_study(plan.folder, plan.title, profile, measured, staging, results, check)
+        runs = [read_run(path.parent) for path in sorted((out / plan.name).rglob(MANIFEST))]
+        store_took(results / plan.name, profile, runs)
         print(results / f"{plan.name}.md")
     for sentence in compared.differing:
         print(sentence, file=sys.stderr)

@@ -39,6 +39,7 @@ Count = Annotated[int, Field(ge=1, strict=True)]
 CALIBRATION: Literal["calibration"] = "calibration"
 LEARNED_TOO: Literal["calibration with learned corrections"] = "calibration with learned corrections"
 CERTIFICATE: Literal["certificate"] = "certificate"
+LAYER_ERRORS: Literal["what iteration leaves of each layer"] = "what iteration leaves of each layer"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class ScheduleRequest:
     budget: float | None
 
 
-Missing = Literal["calibration", "calibration with learned corrections", "certificate"] | ScheduleRequest
+Missing = (
+    Literal["calibration", "calibration with learned corrections", "certificate", "what iteration leaves of each layer"]
+    | ScheduleRequest
+)
 """What `harness.fitting.prepare` makes."""
 
 

@@ -128,6 +128,20 @@ class ExactBatch:
             tokens = layer.restore(exact)
 
 
+def finished(
+    batch: ExactBatch, layer: CausalLayer, output: Tensor, told: Callable[[int], object] = lambda samples: None
+) -> Tensor:
+    """(B, L, D) samples where a layer put out this, in its own order, and all after it are decoded sequentially."""
+    tokens = layer.restore(output)
+    for later in batch.flow.layers[layer.number :]:
+        inputs = later.arrange(tokens)
+        parts = parts_of(batch.condition, len(batch), batch.size)
+        solved = [solve_sequential(later, inputs[rows], condition)[0] for rows, condition in parts]
+        tokens = later.restore(torch.cat(solved))
+        told(len(batch))
+    return tokens
+
+
 def parts_of(condition: Condition, batch: int, size: int | None) -> Iterator[tuple[slice, Condition]]:
     """Slices of a batch, each of so many samples, with their conditions; one of all for None."""
     if size is None or size >= batch:

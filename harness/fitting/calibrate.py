@@ -87,8 +87,7 @@ def calibrate(
         learned: whether to learn corrections too, in layers that show their hidden state.
         seconds: that this may take, shared by the layers; None for `LEARN_S`.
     """
-    lags = neighbours(flow)
-    samples = samples or (DENSE_SAMPLES if lags is None else SAMPLES)
+    lags, samples = neighbours(flow), samples_of(flow, samples)
     batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(seed), BATCH)
     known = Samples(batch.labels, flow.num_classes, lags)
     began, generator = time.monotonic(), torch.Generator().manual_seed(seed)
@@ -106,6 +105,11 @@ def calibrate(
         reporter.unit("calibrate", f"layer {min(len(layers) + 1, flow.num_layers)} of {flow.num_layers}")
     shown = all(isinstance(layer, ShowsOutputWeights) for layer in flow.layers)
     return Calibration(digest, layers, samples, metrics_of(flow) if shown else None, learned)
+
+
+def samples_of(flow: CausalFlow, samples: int | None) -> int:
+    """How many latents a calibration decodes exactly where nothing else is asked for."""
+    return samples or (DENSE_SAMPLES if neighbours(flow) is None else SAMPLES)
 
 
 def neighbours(flow: CausalFlow) -> tuple[int, ...] | None:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 
 from harness.decoders import Decoder
-from harness.decoders.decoder import CALIBRATION, CERTIFICATE, ScheduleRequest
+from harness.decoders.decoder import CALIBRATION, CERTIFICATE, LAYER_ERRORS, ScheduleRequest
 from harness.fitting.calibrate import store_calibration, store_ratio
+from harness.fitting.selection import store_selection
 from harness.fitting.tune import Tuner, store_schedule
 from harness.flows.protocols import CausalFlow
 from harness.flows.tap import untapped
@@ -43,6 +44,9 @@ def prepare(
         elif need == CERTIFICATE:
             report(f"certificates of {name} are not calibrated yet; measuring now, as `harness calibrate` does")
             store_ratio(flow, reporter)
+        elif need == LAYER_ERRORS:
+            report(f"{need} is not measured of {name} yet; measuring now, as `harness calibrate` does")
+            store_selection(flow, reporter=reporter)
         else:
             what = "nothing is" if need == CALIBRATION else "no learned correction is"
             report(f"{what} fitted to {name} yet; fitting now, as `harness calibrate` does")

@@ -26,9 +26,8 @@ from torch import Tensor
 from harness.decoders import Decoder, build_decoder
 from harness.decoders.auto import Auto, bind_choices
 from harness.decoders.calibration import find_calibration
-from harness.decoders.exact import ExactBatch, LayerProblem, parts_of
+from harness.decoders.exact import ExactBatch, LayerProblem, finished, parts_of
 from harness.decoders.schedule import LayerChoice, LayerSchedule, schedule_suffix
-from harness.decoders.sequential import Sequential
 from harness.decoders.stored import checkpoint_digest, storage
 from harness.fitting.bounds import RootMean, root_mean
 from harness.flows.precision import multiplies_bfloat16
@@ -252,11 +251,7 @@ def _errors(batch: ExactBatch, solvers: Sequence[Decoder], reporter: Reporter) -
         typical = min(range(len(solvers)), key=lambda i: abs(squared[i] - _middle(squared)))
         gain = 1.0
         if squared[typical] > 0:
-            sampled = problem.layer.restore(outputs[typical])
-            for later in flow.layers[place + 1 :]:
-                rest = LayerProblem(later, later.arrange(sampled), sampled, batch.condition, BATCH)
-                sampled = later.restore(_solved(rest, Sequential()))
-                reporter.advance(count)
+            sampled = finished(batch, problem.layer, outputs[typical], reporter.advance)
             gain = _rmse(sampled, batch.exact) ** 2 / squared[typical]
         errors.append([gain * error for error in squared])
     return errors

@@ -6,6 +6,7 @@ writes. A matrix, a probe and a request for samples differ only in their tasks, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
@@ -46,6 +47,10 @@ class Sink(Protocol):
         """Store rows and files of a unit; `attempts` is how often its job was begun."""
         ...
 
+    def took(self, seconds: float) -> None:
+        """Told once, at the end or where an error or the user ends it: how long all of that was measured."""
+        ...
+
 
 def run(
     phases: Phases,
@@ -71,30 +76,36 @@ def run(
         notice(reporter.note, threads or torch.get_num_threads())
     reporter.begin(sum(unit.cost for phase in missing for units in phase for unit in units))
     lost: list[str] = []
-    for place, phase in enumerate(phases):
-        if place:  # what the phases before left of it
-            missing[place] = [work.missing() for work in phase]
-        shared = {"failed": failed(), "device": device, "threads": threads}
-        jobs = [
-            job
-            for work, units in zip(phase, missing[place], strict=True)
-            for job in jobs_of(work.task, units, executor.slots(device, work.task.exclusive), **shared)
-        ]
-        with closing(dispatch(executor, jobs, sink.path, retries)) as events:
-            for event in events:
-                task = event.job.task
-                if isinstance(event, Started):
-                    reporter.unit(task.name, event.unit.title)
-                elif isinstance(event, Finished):
-                    sink.add(task, event.unit, event.outcome, event.attempts)
-                    errors = {row["error"] for rows in event.outcome.rows.values() for row in rows if row.get("error")}
-                    for sentence in [*event.outcome.notes, *sorted(errors)]:
-                        reporter.note(f"{task.name}, {event.unit.title}: {sentence}")
-                    reporter.advance(event.unit.cost)
-                else:
-                    then = "; it runs again" if event.again else ""
-                    reporter.note(f"{task.name}, {event.job.units[0].title}: {event.reason}{then}")
-                    lost += [] if event.again else [event.reason]
+    began = time.monotonic()
+    try:
+        for place, phase in enumerate(phases):
+            if place:  # what the phases before left of it
+                missing[place] = [work.missing() for work in phase]
+            shared = {"failed": failed(), "device": device, "threads": threads}
+            jobs = [
+                job
+                for work, units in zip(phase, missing[place], strict=True)
+                for job in jobs_of(work.task, units, executor.slots(device, work.task.exclusive), **shared)
+            ]
+            with closing(dispatch(executor, jobs, sink.path, retries)) as events:
+                for event in events:
+                    task = event.job.task
+                    if isinstance(event, Started):
+                        reporter.unit(task.name, event.unit.title)
+                    elif isinstance(event, Finished):
+                        sink.add(task, event.unit, event.outcome, event.attempts)
+                        errors = {
+                            row["error"] for rows in event.outcome.rows.values() for row in rows if row.get("error")
+                        }
+                        for sentence in [*event.outcome.notes, *sorted(errors)]:
+                            reporter.note(f"{task.name}, {event.unit.title}: {sentence}")
+                        reporter.advance(event.unit.cost)
+                    else:
+                        then = "; it runs again" if event.again else ""
+                        reporter.note(f"{task.name}, {event.job.units[0].title}: {event.reason}{then}")
+                        lost += [] if event.again else [event.reason]
+    finally:
+        sink.took(time.monotonic() - began)
     if lost:
         raise LostJobsError(
             f"{len(lost)} jobs were lost more than {retries} times and are not measured: {lost[-1]}; all others are "
@@ -137,6 +148,10 @@ class RunSink:
             self.store.append(table, [row | begun for row in rows])
         for name in unit.inputs:
             (self.path / name).unlink(missing_ok=True)
+
+    def took(self, seconds: float) -> None:
+        before = self.store.manifest.get("seconds", 0.0)
+        self.store.write_manifest(self.store.manifest | {"seconds": round(before + seconds, 1)})
 
 
 def _with_session(manifest: dict[str, Any], outcome: Outcome) -> dict[str, Any]:

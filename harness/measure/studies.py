@@ -143,6 +143,7 @@ def execute(
     *,
     resume: bool = False,
     data_root: str | None = None,
+    threads: int | None = None,
 ) -> Path:
     """Measure what a study needs, or what a killed run has left of it.
 
@@ -153,11 +154,12 @@ def execute(
         out: the folder of all studies; this one's runs go to ``out/STUDY/RUN``.
         reporter: makes what is told of every unit, once for each run.
         resume: continue what is there.
+        threads: in place of the plan's.
     """
     folder = out / plan.name
     matrices = [(run.name, run.parse(profile)) for run in plan.run]
     probes = [(run, build_probe(run.probe, **run.settings(profile))) for run in plan.probe]
-    shared: dict[str, Any] = {"resume": resume, "threads": plan.threads, "data_root": data_root}
+    shared: dict[str, Any] = {"resume": resume, "threads": threads or plan.threads, "data_root": data_root}
     for name, matrix in matrices:
         progress = reporter()
         progress.note(f"study {plan.name}, run {name}")

@@ -12,6 +12,8 @@ from harness.runs.store import Run, RunStore, read_run
 from harness.runs.tables import TABLES
 
 FOLDER = Path("results") / "baselines"
+RESULTS = (Path(__file__).parents[2] / "results", Path("results"))
+"""Where stored runs lie: beside this package's source, and below the working folder."""
 MAX_BYTES = 2_000_000
 KEPT = tuple(name for name in TABLES if name != "residuals")
 """The tables that a comparison needs; `residuals` has a row per network call and would be most of the bytes."""
@@ -19,7 +21,7 @@ KEPT = tuple(name for name in TABLES if name != "residuals")
 
 def baselines() -> dict[str, Path]:
     """Stored baselines by name: those below the working folder, then those beside this package's source."""
-    roots = [Path(__file__).parents[2] / FOLDER, FOLDER]
+    roots = [root / FOLDER.name for root in RESULTS]
     return {path.name: path for root in roots if root.is_dir() for path in sorted(root.iterdir()) if path.is_dir()}
 
 

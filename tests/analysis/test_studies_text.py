@@ -10,7 +10,7 @@ from synthetic import cells, deviation, write_run
 from analysis.load import load
 from analysis.studies.base import Finding
 from analysis.studies.breaks import findings as breaks
-from analysis.studies.claims import checked, claims, read_findings, rows, table, write_findings
+from analysis.studies.claims import checked, claims, measured, read_findings, rows, score, write_findings
 from analysis.studies.partial import findings as partial
 from analysis.studies.reconstruction import findings as reconstruction
 from analysis.studies.render import claim_table, render_study
@@ -151,7 +151,7 @@ def test_findings_survive_their_files(tmp_path):
     write_findings([FINDING, timed], tmp_path / "convergence")
     assert [one for _, one in read_findings(tmp_path)] == [timed, FINDING]
     table = claim_table(tmp_path)
-    assert "**agree**" in table and "it \\| is" in table
+    assert "**agree**" in table and ": it | is" in table
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,22 @@ def test_a_finding_of_no_claim_or_without_words_is_refused():
 def test_the_stored_claim_table_is_made_from_the_stored_findings():
     stored = (RESULTS / "README.md").read_text(encoding="utf-8")
     assert stored == claim_table(RESULTS)
-    assert len(claims()) == stored.count("\n| claim |") + stored.count("\n| limitation |") + stored.count("\n| open ")
+    lines = [line for line in stored.splitlines() if line.startswith("| ")][1:]
+    found = rows(read_findings(RESULTS))
+    assert [re.search(r"\[([^]]*)\]\(#([^)]*)\) \|$", line).groups() for line in lines] == [
+        (row.verdict, row.claim.id) for row in found
+    ]
+    assert set(re.findall(r"^### (.*)$", stored, re.M)) == {row.claim.id for row in found} >= set(claims())
+    assert stored.splitlines()[2] == f"**{score(found)}**", "it opens with the score"
+
+
+def test_the_score_counts_every_claim_once():
+    found = rows(
+        [("s", Finding("finite", "digits", "m", True, "c")), ("s", Finding("nilpotent", "d", "m", False, "c"))]
+    )
+    numbers = [int(number) for number in re.findall(r"\d+", score(found))]
+    assert sum(numbers) == 2 * len(claims())  # both totals, and the parts that make them up
+    assert "1 agree" in score(found)
 
 
 @pytest.mark.skipif(not (RESULTS / "README.md").is_file(), reason="no claim table is stored yet")
@@ -217,4 +232,4 @@ def test_redundancy_is_told_without_fid_and_masked_flows_of_other_flows(sweep, t
 
 
 def test_names_of_flows_are_no_markup_in_the_claim_table():
-    assert r"\`x\` \*y\*" in table([("s", Finding("finite", "`x` *y*", "m", True, "c"))])
+    assert r"\`x\` \*y\*" in measured("s", Finding("finite", "`x` *y*", "m", True, "c"), "agree")

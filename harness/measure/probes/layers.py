@@ -20,6 +20,7 @@ from pydantic import Field
 from harness.decoders import Decoder, build_decoder
 from harness.decoders.exact import ExactBatch
 from harness.decoders.schedule import find_schedule
+from harness.decoders.selection import selection_of
 from harness.flows.protocols import CausalFlow, CausalLayer
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, alternating, probe_table, probes
@@ -27,13 +28,31 @@ from harness.measure.units import Bench, Rows, Unit, batches
 from harness.metrics.deviation import Deviation
 from harness.metrics.timing import timed
 from harness.options import Batch, Count, NonNegative
-from harness.runs.tables import INTEGER, REAL, TEXT
+from harness.runs.tables import FLAG, INTEGER, REAL, TEXT
 
 Choice = tuple[int, ...]
 """Layers that are decoded sequentially, by their place in decoding order."""
 
 AUTO = "auto"
 _COUNTS = ("iterations", "depth", "token_evaluations")
+
+LAYER_CHOICE = probe_table(
+    "layer_choice",
+    ("batch_size", "layer"),
+    {
+        "tau": REAL,
+        "batch_size": INTEGER,
+        "layer": INTEGER,
+        "block": INTEGER,
+        "iterations": REAL,  # from zeros, in the mean over a few samples in such batches
+        "error_rms": REAL,  # that they leave in the layer's outputs
+        "gain": REAL,  # RMSE of the samples over that of the layer's outputs
+        "deviation": REAL,  # RMSE of the samples that this causes
+        "calls": REAL,  # network calls in a row that keeping the layer sequential adds
+        "kept": FLAG,  # by ``sejd select="measured"``
+    },
+)
+"""One row per layer: why ``sejd select="measured"`` keeps it sequential or not."""
 
 LAYER_COSTS = probe_table(
     "layer_costs",
@@ -96,7 +115,7 @@ LAYER_SET_ROUNDS = probe_table(
 class Layers(Probe):
     """All 2^K choices of the layers that are decoded sequentially: cost, deviation, and the best few by the clock."""
 
-    tables = (LAYER_COSTS, LAYER_SECONDS, LAYER_SETS, LAYER_SET_ROUNDS)
+    tables = (LAYER_CHOICE, LAYER_COSTS, LAYER_SECONDS, LAYER_SETS, LAYER_SET_ROUNDS)
     exclusive = True
 
     batches: Annotated[tuple[Batch, ...], Field(description="Samples decoded together.")] = (
@@ -106,6 +125,9 @@ class Layers(Probe):
     tau: Annotated[NonNegative, Field(description="Stopping threshold of the others.")] = 0.5
     rounds: Annotated[Count, Field(description="Of every timing.")] = 7
     best: Annotated[Count, Field(description="How many of the fastest choices within a deviation to time.")] = 8
+
+    def reads(self) -> list[tuple[Decoder, int]]:
+        return [(build_decoder("sejd", select="measured", tau=self.tau), batch) for batch in self.batches]
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         """One per batch size: what is timed depends on what was measured before."""
@@ -118,6 +140,7 @@ class Layers(Probe):
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         (subject,) = unit.subjects
         flow = bench.flow(subject)
+        choices = selection_of(flow).choices(self.tau, unit.key["batch_size"])
         size = unit.key["batch_size"]
         parts = batches(range(-(-self.samples // size) * size), size)
         drawn = _Choices([bench.batch(subject, part) for part in parts], subject.device, self.tau)
@@ -128,6 +151,7 @@ class Layers(Probe):
         rounds = drawn.choice_rounds(self._timed(flow, found), self.rounds)
         sets = [{name: value for name, value in row.items() if name != "_choice"} for row in found]
         tables = {
+            "layer_choice": [{"tau": self.tau} | vars(choice) for choice in choices],
             "layer_costs": [row | {"tau": self.tau} for row in drawn.alone(found)],
             "layer_seconds": seconds,
             "layer_sets": [row | {"tau": self.tau} for row in sets],

@@ -138,6 +138,9 @@ class SampleFolder:
         note |= {"certified": self.certified} if self.certified else {}
         write_text(self.path / REQUEST, json.dumps(note, indent=2) + "\n")
 
+    def took(self, seconds: float) -> None:
+        """Of no interest to who reads the images."""
+
 
 def draw_to_files(
     request: Request,

@@ -7,6 +7,7 @@ import torch
 
 from harness.decoders import build_decoder
 from harness.errors import HarnessError
+from harness.fitting import prepare
 from harness.flows import CausalFlow
 from harness.flows.checkpoints import checkpoint_path
 from harness.measure.cells import Subject
@@ -37,6 +38,8 @@ def subject(tiny_checkpoint):
 def measured(on, name, **options):
     """Rows by table, all units together."""
     probe, tables = build_probe(name, **options), {}
+    for decoder, batch in probe.reads():
+        prepare(decoder, on.flow, batch)
     for unit in probe.units(on.flow, on.subject):
         for table, rows in probe.measure(unit, on.bench).items():
             tables.setdefault(table, []).extend(rows)
@@ -56,6 +59,8 @@ def test_every_choice_of_layers_is_decoded_and_costs_what_its_layers_cost(subjec
         assert sets[name]["token_evaluations"] == result.token_evaluations
     alone = {row["layer"]: row for row in tables["layer_costs"]}
     assert alone[1]["deviation_rmse"] == sets["2"]["deviation_rmse"] > 0  # layer 1 by iteration is 2 alone sequential
+    kept = [row["layer"] for row in tables["layer_choice"] if row["kept"]]
+    assert kept == list(build_decoder("sejd", tau=0.01, select="measured").bind(subject.flow, 3).sequential_layers)
 
 
 def test_a_choice_rests_on_as_many_samples_as_asked_for_in_whole_batches(subject):
