@@ -21,7 +21,7 @@ from harness.decoders.micro_batches import SEQUENTIAL, Bytes, Footprint, MicroBa
 from harness.decoders.solver import solve_sequential
 from harness.decoders.trace import DecodeResult, LayerTrace
 from harness.errors import HarnessError
-from harness.flows.graphs import graphed
+from harness.flows.graphs import captures, graphed
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Guidance
 from harness.flows.tap import untapped
 from harness.options import build
@@ -65,8 +65,8 @@ class Decoder(ABC):
         max_memory: the most that the tensors of a decode may take, weights apart, in bytes or as ``"2GB"``; None for no
             bound. The work is cut to stay under it and the results are those of the whole batch, see
             `harness.decoders.micro_batches`.
-        cuda_graphs: replay network calls as captured CUDA graphs, see `harness.flows.graphs`: their memory is kept from
-            decode to decode. A decode that is watched from outside is made without.
+        cuda_graphs: on CUDA, replay network calls as captured graphs, see `harness.flows.graphs`: their memory is kept
+            from decode to decode. A decode that is watched from outside, or under `max_memory`, is made without.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
@@ -75,7 +75,7 @@ class Decoder(ABC):
     tau: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     fallback: Fallback = "sequential"
     max_memory: Bytes | None = None
-    cuda_graphs: bool = False
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:  # noqa: B027 - a hook
         """For what the types of the options cannot check."""
@@ -149,12 +149,14 @@ class Decoder(ABC):
         condition = flow.condition(len(latents), labels, guidance)
         decoder = self.bind(flow, len(latents))
         parts = decoder._micro_batches(flow, latents, condition)
-        if self.cuda_graphs and (latents.device.type != "cuda" or parts is not None):
-            raise HarnessError("cuda_graphs needs a CUDA device, and keeps memory that max_memory would have to bound")
         with torch.inference_mode():  # a fifth faster than no_grad where the calls are small
             tokens, layers = decoder._walk(flow, latents, condition, parts)
         tokens = tokens.clone()  # an ordinary tensor again, which gradients may be taken of
         return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers)
+
+    def captured(self, flow: CausalFlow) -> bool:
+        """Whether it replays captured calls of this flow."""
+        return self.cuda_graphs and self.max_memory is None and captures(flow)
 
     def _micro_batches(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> MicroBatches | None:
         """Whether there is room is known before any work is done; what is asked for that is no part of the decode."""
@@ -172,9 +174,8 @@ class Decoder(ABC):
     ) -> tuple[Tensor, list[LayerTrace]]:
         tokens = flow.scale_latents(latents)
         traces, marks = [], [_mark(tokens.device)]
-        for layer in flow.layers:
-            solved = graphed(layer) if self.cuda_graphs and untapped(flow) is flow else layer
-            tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, parts)
+        for layer in graphed(flow) if self.captured(flow) else flow.layers:
+            tokens, trace = self._solve_or_fall_back(layer, layer.arrange(tokens), condition, parts)
             tokens = layer.restore(tokens)
             traces.append(trace)
             marks.append(_mark(tokens.device))

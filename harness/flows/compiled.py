@@ -1,0 +1,51 @@
+"""What a network does to each token by itself, compiled for a GPU where torch's compiler works there.
+
+Normalisation, casts, GELU and residual additions are then one kernel each side of a linear map instead of one each.
+Attention and the cache are kernels of their own whatever is compiled, and stay outside: so there is nothing to compile
+again for a window, a prefix or a batch of another size. Weights reach the compiled code as arguments, so it serves every
+layer. On the CPU nothing is compiled: two minutes for a tenth of the time, see `benchmarks/tried.md`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+BACKEND = "inductor"
+
+
+@cache
+def compiles(device: str) -> bool:
+    """Whether networks on this kind of device are compiled: on CUDA, where torch's compiler works; tried once."""
+    if device != "cuda":
+        return False
+    try:  # all the way to a kernel: triton, its C compiler and a folder to write in may each be missing
+        return compiled(_is_traced)(torch.zeros(8, device=device)).sum().item() > 0
+    except Exception as error:
+        logger.warning("networks are not compiled, since torch's compiler does not work here: %s", error)
+        return False
+
+
+@cache
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function compiled, for tensors of any size."""
+    return torch.compile(function, dynamic=True, backend=BACKEND)
+
+
+def tokenwise(function: Callable[..., Tensor], module: nn.Module, x: Tensor, *more: Tensor) -> Tensor:
+    """``function(module, x, *more)`` of (rows, W, C) tensors, a function of each token by itself."""
+    if not compiles(x.device.type):
+        return function(module, x, *more)
+    return compiled(function)(module, x.flatten(0, 1), *(one.flatten(0, 1) for one in more)).unflatten(0, x.shape[:2])
+
+
+def _is_traced(x: Any) -> Any:
+    """Its argument plus 1 where a compiler reads it; where one was switched off, its argument."""
+    return x + 1 if torch.compiler.is_compiling() else x
