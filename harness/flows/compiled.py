@@ -35,15 +35,18 @@ def compiles(device: str) -> bool:
 
 @cache
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function compiled, for tensors of any size."""
-    return torch.compile(function, dynamic=True, backend=BACKEND)
+    """The function compiled when it is first called; again for another dtype or where gradients are recorded."""
+    return torch.compile(function, backend=BACKEND)
 
 
-def tokenwise(function: Callable[..., Tensor], module: nn.Module, x: Tensor, *more: Tensor) -> Tensor:
-    """``function(module, x, *more)`` of (rows, W, C) tensors, a function of each token by itself."""
-    if not compiles(x.device.type):
-        return function(module, x, *more)
-    return compiled(function)(module, x.flatten(0, 1), *(one.flatten(0, 1) for one in more)).unflatten(0, x.shape[:2])
+def tokenwise(function: Callable[..., Tensor], module: nn.Module, *tensors: Tensor) -> Tensor:
+    """``function(module, *tensors)`` of (rows, W, C) tensors, a function of each token by itself."""
+    if not compiles(tensors[0].device.type):
+        return function(module, *tensors)
+    ready, flat = compiled(function), [one.flatten(0, 1) for one in tensors]
+    for one in flat:
+        torch._dynamo.maybe_mark_dynamic(one, 0)  # the number of tokens
+    return ready(module, *flat).unflatten(0, tensors[0].shape[:2])
 
 
 def _is_traced(x: Any) -> Any:

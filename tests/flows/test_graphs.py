@@ -158,9 +158,9 @@ def test_few_kinds_of_batch_are_kept(flow):
     assert capture.captured == counted + (KINDS + 1) * PARTS
 
 
-@pytest.mark.parametrize(("name", "batch", "most"), [("2-256-6-6@32", 256, 2e9), ("8-768-8-8@256", 32, 2e9)])
+@pytest.mark.parametrize(("name", "batch", "most"), [("2-256-6-6@32", 256, 2e9), ("8-768-8-8@256", 4, 1e9)])
 def test_graphs_are_few_and_their_memory_is_bounded(name, batch, most):
-    """The shapes of the papers, in bfloat16 without numbers: a device that only knows sizes."""
+    """The shapes of the papers, in bfloat16, on a device that only knows sizes, and so no fused attention."""
     with torch.device("meta"):
         flow = to_dtype(TarFlow(synthetic_config(f"random:{name}")), "meta", torch.bfloat16)
     length, peaks = flow.num_tokens, []
