@@ -2,8 +2,8 @@
 
 Normalisation, casts, GELU and residual additions are then one kernel each side of a linear map instead of one each.
 Attention and the cache are kernels of their own whatever is compiled, and stay outside: so there is nothing to compile
-again for a window, a prefix or a batch of another size. Weights reach the compiled code as arguments, so it serves every
-layer. On the CPU nothing is compiled: two minutes for a tenth of the time, see `benchmarks/tried.md`.
+again for a window, a prefix or a batch of another size. Weights reach the compiled code as arguments, so it serves all
+layers. On the CPU nothing is compiled: two minutes for a tenth of the time, see `benchmarks/tried.md`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ def compiles(device: str) -> bool:
     except Exception as error:
         logger.warning("networks are not compiled, since torch's compiler does not work here: %s", error)
         return False
+
+
+def network_of(device: str) -> str:
+    """What tables call a network on this kind of device: compiled or plain."""
+    return "compiled" if compiles(device) else "plain"
 
 
 @cache

@@ -3,8 +3,8 @@
 A graph repeats the same kernels on the same memory. So what calls read and write is allocated once for each kind of
 batch and shared by all layers: a buffer for tokens, one for the labels, keys and values. All graphs of a flow take what
 they need besides from one pool, since none runs beside another. A graph of a window on a prefix serves many of them:
-where it begins is a number on the device, it looks at the cache up to the next eighth of the sequence, and short windows
-are filled up, see `covering`. A call is captured when it is first asked for, and replayed in every later decode.
+where it begins is a number on the device, it looks at the cache up to the next eighth of the sequence, and windows are
+filled up, see `covering`. A call is captured when it is first asked for, and replayed in every later decode.
 
 Sound only for layers that say ``capturable``. What a graph puts out is overwritten by later ones, so callers are given
 what was made of it, or a copy. A flow that moves to another device leaves its graphs behind.
@@ -111,7 +111,7 @@ class Graphs:
 
 
 class GraphedLayer(LayerWrapper):
-    """A layer whose calls are replayed, but for conditions that few calls are made under; see the module's docstring."""
+    """A layer whose calls are replayed, but for some that are rare, see `_captured`."""
 
     def __init__(self, layer: CausalLayer, graphs: Graphs, dtype: torch.dtype | None = None) -> None:
         if not layer.capturable:

@@ -150,7 +150,7 @@ class CausalLayer(Protocol):
         """An empty cache with room for all L tokens of `batch` samples."""
 
     def reuse_cache(self, cache: Any, condition: Condition) -> Any:
-        """An empty cache in the memory of one that a layer of the same flow is done with: in place if it was its own."""
+        """An empty cache in the memory of one that a layer of the same flow is done with; in place if it is its own."""
         raise HarnessError(f"calls of {type(self).__name__} cannot be captured as CUDA graphs")
 
     def affine(self, tokens: Tensor, cache: Any, start: int, condition: Condition) -> tuple[Tensor, Tensor]:
@@ -201,8 +201,10 @@ class CausalFlow(Protocol):
     """0 for an unconditional flow."""
     source: Path | None = None
     """The checkpoint's file, or None for a flow that was not loaded: what is fitted to it is found through it."""
+    tf32: bool = False
+    """Whether products of its networks are made in TF32 while it is decoded, see `harness.flows.precision`."""
     fits: Kept
-    """What was fitted to this flow, and read for it."""
+    """What was fitted to this flow, and read for it, and the captured calls of its layers."""
 
     @property
     def device(self) -> torch.device: ...

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from harness.flows.compiled import compiles, tokenwise
 from harness.flows.protocols import Condition, Place
@@ -76,6 +75,8 @@ def _window_mask(window: int, start: int, device: torch.device) -> Tensor:
     On CUDA it is said rather than made, and the fused kernel for causal attention takes it.
     """
     if device.type == "cuda":
+        from torch.nn.attention.bias import causal_lower_right  # which loads torch's compiler
+
         return causal_lower_right(window, start + window)
     return torch.ones(window, start + window, dtype=torch.bool, device=device).tril(start)
 

@@ -1,4 +1,4 @@
-"""The compiled parts of a network: the same numbers, compiled once for all layers and sizes; by a stand-in on the CPU."""
+"""The compiled parts of a network: the same numbers, compiled once for all layers and sizes, by a stand-in here."""
 
 import pytest
 import torch
