@@ -157,7 +157,8 @@ class GraphedLayer(LayerWrapper):
         if not _captured(condition):
             return self.layer.affine(tokens, cache, start, condition)
         kept, window = self._kept(len(tokens), cache, condition), tokens.shape[1]
-        size, bound, place = window, 0, start
+        size, bound = window, 0
+        place: Any = start
         if cache is not None:
             size, bound = covering(window, start, self.num_tokens)
             kept.start.fill_(start)

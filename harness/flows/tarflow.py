@@ -15,7 +15,7 @@ from harness.errors import CheckpointError, HarnessError
 from harness.flows.modules import FlowModule, LayerModule
 from harness.flows.protocols import Condition, Explained, Guidance, Place, encode_tokens, flows
 from harness.flows.tarflow_shape import TarFlowConfig, dimensions, infer_config
-from harness.flows.transformer import Context, KeyValueCache, TransformerLayer, placed
+from harness.flows.transformer import Context, KeyValueCache, Placed, TransformerLayer, placed
 
 
 class TarFlowLayer(LayerModule):
@@ -107,6 +107,7 @@ class TarFlowLayer(LayerModule):
             context = cache.context
         else:
             context = self._context(len(tokens) // condition.passes, condition)
+        where: int | Placed
         if isinstance(start, Place):
             where = placed(start, tokens.shape[1], self.num_tokens, context.offset)
             offset = context.offset.index_select(1, where.index)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,8 @@ class KeyValueCache:
         return self.data.nbytes
 
 
-class Placed(NamedTuple):
+@dataclass(frozen=True)
+class Placed:
     """A window whose place only the device knows.
 
     Args:

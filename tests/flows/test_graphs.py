@@ -192,6 +192,26 @@ def test_graphs_are_few_and_their_memory_is_bounded(name, batch, most):
     assert held + max(peaks) < most
 
 
+@pytest.mark.parametrize("name", ["ujd", "frontier", "gs-jacobi"])
+def test_an_iteration_that_may_be_the_last_waits_for_the_device_once(flow, monkeypatch, name):
+    (layer, *_), capture = captured(flow)
+    condition, inputs, waits = flow.condition(2), flow.sample_latents(2, torch.Generator().manual_seed(0)), []
+    decoder = build_decoder(name, tau=1e-3)
+    for method in ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, method, _counted(getattr(torch.Tensor, method), waits))
+    with torch.inference_mode():
+        _, trace = decoder.solve(layer, inputs, condition)
+    assert len(waits) == trace.iterations > 2 and capture.replayed == trace.iterations
+
+
+def _counted(method, waits):
+    def counting(*arguments):
+        waits.append(method)
+        return method(*arguments)
+
+    return counting
+
+
 def test_layers_that_do_not_say_so_are_refused(flow):
     pytest.importorskip("zuko")
     with pytest.raises(HarnessError, match="cannot be captured"):
