@@ -1,10 +1,10 @@
 """What decodes should take on a GPU, by counting the bytes and operations of every kernel: said before it is measured.
 
 A kernel takes as long as its bytes or its operations do, whichever is longer, and never less than `Card.kernel_s`. Of
-one transformer layer on N tokens of C channels there are, as the captured and compiled network runs them: norm; queries,
-keys and values; attention; projection; addition and norm; the MLP's first map; GELU; its second map; addition; and where
-tokens are decoded behind a prefix, what is written to the cache. ``python -m analysis.predictions`` prints the table of
-docs/explanation/gpu.md.
+one transformer layer on N tokens of C channels there are, as the captured and compiled network runs them: norm; query,
+key and value; attention; projection; addition and norm; the MLP's first map; GELU; its second map; addition; and where
+tokens are decoded behind a prefix, what is written to the cache. ``python -m analysis.predictions`` prints the table
+of docs/explanation/gpu.md.
 """
 
 from __future__ import annotations

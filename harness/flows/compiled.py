@@ -21,11 +21,16 @@ logger = logging.getLogger(__name__)
 BACKEND = "inductor"
 
 
-@cache
 def compiles(device: str) -> bool:
-    """Whether networks on this kind of device are compiled: on CUDA, where torch's compiler works; tried once."""
-    if device != "cuda":
-        return False
+    """Whether networks on this kind of device are compiled here: on CUDA, where torch's compiler works.
+
+    Not inside of what somebody else compiles, as a training loop may: that takes the network as it is.
+    """
+    return device == "cuda" and not torch.compiler.is_compiling() and _works(device)
+
+
+@cache
+def _works(device: str) -> bool:
     try:  # all the way to a kernel: triton, its C compiler and a folder to write in may each be missing
         return compiled(_is_traced)(torch.zeros(8, device=device)).sum().item() > 0
     except Exception as error:

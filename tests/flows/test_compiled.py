@@ -29,12 +29,26 @@ def test_on_the_cpu_nothing_is_compiled():
     assert not compiled.compiles("cpu")
 
 
+def test_what_somebody_else_compiles_is_not_compiled_inside(monkeypatch):
+    monkeypatch.setattr(compiled, "_works", lambda device: True)
+    assert compiled.compiles("cuda")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not compiled.compiles("cuda")
+
+
+def test_a_compiler_that_is_switched_off_is_found_out(monkeypatch):
+    monkeypatch.setattr(compiled, "compiled", lambda function: function)
+    assert not compiled._works.__wrapped__("cpu")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert compiled._works.__wrapped__("cpu")
+
+
 def test_where_the_compiler_fails_the_network_is_plain(monkeypatch, caplog):
     def fails(function):
         raise RuntimeError("no C compiler")
 
     monkeypatch.setattr(compiled, "compiled", fails)
-    assert not compiled.compiles.__wrapped__("cuda")
+    assert not compiled._works.__wrapped__("cuda")
     assert "no C compiler" in caplog.text
 
 
