@@ -156,7 +156,8 @@ def _python(run: Run, setting: Mapping[str, Any], decoder: str, options: Mapping
     flow = repr(str(alike[0] if alike else setting["checkpoint"]))
     flow += f", weights={named[alike[0]]!r}" if alike and named[alike[0]] else ""
     flow += "" if setting["device"] == "cpu" else f", device={setting['device']!r}"
-    flow += "" if setting["dtype"] == "float32" else f", dtype=torch.{setting['dtype']}"
+    dtype = "'tf32'" if setting["dtype"] == "tf32" else f"torch.{setting['dtype']}"
+    flow += "" if setting["dtype"] == "float32" else f", dtype={dtype}"
     built = "".join(f", {name}={value!r}" for name, value in options.items())
     more = "" if pd.isna(setting["guidance"]) else f", guidance=harness.Guidance(**{json.loads(setting['guidance'])})"
     more += "" if pd.isna(setting["denoise"]) else f", denoise={setting['denoise']:g}"

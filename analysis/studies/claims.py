@@ -121,7 +121,8 @@ def score(found: Sequence[Row]) -> str:
     told = []
     for questions, kind in ((False, "claims"), (True, "open questions")):
         counts = Counter(row.verdict for row in found if (row.claim.kind == "open question") is questions)
-        known = [verdict for verdict in (*_VERDICTS.values(), *_ANSWERS.values(), *_NOTHING) if counts[verdict]]
+        words = dict.fromkeys((*_VERDICTS.values(), *_ANSWERS.values(), *_NOTHING))
+        known = [verdict for verdict in words if counts[verdict]]
         parts = listing([f"{counts[verdict]} {verdict}" for verdict in known])
         told += [f"{counts.total()} {kind}: {parts}"] if counts else []
     return f"{'; '.join(told)}."

@@ -23,7 +23,8 @@ from harness.decoders.solver import solve_sequential
 from harness.decoders.stored import called
 from harness.decoders.trace import Certificate, DecodeResult, Laps, LayerTrace, Ratio
 from harness.errors import HarnessError
-from harness.flows.graphs import graphed
+from harness.flows.graphs import captures, graphed
+from harness.flows.precision import products
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Guidance
 from harness.flows.tap import untapped
 from harness.options import build
@@ -72,8 +73,8 @@ class Decoder(ABC):
         max_memory: the most that the tensors of a decode may take, weights apart, in bytes or as ``"2GB"``; None for no
             bound. The work is cut to stay under it and the results are those of the whole batch, see
             `harness.decoders.micro_batches`.
-        cuda_graphs: replay network calls as captured CUDA graphs, see `harness.flows.graphs`: their memory is kept from
-            decode to decode. A decode that is watched from outside is made without.
+        cuda_graphs: on CUDA, replay network calls as captured graphs, see `harness.flows.graphs`: their memory is kept
+            from decode to decode. A decode that is watched from outside, or under `max_memory`, is made without.
         certify: the deviation, RMSE to the exact sample, that samples should not be above: one forward pass estimates
             that of each, and those that may be above are decoded on, see `harness.decoders.certificate`; ``"state"``
             only tells. None for no certificate.
@@ -85,7 +86,7 @@ class Decoder(ABC):
     tau: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     fallback: Fallback = "sequential"
     max_memory: Bytes | None = None
-    cuda_graphs: bool = False
+    cuda_graphs: bool = True
     certify: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["state"] | None = None
 
     def __post_init__(self) -> None:  # noqa: B027 - a hook
@@ -184,9 +185,7 @@ class Decoder(ABC):
         condition = flow.condition(len(latents), labels, guidance)
         decoder = self.bind(flow, len(latents))
         parts = decoder._micro_batches(flow, latents, condition)
-        if self.cuda_graphs and (latents.device.type != "cuda" or parts is not None):
-            raise HarnessError("cuda_graphs needs a CUDA device, and keeps memory that max_memory would have to bound")
-        with torch.inference_mode():  # a fifth faster than no_grad where the calls are small
+        with torch.inference_mode(), products(flow.tf32):  # a fifth faster than no_grad where the calls are small
             tokens, layers, certificate = decoder._walk(flow, latents, condition, parts)
         tokens = tokens.clone()  # an ordinary tensor again, which gradients may be taken of
         return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers, certificate=certificate)
@@ -205,6 +204,10 @@ class Decoder(ABC):
             )
         return ratio
 
+    def captured(self, flow: CausalFlow) -> bool:
+        """Whether it replays captured calls of this flow."""
+        return self.cuda_graphs and self.max_memory is None and captures(flow)
+
     def _micro_batches(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> MicroBatches | None:
         """Whether there is room is known before any work is done; what is asked for that is no part of the decode."""
         if self.max_memory is None:
@@ -222,9 +225,8 @@ class Decoder(ABC):
         ratio = None if self.certify is None else self._calibrated(flow)
         tokens, certificate = flow.scale_latents(latents), None
         outputs, traces, laps = list[Tensor](), list[LayerTrace](), Laps(latents.device)
-        for place, layer in enumerate(flow.layers):
-            solved = graphed(layer) if self.cuda_graphs and untapped(flow) is flow else layer
-            tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, parts)
+        for place, layer in enumerate(graphed(flow) if self.captured(flow) else flow.layers):
+            tokens, trace = self._solve_or_fall_back(layer, layer.arrange(tokens), condition, parts)
             if self.certify is not None:
                 outputs.append(tokens)
             tokens = layer.restore(tokens)

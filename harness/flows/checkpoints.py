@@ -38,7 +38,7 @@ from harness.files import (
 )
 from harness.flows.held import held_state
 from harness.flows.modules import nonfinite
-from harness.flows.precision import to_dtype
+from harness.flows.precision import Dtype, to_dtype
 from harness.flows.protocols import CausalFlow, flows
 from harness.flows.published import SUFFIXES, find_checkpoint, folders, not_there, published, sigma_in_name
 from harness.flows.synthetic import synthetic_checkpoint
@@ -94,7 +94,7 @@ def checkpoint_path(name_or_path: str | Path, root: Path | str | None = None) ->
 def load_flow(
     name_or_path: str | Path | Mapping[str, Tensor] | nn.Module,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: Dtype = torch.float32,
     weights: str | None = None,
 ) -> CausalFlow:
     """Load a flow by the name of a shipped one or from a file; its architecture is inferred from the tensors.
@@ -103,7 +103,8 @@ def load_flow(
         name_or_path: such as ``"digits"``, ``"tarflow-afhq-256"``, ``"afhq_model_8_768_8_8_0.07.pth"``, or
             ``"random:2-256-6-6@32"`` for a TarFlow of that shape with random weights; or a state dict, or a module that
             has one: they are copied, and what is fitted to the flow is kept with it.
-        dtype: of its networks; latents and tokens are float32 where it is narrower.
+        dtype: of its networks; latents and tokens are float32 where it is narrower. ``"tf32"`` is float32 whose
+            products are made in TF32 while the flow is decoded, on CUDA.
         weights: which ones, where there are several, see `unwrapped`.
 
     Example:
@@ -119,9 +120,7 @@ def load_flow(
     return flow
 
 
-def _built(
-    title: str, state: State, metadata: dict[str, str], device: str | torch.device, dtype: torch.dtype
-) -> CausalFlow:
+def _built(title: str, state: State, metadata: dict[str, str], device: str | torch.device, dtype: Dtype) -> CausalFlow:
     family = next(family for _, family in flows.items() if family.recognises(state))
     try:
         flow = to_dtype(family.from_state(state, metadata), device, dtype)

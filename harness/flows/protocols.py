@@ -82,6 +82,19 @@ class Kept(dict[Any, Any]):
         return Kept, ()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a window begins, told to the device alone: what one captured call needs to serve many windows.
+
+    Args:
+        start: () position of its first token. What the window has beyond the sequence does not count.
+        bound: the window and its prefix end here at the latest.
+    """
+
+    start: Tensor
+    bound: int
+
+
 class Cache(Protocol):
     """Keys and values of a decoded prefix, allocated once and written in place."""
 
@@ -118,7 +131,11 @@ class CausalLayer(Protocol):
     num_tokens: int
     token_dim: int
     capturable: bool = False
-    """Whether calls of `affine` may be captured as CUDA graphs, see `harness.flows.graphs`; `update` is then affine."""
+    """Whether calls may be captured as CUDA graphs, see `harness.flows.graphs`.
+
+    Then `update` is affine, `affine` takes a `Place` for the start of a window that has a cache, nothing in a call
+    depends on what is in a tensor, and there is `reuse_cache`.
+    """
     hidden_dim: int = 0
     """H, the numbers of the hidden state that `explain` shows; 0 for a layer that shows none."""
     kept: Kept
@@ -131,6 +148,10 @@ class CausalLayer(Protocol):
 
     def new_cache(self, batch: int, condition: Condition) -> Cache:
         """An empty cache with room for all L tokens of `batch` samples."""
+
+    def reuse_cache(self, cache: Any, condition: Condition) -> Any:
+        """An empty cache in the memory of one that a layer of the same flow is done with; in place if it is its own."""
+        raise HarnessError(f"calls of {type(self).__name__} cannot be captured as CUDA graphs")
 
     def affine(self, tokens: Tensor, cache: Any, start: int, condition: Condition) -> tuple[Tensor, Tensor]:
         """The parameters of the next tokens, given a window of this layer's outputs.
@@ -180,8 +201,10 @@ class CausalFlow(Protocol):
     """0 for an unconditional flow."""
     source: Path | None = None
     """The checkpoint's file, or None for a flow that was not loaded: what is fitted to it is found through it."""
+    tf32: bool = False
+    """Whether products of its networks are made in TF32 while it is decoded, see `harness.flows.precision`."""
     fits: Kept
-    """What was fitted to this flow, and read for it."""
+    """What was fitted to this flow, and read for it, and the captured calls of its layers."""
 
     @property
     def device(self) -> torch.device: ...

@@ -191,7 +191,7 @@ class _TappedFlow(CausalFlow):
         self.num_layers, self.num_tokens, self.token_dim = flow.num_layers, flow.num_tokens, flow.token_dim
         self.image_shape, self.num_classes = flow.image_shape, flow.num_classes
         self.source: Path | None = flow.source
-        self.fits = flow.fits
+        self.fits, self.tf32 = flow.fits, flow.tf32
         if isinstance(flow, Denoises):
             self.denoise = flow.denoise
         if isinstance(flow, MasksAttention):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
 from harness.flows.modules import FlowModule, LayerModule
-from harness.flows.protocols import Condition, Explained, Guidance, encode_tokens, flows
+from harness.flows.protocols import Condition, Explained, Guidance, Place, encode_tokens, flows
 from harness.flows.tarflow_shape import TarFlowConfig, dimensions, infer_config
-from harness.flows.transformer import Context, KeyValueCache, TransformerLayer
+from harness.flows.transformer import Context, KeyValueCache, Placed, TransformerLayer, placed
 
 
 class TarFlowLayer(LayerModule):
@@ -58,10 +58,18 @@ class TarFlowLayer(LayerModule):
         weight = self.proj_in.weight
         heads = weight.shape[0] // self.head_dim
         shape = (len(self.attn_blocks), 2, batch * condition.passes, heads, self.num_tokens, self.head_dim)
-        return KeyValueCache(weight.new_empty(shape), condition, self._context(batch, condition))
+        return KeyValueCache(weight.new_empty(shape), condition, self._context(batch, condition), self.block)
+
+    def reuse_cache(self, cache: KeyValueCache, condition: Condition) -> KeyValueCache:
+        cache.data.zero_()  # a captured call weighs what is behind its window by 0, which a NaN would survive
+        context = self._context(cache.data.shape[2] // condition.passes, condition)
+        if cache.block != self.block:
+            return KeyValueCache(cache.data, condition, context, self.block)
+        cache.context.offset.copy_(context.offset)
+        return cache
 
     def affine(
-        self, tokens: Tensor, cache: KeyValueCache | None, start: int, condition: Condition
+        self, tokens: Tensor, cache: KeyValueCache | None, start: int | Place, condition: Condition
     ) -> tuple[Tensor, Tensor]:
         guidance = condition.guidance
         if guidance is None:
@@ -71,7 +79,8 @@ class TarFlowLayer(LayerModule):
         log_scale, shift = self._read_off(hidden, tokens.dtype)
         weight: float | Tensor = guidance.scale
         if guidance.annealed:
-            steps = torch.arange(start + 1, start + tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)
+            first = start.start if isinstance(start, Place) else start
+            steps = first + torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=tokens.dtype)
             weight = guidance.scale * steps[:, None] / (self.num_tokens - 1)
         return (
             _guide(log_scale, weight if "a" in guidance.components else None),
@@ -90,17 +99,23 @@ class TarFlowLayer(LayerModule):
         scaled = target * log_scale[:, :count].exp()
         return Explained(scaled + shift[:, :count], scaled, hidden[:, :count])
 
-    def _hidden(self, tokens: Tensor, cache: KeyValueCache | None, start: int, condition: Condition) -> Tensor:
+    def _hidden(self, tokens: Tensor, cache: KeyValueCache | None, start: int | Place, condition: Condition) -> Tensor:
         """(rows, W, C) the network's state before its last linear map, twice the batch's rows under guidance."""
-        if cache is None and start:
+        if cache is None and start != 0:
             raise ValueError(f"a window that starts at {start} needs the cache of its prefix")
         if cache is not None and cache.condition is condition:
             context = cache.context
         else:
             context = self._context(len(tokens) // condition.passes, condition)
-        x = self.proj_in(tokens.to(self.proj_in.weight.dtype)) + context.offset[:, start : start + tokens.shape[1]]
+        where: int | Placed
+        if isinstance(start, Place):
+            where = placed(start, tokens.shape[1], self.num_tokens, context.offset)
+            offset = context.offset.index_select(1, where.index)
+        else:
+            where, offset = start, context.offset[:, start : start + tokens.shape[1]]
+        x = self.proj_in(tokens.to(self.proj_in.weight.dtype)) + offset
         for i, layer in enumerate(self.attn_blocks):
-            x = layer(x, None if cache is None else cache.layers[i], start, context)
+            x = layer(x, None if cache is None else cache.layers[i], where, context)
         return x
 
     def _read_off(self, hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from harness.decoders import Decoder, Guidance, build_decoder
 from harness.errors import HarnessError
 from harness.flows import CausalFlow, load_flow
 from harness.flows.checkpoints import digest
+from harness.flows.precision import dtype_named
 
 BASELINE = "sequential"
 
@@ -34,7 +35,7 @@ class Subject:
     checkpoint_path: str  # the file
     checkpoint_digest: str  # SHA-256 of it
     seed: int
-    dtype: str  # of the flow's parameters and the latents
+    dtype: str  # of the flow's networks, see `dtype_named`
     device: str
     code_version: str  # of what measures it
 
@@ -72,7 +73,7 @@ class Subject:
         )
 
     def load(self) -> CausalFlow:
-        return load_flow(self.checkpoint_path, device=self.device, dtype=getattr(torch, self.dtype))
+        return load_flow(self.checkpoint_path, device=self.device, dtype=dtype_named(self.dtype))
 
     def build_guidance(self) -> Guidance | None:
         return None

@@ -14,6 +14,7 @@ from harness.decoders import Decoder, build_decoder, decoders
 from harness.decoders.decoder import decoder_class
 from harness.errors import HarnessError, unknown
 from harness.flows import CausalFlow
+from harness.flows.precision import require_products
 from harness.measure.cells import Cell, content_hash, resolve_device
 from harness.measure.matrix import DatasetTable, DecoderTable, Matrix
 from harness.measure.sources import settings_of, source_of
@@ -47,6 +48,7 @@ def expand(
             what determines a cell's results.
     """
     device = resolve_device(matrix.device)
+    require_products(matrix.dtype, device)
     variants = [variant for table in matrix.decoders for variant in _variants(table, matrix)]
     _refuse_shared_labels(variants)
     fits = _Fits()

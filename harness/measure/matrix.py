@@ -169,7 +169,7 @@ class Matrix(Table):
     name: str
     description: str = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "tf32", "float64", "bfloat16", "float16"] = "float32"
     datasets: Annotated[list[DatasetTable], Some]
     decoders: Annotated[list[DecoderTable], Some]
     grid: Grid = Grid()

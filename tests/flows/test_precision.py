@@ -103,3 +103,33 @@ def test_a_processor_multiplies_bfloat16_by_instructions_of_its_own(monkeypatch,
 def test_a_torch_that_does_not_tell_is_taken_to_emulate(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not multiplies_bfloat16(torch.device("cpu"))
+
+
+def test_tf32_is_refused_where_no_gpu_multiplies(tmp_path):
+    with pytest.raises(HarnessError, match="tf32.*'cpu'.*float32"):
+        load_flow("digits", dtype="tf32")
+
+
+class Products(Observer):
+    """How float32 products are made while a layer is called; the call after `most` of them fails."""
+
+    def __init__(self, most=10**9):
+        self.seen, self.most = [], most
+
+    def evaluated(self, layer, call):
+        self.seen.append(torch.get_float32_matmul_precision())
+        if len(self.seen) > self.most:
+            raise ValueError("the decode fails")
+
+
+def test_tf32_holds_while_a_flow_is_decoded_and_no_longer():
+    flow = coupled_tarflow()
+    latents = flow.sample_latents(2, torch.Generator().manual_seed(0))
+    before = torch.get_float32_matmul_precision()
+    for tf32, wanted in ((False, before), (True, "high")):
+        flow.tf32 = tf32
+        build_decoder("ujd").decode(tap(flow, watch := Products()), latents)
+        assert set(watch.seen) == {wanted}
+        with pytest.raises(ValueError):
+            build_decoder("ujd").decode(tap(flow, Products(2)), latents)
+        assert torch.get_float32_matmul_precision() == before != "high"

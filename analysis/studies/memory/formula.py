@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "tf32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 """Of one number, by dtype."""
 
 ACTIVATIONS, ATTENTION = 11, 5

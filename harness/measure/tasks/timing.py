@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Hashable, Sequence
+import json
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +14,10 @@ import torch
 from harness.decoders import build_decoder
 from harness.decoders.exact import ExactBatch
 from harness.flows import CausalFlow
+from harness.flows.compiled import network_of
+from harness.flows.graphs import captures, graphs_of
+from harness.flows.precision import products
+from harness.flows.protocols import encode_tokens
 from harness.measure.cells import BASELINE, Cell, groups
 from harness.measure.units import Attempt, Bench, Rows, Unit, denoise, nonfinite_retries, require_finite
 from harness.measure.workers.device_state import watch
@@ -25,9 +30,12 @@ SENTINEL_S = 1.0
 
 
 class Timed(NamedTuple):
-    """Seconds of a decode, or of an encode; of the denoising step after it; and what the decode had to do again."""
+    """Seconds of a decode, or of an encode; how it called the network; seconds of the denoising step after it; and what
+    the decode had to do again."""
 
     wall_s: float
+    calls: str
+    network: str
     denoise_s: float | None = None
     nonfinite_retries: int = 0
 
@@ -62,15 +70,18 @@ class TimingTask:
         """One round: decode every cell once and encode once, in shuffled order; and in what state the device was."""
         first: Cell = unit.subjects[0]
         batch = bench.batch(first, range(first.batch_size))
-        bench.keep(
-            "warm", first.group_id, lambda: [self._round(unit.subjects, bench, batch) for _ in range(self.warmup)]
+        rounds = max(self.warmup, int(first.device == "cuda"))  # nothing may be compiled or captured in those kept
+        warm = bench.keep(
+            "warm",
+            first.group_id,
+            lambda: [self._round((*unit.subjects, None), bench, batch) for _ in range(rounds)],
         )
         names = {"group_id": first.group_id, "session": bench.session}
         number, sentinels = unit.key["round"], []
         if number in (0, self.rounds // 2):
             sentinels.append(self._sentinel(first, "middle" if number else "start", bench, batch))
         with watch(first.device) as conditions:
-            timings = self._timings(unit, bench, batch)
+            timings = self._timings(unit, bench, batch, warm[0] if warm else {})
         if number == self.rounds - 1:
             sentinels.append(self._sentinel(first, "end", bench, batch))
         return {
@@ -81,12 +92,14 @@ class TimingTask:
 
     def _sentinel(self, cell: Cell, place: str, bench: Bench, batch: ExactBatch) -> dict[str, Any]:
         """The baseline once more, whatever the matrix measures: the median of up to three decodes of the batch."""
-        decoder = bench.keep("sentinel", cell.group_id, lambda: build_decoder(BASELINE))
+        decoder = build_decoder(BASELINE)
 
         def once() -> float:
             return timed(lambda: batch.result(decoder), cell.device)[0]
 
         def several() -> float:
+            if cell.device == "cuda":
+                bench.keep("sentinel", cell.group_id, once)
             times = [once()]
             while len(times) < SENTINELS and sum(times) < SENTINEL_S:
                 times.append(once())
@@ -96,7 +109,7 @@ class TimingTask:
         attempt = bench.attempt(cell, "sentinel", several)
         return {"place": place, "wall_s": attempt.value, **attempt.outcome}
 
-    def _timings(self, unit: Unit, bench: Bench, batch: ExactBatch) -> Rows:
+    def _timings(self, unit: Unit, bench: Bench, batch: ExactBatch, warm: Mapping[Cell | None, Attempt[Timed]]) -> Rows:
         first = unit.subjects[0]
         order = np.random.default_rng([int(first.group_id, 16), unit.key["round"]]).permutation(len(unit.subjects) + 1)
         turns = [(*unit.subjects, None)[index] for index in order]
@@ -107,6 +120,8 @@ class TimingTask:
         for cell in unit.subjects:
             row = describe(cell, batch.flow) | {"session": bench.session, **unit.key, "position": turns.index(cell)}
             row |= {"encode_s": encode_s, **taken[cell].outcome}
+            if cell in warm and (first_decode := warm[cell].value):
+                row["warmup_s"] = first_decode.wall_s
             if timed_ := taken[cell].value:
                 row |= timed_._asdict() | {"images_per_s": cell.batch_size / timed_.wall_s}
                 row["forward_ratio"] = encode_s and timed_.wall_s / encode_s
@@ -118,7 +133,10 @@ class TimingTask:
     ) -> dict[Cell | None, Attempt[Timed]]:
         """What each cell's decode took, and one encode where a turn is None."""
         gc.collect()  # once a round: it takes as long as many a decode, and is held off while the clock runs
-        return {cell: self._encode(batch) if cell is None else self._decode(cell, bench, batch) for cell in turns}
+        captured = any(json.loads(cell.options)["cuda_graphs"] for cell in turns if cell)
+        return {
+            cell: self._encode(batch, captured) if cell is None else self._decode(cell, bench, batch) for cell in turns
+        }
 
     def _decode(self, cell: Cell, bench: Bench, batch: ExactBatch) -> Attempt[Timed]:
         if cell.cell_id in bench.failed:
@@ -129,7 +147,8 @@ class TimingTask:
             seconds, result = timed(lambda: batch.result(decoder), cell.device)
             require_finite(result)
             apart = None if sigma is None else timed(lambda: denoise(result, batch, sigma), cell.device)[0]
-            return Timed(seconds, apart, nonfinite_retries(result))
+            calls = "captured" if decoder.captured(batch.flow) else "eager"
+            return Timed(seconds, calls, network_of(cell.device), apart, nonfinite_retries(result))
 
         attempt = bench.attempt(cell, self.name, measure)
         if not attempt.ok:
@@ -138,14 +157,25 @@ class TimingTask:
 
     @staticmethod
     @torch.no_grad()
-    def _encode(batch: ExactBatch) -> Attempt[Timed]:
-        """One forward pass of a batch of this size; what is in the images makes no difference to its cost."""
+    def _encode(batch: ExactBatch, captured: bool) -> Attempt[Timed]:
+        """One forward pass of a batch of this size; what is in the images makes no difference to its cost.
+
+        It is the floor of what decodes take, so it is `captured`, as one graph, where one of them may be.
+        """
         flow = batch.flow
         tokens = flow.scale_latents(batch.latents)
-        images = flow.to_images(tokens)
-        data = tokens if images is None else images
-        seconds, _ = timed(lambda: flow.encode(data, batch.labels), flow.device.type)
-        return Attempt("ok", value=Timed(seconds))
+        with products(flow.tf32):
+            if captured and captures(flow):
+                key = (TimingTask, len(batch))
+                if key not in flow.fits:
+                    layers, condition = flow.layers, flow.condition(len(batch), batch.labels)
+                    flow.fits[key], _ = graphs_of(flow).capture(lambda: encode_tokens(layers, tokens, condition))
+                seconds, _ = timed(flow.fits[key], flow.device.type)
+                return Attempt("ok", value=Timed(seconds, "captured", network_of(flow.device.type)))
+            images = flow.to_images(tokens)
+            data = tokens if images is None else images
+            seconds, _ = timed(lambda: flow.encode(data, batch.labels), flow.device.type)
+        return Attempt("ok", value=Timed(seconds, "eager", network_of(flow.device.type)))
 
 
 DESCRIBED = (

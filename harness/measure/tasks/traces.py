@@ -36,7 +36,10 @@ class LayersTask(TraceTask):
     name, cost = "layers", 1.0
 
     def rows(self, cell: Cell, bench: Bench) -> Rows:
-        result = bench.batch(cell, range(cell.batch_size)).result(bench.decoder(cell))
+        batch, decoder = bench.batch(cell, range(cell.batch_size)), bench.decoder(cell)
+        if cell.device == "cuda":  # the first decode compiles and captures, which is no part of a layer's seconds
+            batch.result(decoder)
+        result = batch.result(decoder)
         return [
             {name: getattr(trace, name) for name in TRACED}
             | {
