@@ -156,6 +156,10 @@ class Decoder(ABC):
         tokens = tokens.clone()  # an ordinary tensor again, which gradients may be taken of
         return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers)
 
+    def called(self, layer: CausalLayer, device: torch.device) -> CausalLayer:
+        """The layer as a decode calls it: one whose calls are replayed, where they are captured."""
+        return graphed(layer) if self.cuda_graphs and device.type == "cuda" else layer
+
     def _micro_batches(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> MicroBatches | None:
         """Whether there is room is known before any work is done; what is asked for that is no part of the decode."""
         if self.max_memory is None:
@@ -173,7 +177,7 @@ class Decoder(ABC):
         tokens = flow.scale_latents(latents)
         traces, marks = [], [_mark(tokens.device)]
         for layer in flow.layers:
-            solved = graphed(layer) if self.cuda_graphs and untapped(flow) is flow else layer
+            solved = self.called(layer, latents.device) if untapped(flow) is flow else layer
             tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, parts)
             tokens = layer.restore(tokens)
             traces.append(trace)

@@ -15,6 +15,14 @@ from harness.decoders.sequential import Sequential
 from harness.decoders.solver import solve_sequential
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Explained, Guidance, jacobi_update
 
+TOGETHER, TOKENS = 64, 2**16
+"""Samples of a network call where only results matter, on a CPU; tokens of one on a GPU, which fewer do not fill."""
+
+
+def samples_together(flow: CausalFlow) -> int:
+    """How many samples a network call takes where only results matter."""
+    return TOGETHER if flow.device.type == "cpu" else max(1, TOKENS // flow.num_tokens)
+
 
 @dataclass(frozen=True)
 class LayerProblem:
@@ -116,12 +124,13 @@ class ExactBatch:
     @torch.no_grad()
     def layers(self, told: Callable[[int], object] = lambda samples: None) -> Iterator[LayerProblem]:
         """Every layer in decoding order, with its input in exact decoding; `told` of samples as they come."""
-        tokens = self.flow.scale_latents(self.latents)
+        tokens, exactly = self.flow.scale_latents(self.latents), Sequential()
         for layer in self.flow.layers:
-            inputs = layer.arrange(tokens)
+            inputs, called = layer.arrange(tokens), exactly.called(layer, tokens.device)
             solved = []
             for rows, condition in parts_of(self.condition, len(self), self.size):
-                solved.append(solve_sequential(layer, inputs[rows], condition)[0])
+                with torch.inference_mode():  # as decodes, whose graphs these are
+                    solved.append(solve_sequential(called, inputs[rows], condition)[0])
                 told(len(solved[-1]))
             exact = torch.cat(solved)
             yield LayerProblem(layer, inputs, exact, self.condition, self.size)

@@ -26,7 +26,7 @@ SMALL = {
     "harness.fitting.calibrate.DENSE_SAMPLES": 64,
     "harness.fitting.tune.SAMPLES": 16,
     "harness.fitting.tune.ENOUGH_S": 0.0,
-    "harness.fitting.tune.MOST_ROUNDS": 6,
+    "harness.fitting.trials.MOST_ROUNDS": 6,
 }
 
 
