@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -156,9 +157,10 @@ class Decoder(ABC):
         tokens = tokens.clone()  # an ordinary tensor again, which gradients may be taken of
         return DecodeResult(tokens=tokens, images=flow.to_images(tokens), layers=layers)
 
-    def called(self, layer: CausalLayer, device: torch.device) -> CausalLayer:
-        """The layer as a decode calls it: one whose calls are replayed, where they are captured."""
-        return graphed(layer) if self.cuda_graphs and device.type == "cuda" else layer
+    def called(self, flow: CausalFlow) -> Sequence[CausalLayer]:
+        """The flow's layers as a decode calls them: their calls replayed, where they are captured."""
+        captured = self.cuda_graphs and untapped(flow) is flow
+        return [graphed(layer) for layer in flow.layers] if captured else flow.layers
 
     def _micro_batches(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> MicroBatches | None:
         """Whether there is room is known before any work is done; what is asked for that is no part of the decode."""
@@ -176,9 +178,8 @@ class Decoder(ABC):
     ) -> tuple[Tensor, list[LayerTrace]]:
         tokens = flow.scale_latents(latents)
         traces, marks = [], [_mark(tokens.device)]
-        for layer in flow.layers:
-            solved = self.called(layer, latents.device) if untapped(flow) is flow else layer
-            tokens, trace = self._solve_or_fall_back(solved, layer.arrange(tokens), condition, parts)
+        for layer in self.called(flow):
+            tokens, trace = self._solve_or_fall_back(layer, layer.arrange(tokens), condition, parts)
             tokens = layer.restore(tokens)
             traces.append(trace)
             marks.append(_mark(tokens.device))

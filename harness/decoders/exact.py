@@ -124,10 +124,9 @@ class ExactBatch:
     @torch.no_grad()
     def layers(self, told: Callable[[int], object] = lambda samples: None) -> Iterator[LayerProblem]:
         """Every layer in decoding order, with its input in exact decoding; `told` of samples as they come."""
-        tokens, exactly = self.flow.scale_latents(self.latents), Sequential()
-        for layer in self.flow.layers:
-            inputs, called = layer.arrange(tokens), exactly.called(layer, tokens.device)
-            solved = []
+        tokens = self.flow.scale_latents(self.latents)
+        for layer, called in zip(self.flow.layers, Sequential().called(self.flow), strict=True):
+            inputs, solved = layer.arrange(tokens), []
             for rows, condition in parts_of(self.condition, len(self), self.size):
                 with torch.inference_mode():  # as decodes, whose graphs these are
                     solved.append(solve_sequential(called, inputs[rows], condition)[0])

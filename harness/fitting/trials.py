@@ -87,7 +87,7 @@ def errors_of(
             if outputs and time.monotonic() > until:
                 break
             reporter.unit("tune", f"{len(solvers)} ways to decode layer {place + 1} of {flow.num_layers}")
-            outputs.append(_solved(problem, solver))
+            outputs.append(_solved(flow, problem, solver))
             reporter.advance(count * CANDIDATES_COST / len(solvers))
         squared = [_rmse(output, problem.exact) ** 2 for output in outputs]
         typical = min(range(len(outputs)), key=lambda i: abs(squared[i] - _middle(squared)))
@@ -96,7 +96,7 @@ def errors_of(
             sampled = problem.layer.restore(outputs[typical])
             for later in flow.layers[place + 1 :]:
                 rest = LayerProblem(later, later.arrange(sampled), sampled, batch.condition, batch.size)
-                sampled = later.restore(_solved(rest, Sequential()))
+                sampled = later.restore(_solved(flow, rest, Sequential()))
                 reporter.advance(count)
             gain = _rmse(sampled, batch.exact) ** 2 / squared[typical]
         missed = [math.inf] * (len(solvers) - len(outputs))
@@ -104,10 +104,10 @@ def errors_of(
     return errors
 
 
-def _solved(problem: LayerProblem, solver: Decoder) -> Tensor:
+def _solved(flow: CausalFlow, problem: LayerProblem, solver: Decoder) -> Tensor:
     """(samples, L, D) outputs of a layer, in its own order, so many samples at a time."""
     parts = parts_of(problem.condition, len(problem.inputs), problem.size)
-    layer = solver.called(problem.layer, problem.inputs.device)
+    layer = solver.called(flow)[problem.layer.number - 1]
     return torch.cat([solver.solve(layer, problem.inputs[rows], condition)[0] for rows, condition in parts])
 
 

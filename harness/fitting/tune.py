@@ -178,10 +178,7 @@ class Tuner:
         drawn = ExactBatch.draw(self.flow, batch, torch.Generator().manual_seed(0))
         layer = self.flow.layers[0]
         inputs = layer.arrange(self.flow.scale_latents(drawn.latents))
-        calls = [
-            partial(solver.solve, solver.called(layer, inputs.device), inputs, drawn.condition)
-            for solver in self.solvers
-        ]
+        calls = [partial(solver.solve, solver.called(self.flow)[0], inputs, drawn.condition) for solver in self.solvers]
         return self._medians(calls, f"{len(calls)} ways, batch {batch}")
 
     def _medians(self, calls: Sequence[Callable[[], object]], title: str) -> list[float]:

@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-MAY_CHANGE = {"remark", "threads", "workers", "compiled", "evaluate_every", "checkpoint_every", "held_out"}
+MAY_CHANGE = {"remark", "threads", "workers", "evaluate_every", "checkpoint_every", "held_out"}
 """Keys that a resumed run may have otherwise than the run it continues: they do not change what is learned."""
 
 
@@ -47,8 +47,6 @@ class TrainingConfig(BaseModel):
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the network's products: auto is bfloat16 on a CUDA device that has it, float32 elsewhere."""
-    compiled: bool | None = None
-    """Whether transformer layers run as one compiled function; None: on a CUDA device, where a compiler is."""
     threads: Count | None = None
     """Threads on the CPU. The weights depend on it in the last bits, so shipped configurations fix it."""
     workers: Annotated[int, Field(ge=0)] = 0

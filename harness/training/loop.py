@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +106,6 @@ class _Run:
             self.network = target.network().to(accelerator.device)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
         target.place(accelerator.device)
-        if self.config.compiled or (self.config.compiled is None and _compiles(accelerator.device)):
-            target.compile(self.network)
         decay, parameters = self.config.weight_decay, self.network.parameters()
         optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=decay, fused=target.fused)
         auto = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -204,11 +200,6 @@ class _Run:
             return None
         self.release.samples(self.averaged, self.files.path / f"samples-{step:07d}.png")
         return self.target.evaluate(self.averaged)
-
-
-def _compiles(device: torch.device) -> bool:
-    """Whether layers can be compiled for a device: what torch's compiler needs there, Triton and a C compiler, is."""
-    return device.type == "cuda" and find_spec("triton") is not None and bool(shutil.which("cc") or shutil.which("gcc"))
 
 
 @torch.no_grad()

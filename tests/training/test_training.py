@@ -289,16 +289,13 @@ def test_the_number_of_steps_may_change_while_the_rate_is_constant() -> None:
     assert plan().difference(plan(threads=4, remark="?"), done=50) is None
 
 
-def test_transformer_layers_are_compiled_once_for_all_and_learn_the_same(tmp_path: Path, monkeypatch) -> None:
-    from torch._dynamo.testing import CompileCounterWithBackend
-
-    counter, compile_ = CompileCounterWithBackend("aot_eager"), torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend=counter))
-    run(tmp_path / "plain", layers=2)
-    assert counter.frame_count == 0  # on a CPU unless it is asked for
-    run(tmp_path / "compiled", layers=2, compiled=True)
-    assert counter.frame_count == 1
-    run(tmp_path / "compiled", layers=2, resume=True)  # which may go on without
+def test_compiled_layers_learn_the_same(tmp_path: Path, monkeypatch) -> None:
+    """What a GPU trains with; compiled here by a backend that needs no compiler."""
+    compiled = pytest.importorskip("harness.flows.compiled")
+    run(tmp_path / "plain")
+    monkeypatch.setattr(compiled, "compiles", lambda device: True)
+    monkeypatch.setattr(compiled, "compiled", lambda function: torch.compile(function, backend="aot_eager"))
+    run(tmp_path / "compiled")
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
 
 

@@ -60,9 +60,6 @@ class Target(ABC):
     def place(self, device: torch.device) -> None:  # noqa: B027 - a hook
         """Keep the data on the device that trains, and make batches there, where that is possible and they fit."""
 
-    def compile(self, network: Any) -> None:  # noqa: B027 - a hook
-        """Have the parts of a network that repeat run as one compiled function, where it has any."""
-
     @abstractmethod
     def batch(self, step: int) -> Batch:
         """What the step, counted from 0, learns from: tensors whose first dimension is the batch, on `device`."""

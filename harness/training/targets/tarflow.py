@@ -12,7 +12,6 @@ from torch import Tensor
 from harness.datasets import Images
 from harness.errors import HarnessError
 from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
-from harness.flows.transformer import TransformerLayer
 from harness.training.config import TarFlowTraining
 from harness.training.data import DISTURB, Batch, Epochs, distort, draw_noise, seeded
 from harness.training.likelihood import NOTE, Splits
@@ -66,12 +65,6 @@ class TarFlowTarget(Target):
             return
         self.device = device
         self.train = Images(pixels.to(device), None if labels is None else labels.to(device))
-
-    def compile(self, network: TarFlow) -> None:
-        """Transformer layers are alike, so that one is compiled and all of them run it."""
-        for layer in network.modules():
-            if isinstance(layer, TransformerLayer):
-                layer.compile()
 
     def batch(self, step: int) -> Batch:
         """Images (B, C, H, W) and labels (B,), -1 where a label is dropped or none is."""
