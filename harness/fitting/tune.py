@@ -36,7 +36,7 @@ from harness.progress import SILENT, Reporter
 ENOUGH_S = 40.0
 """Seconds of timing candidates after which the least number of rounds is enough, unless a caller says otherwise."""
 SECONDS = {"cpu": math.inf, "cuda": 30.0}
-"""That tuning for one batch size may take, by kind of device, unless a caller says otherwise."""
+"""That tuning may take, by kind of device, unless a caller says otherwise."""
 ERRORS, TIMING = 0.4, 0.5
 """Shares of these: of all of them, for the errors of candidates; of what is left, for each stage of timing."""
 SAMPLES = 256
@@ -129,9 +129,11 @@ class Tuner:
         seconds, allowed = self.seconds(batch), self.allowed(batch, budget)
         chosen = self._within(allowed, seconds)
         dtypes = dict.fromkeys(choice.options.get("network_dtype") for choice in self.choices)
+        of = dict(zip(map(str, self.choices), seconds, strict=True))
         others = [other for dtype in dtypes if (other := _all_in(dtype, chosen)) != chosen]
-        layers = self._fastest(batch, [chosen, *(other for other in others if self._held(other).upper <= allowed)])
-        predicted_s = sum(seconds[self.choices.index(choice)] for choice in layers)
+        timed = [other for other in others if all(math.isfinite(of[str(choice)]) for choice in other)]
+        layers = self._fastest(batch, [chosen, *(other for other in timed if self._held(other).upper <= allowed)])
+        predicted_s = sum(of[str(choice)] for choice in layers)
         device, deviation = self.flow.device.type, self._held(layers).value
         digest = "" if self.flow.source is None else checkpoint_digest(self.flow.source)
         return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted_s, digest)

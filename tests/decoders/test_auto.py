@@ -1,6 +1,7 @@
 """Tuning: the schedule is the fastest within its budget, is stored, found again, and refused when it does not fit."""
 
 import itertools
+import math
 import random
 from types import SimpleNamespace
 
@@ -107,6 +108,13 @@ def test_the_dtype_of_the_networks_is_chosen_by_whole_decodes(tuner, monkeypatch
     assert schedule.layers == timed[-1] and len(timed) > 1
     assert all(_all_in(HALF, layers) == timed[-1] for layers in timed)
     assert all(choice == SEQUENTIAL or choice.options["network_dtype"] == HALF for choice in timed[-1])
+
+
+def test_a_way_that_was_not_timed_is_not_chosen(tuner, monkeypatch):
+    took = [math.inf if HALF in str(choice) else 1.0 for choice in tuner.choices]
+    monkeypatch.setattr(tuner, "_seconds", {4: [0.5 * took[0], *took[1:]]})
+    schedule = tuner.schedule(batch=4, budget=0.3)
+    assert math.isfinite(schedule.predicted_s) and HALF not in str(schedule.layers)
 
 
 def test_an_impossible_budget_is_sequential(tuner):
