@@ -30,8 +30,8 @@ MODULES = (
 """What this package and its tests import; without the last three, stages but the tests work."""
 FILE_BYTES, ALL_BYTES = 15 * 2**20, 55 * 2**20
 """Of a file of the output folder, and of all of them."""
-PACK_EVERY_S = 30.0
-"""A stage that runs is packed so often."""
+PACK_EVERY_S, LOOK_EVERY_S = 30.0, 1.0
+"""A stage that runs is packed so often, and its memory looked at."""
 ENDS_S = 5.0
 """That a stage which is asked to end may take."""
 TAIL = 2500
@@ -96,7 +96,8 @@ class Driver:
         return int(any(stage.state != "done" and not stage.state.startswith("skipped") for stage in self.stages))
 
     def _stage(self, stage: Stage, command: list[str], share: float) -> None:
-        log, began, packed = self.out / "log.txt", time.monotonic(), time.monotonic()
+        log, began = self.out / "log.txt", time.monotonic()
+        packed = looked = began
         stage.state = "running"
         with log.open("ab") as file:
             file.write(f"\n==== {stage.name}\n".encode())
@@ -113,9 +114,11 @@ class Driver:
                     if now - began > share:
                         stage.state = f"ended after its {share:.0f} s"
                         break
-                    if _resident(process.pid) > self.memory:
-                        stage.state = f"ended, over its {self.memory / 2**30:.1f} GiB of memory"
-                        break
+                    if now - looked > LOOK_EVERY_S:  # seldom, so that nothing is disturbed
+                        looked = now
+                        if _resident(process.pid) > self.memory:
+                            stage.state = f"ended, over its {self.memory / 2**30:.1f} GiB of memory"
+                            break
                     if now - packed > PACK_EVERY_S:
                         packed = now
                         self.pack(stage)
@@ -232,6 +235,10 @@ def stages(given: argparse.Namespace, work: Path) -> list[Stage]:
         made = [checkpoint(), str(given.peers), str(work / "peers.json")]
         return [*steps, "peers", *made] if given.peers else None
 
+    def of_runs(command: list[str]) -> list[str] | None:
+        there = [str(run) for run in runs if run.is_dir()]
+        return [*command, *there] if there else None
+
     marked = "gpu" if device == "cuda" else "not gpu"
     tests = [python, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", "-m", marked, "tests/gpu"]
     fits = [work / "flow", work / "cache" / "nf-decoding-harness" / "random"]
@@ -242,14 +249,12 @@ def stages(given: argparse.Namespace, work: Path) -> list[Stage]:
         Stage("train", train, 5, [work / "train" / name for name in ("curve.csv", "release")]),
         Stage("calibrate", calibrate, 3),
         Stage("tune", tune, 4, [*fits, work / "tune"]),
-        Stage("trained", lambda s: [*steps, "matrix", checkpoint(), str(runs[0])], 7, [runs[0]], shown=True),
-        Stage("afhq", lambda s: [*steps, "matrix", "afhq", str(runs[1])], 3, [runs[1]], shown=True),
+        Stage("trained", lambda s: [*steps, "matrix", checkpoint(), str(runs[0])], 7, [runs[0]]),
+        Stage("afhq", lambda s: [*steps, "matrix", "afhq", str(runs[1])], 4, [runs[1]]),
         Stage("peers", peers, 3, [work / "peers.json"], shown=True),
+        Stage("reached", lambda s: of_runs([*steps, "reached"]), 1, shown=True),
         Stage(
-            "figures",
-            lambda s: [*harness, "report", *[str(run) for run in runs if run.is_dir()], "--out", str(work / "figures")],
-            2,
-            [work / "figures"],
+            "figures", lambda s: of_runs([*harness, "report", "--out", str(work / "figures")]), 2, [work / "figures"]
         ),
     ]
     return [stage for stage in everything if not given.only or stage.name in given.only]
@@ -281,7 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "TORCHINDUCTOR_CACHE_DIR": work / "cache" / "inductor",
         "TRITON_CACHE_DIR": work / "cache" / "triton",
     }
-    environment = {"PYTHONPATH": str(ROOT), "COLUMNS": "170"} | {name: str(path) for name, path in caches.items()}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {"PYTHONPATH": paths, "COLUMNS": "170"} | {name: str(path) for name, path in caches.items()}
     memory = given.memory * 2**30 if given.memory else 0.8 * _free()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     given.out, given.checkpoint = given.out.resolve(), given.checkpoint and given.checkpoint.resolve()

@@ -20,6 +20,7 @@ from harness.measure.sources import table_of
 from harness.metrics.timing import timed
 from harness.progress import reporter
 from harness.runs.environment import environment
+from harness.runs.store import read_run
 
 TO_BE_REACHED = {"sequential": 0.25, "sejd": 0.12, "auto": 0.05}
 """Seconds of a decode of 256 samples of 2-256-6-6 on an H100."""
@@ -48,20 +49,29 @@ def measure(checkpoint: str, out: Path, device: str, tiny: bool) -> None:
     if tiny and profile == "afhq":
         checkpoint = "random:2-64-2-1@16"
     if profile == "trained" or tiny:
-        table = table_of(checkpoint)
-        changes["datasets"] = [{"name": table["name"], "checkpoint": checkpoint}]
+        name = table_of(checkpoint)["name"] if checkpoint.startswith("random:") else "cifar10-jpeg"
+        changes["datasets"] = [{"name": name, "checkpoint": checkpoint}]
     if tiny:
-        batches = [2] if profile == "afhq" else [2, 4]
-        changes |= {"grid": {"batch_sizes": batches}, "timing": {"rounds": 1}, "quality": {"num_samples": 8}}
-    run = run_matrix(load_matrix("gpu", profile, changes), out, reporter(), resume=True)
-    timings = run.table("timings")
-    largest = timings[(timings["batch_size"] == timings["batch_size"].max()) & (timings["status"] == "ok")]
-    print(f"batch {timings['batch_size'].max()}, {device}; to be reached: of 256 samples, on an H100")
-    if len(largest):
-        print(f"forward pass {largest['encode_s'].median():.4g} s; to be reached {FORWARD_S[profile]:g}")
-    for label, rows in largest.groupby("label", sort=False):
-        goal = f"; to be reached {TO_BE_REACHED[label]:g}" if profile == "trained" and label in TO_BE_REACHED else ""
-        print(f"{label} {rows['wall_s'].median():.4g} s{goal}")
+        changes |= {
+            "grid": {"batch_sizes": [2] if profile == "afhq" else [2, 4]},
+            "timing": {"rounds": 1},
+            "quality": {"num_samples": 8},
+        }
+    run_matrix(load_matrix("gpu", profile, changes), out, reporter(), resume=True)
+
+
+def reached(path: Path) -> None:
+    """Median seconds of the largest batch of a run, ended or not, beside what is to be reached."""
+    timings, profile = read_run(path).table("timings"), path.name
+    done = timings[timings["status"] == "ok"]
+    for (device, batch), largest in done[done["batch_size"] == done["batch_size"].max()].groupby(
+        ["device", "batch_size"]
+    ):
+        print(f"{profile}, batch {batch}, {device}; in brackets what is to be reached with 256 samples on an H100")
+        print(f"forward pass {largest['encode_s'].median():.4g} s ({FORWARD_S[profile]:g})")
+        for label, rows in largest.groupby("label", sort=False):
+            goal = f" ({TO_BE_REACHED[label]:g})" if profile == "trained" and label in TO_BE_REACHED else ""
+            print(f"{label} {rows['wall_s'].median():.4g} s{goal}")
 
 
 def beside(checkpoint: str, folder: Path, out: Path, device: str, tiny: bool) -> None:
@@ -78,7 +88,7 @@ def beside(checkpoint: str, folder: Path, out: Path, device: str, tiny: bool) ->
         for name in ("sequential", "sejd", "auto")
         if not build_decoder(name).missing(flow, batch)
     }
-    calls |= {PUBLISHED[name]: _published(path, flow, drawn) for name, path in found.items()}
+    calls |= {PUBLISHED[name]: _published(path, single, exact) for name, path in found.items()}
     wanted, rows = exact.result(build_decoder("sequential")).images, []
     taken: dict[str, list[float]] = {name: [] for name in calls}
     images: dict[str, torch.Tensor] = {}
@@ -137,11 +147,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=["cuda", "cpu"], required=True)
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("stage", choices=["environment", "matrix", "peers"])
+    parser.add_argument("stage", choices=["environment", "matrix", "peers", "reached"])
     parser.add_argument("paths", nargs="*")
     given = parser.parse_args()
     if given.stage == "environment":
         return describe(given.device)
+    if given.stage == "reached":
+        for path in map(Path, given.paths):
+            reached(path)
+        return None
     checkpoint, *others = given.paths
     call = {"matrix": measure, "peers": beside}[given.stage]
     return call(checkpoint, *map(Path, others), given.device, given.tiny)

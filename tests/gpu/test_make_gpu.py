@@ -1,6 +1,7 @@
 """`make gpu` without a card: that stages cannot hurt each other, and a rehearsal of the real ones at a tiny size."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,9 @@ def test_no_stage_takes_the_next_one_with_it(gpu, tmp_path, monkeypatch):
     made = tmp_path / "work" / "made"
     writes = f"import pathlib; p = pathlib.Path({str(made)!r}); p.mkdir(parents=True); (p / 'table').write_text('rows')"
     monkeypatch.setattr(gpu, "ENDS_S", 0.2)
+    monkeypatch.setattr(gpu, "PACK_EVERY_S", 0.5)
+    packed, pack = [], gpu.Driver.pack
+    monkeypatch.setattr(gpu.Driver, "pack", lambda self, stage: packed.append(stage.state) or pack(self, stage))
     stages = [
         gpu.Stage("fails", python("print('oh'); raise SystemExit(3)"), 1),
         gpu.Stage("hangs", python(f"{writes}; import time; time.sleep(600)"), 1, [made]),
@@ -62,12 +66,12 @@ def test_no_stage_takes_the_next_one_with_it(gpu, tmp_path, monkeypatch):
         gpu.Stage("eats", python("x = bytearray(10**9)\nfor i in range(0, 10**9, 4096): x[i] = 1\nimport time; time.sleep(600)"), 40),  # noqa: E501
         gpu.Stage("works", python("print('all is well')"), 40, shown=True),
     ]  # fmt: skip
-    driver = gpu.Driver(tmp_path / "out", stages, 400.0, {}, memory=400 * 2**20)
+    driver = gpu.Driver(tmp_path / "out", stages, 600.0, {}, memory=400 * 2**20)
     assert driver.run() == 1
     states = {stage.name: stage.state for stage in stages}
     assert states["fails"] == "failed, exit code 3" and states["works"] == "done"
     assert states["hangs"].startswith("ended after its") and states["eats"].startswith("ended, over its 0.4 GiB")
-    assert archived(tmp_path / "out" / "hangs.tar.gz") == ["made/table"]
+    assert archived(tmp_path / "out" / "hangs.tar.gz") == ["made/table"] and "running" in packed
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert all(f"| {name} | {state} |" in summary for name, state in states.items())
     assert "all is well" in summary and "oh" in (tmp_path / "out" / "log.txt").read_text()
@@ -116,9 +120,9 @@ def rehearse(tmp_path, *stages):
 
 
 def test_a_rehearsal(tmp_path):
-    out, summary = rehearse(tmp_path, "environment", "afhq", "peers")
+    out, summary = rehearse(tmp_path, "environment", "afhq", "peers", "reached")
     assert "Missing packages: " in summary and '"torch": "' in summary
-    assert "forward pass" in summary and "to be reached 0.7" in summary
+    assert "afhq, batch 2, cpu; in brackets" in summary and re.search(r"forward pass [\d.e-]+ s \(0\.7\)", summary)
     assert "apple/ml-tarflow: " in summary and "GS-Jacobi: " in summary
     assert "afhq/manifest.json" in archived(out / "afhq.tar.gz")
     again = subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--out", str(out)], cwd=ROOT, capture_output=True)
@@ -128,9 +132,9 @@ def test_a_rehearsal(tmp_path):
 @pytest.mark.slow
 def test_a_rehearsal_of_all_stages(tmp_path):
     out, summary = rehearse(
-        tmp_path, "environment", "train", "calibrate", "tune", "trained", "afhq", "peers", "figures"
+        tmp_path, "environment", "train", "calibrate", "tune", "trained", "afhq", "peers", "reached", "figures"
     )
-    assert "| train | skipped, nothing to do |" in summary and summary.count("| done |") == 7
+    assert "| train | skipped, nothing to do |" in summary and summary.count("| done |") == 8
     assert any(name.endswith("report.html") for name in archived(out / "figures.tar.gz"))
     assert any(name.endswith("batch4.toml") for name in archived(out / "tune.tar.gz"))
-    assert "auto" in summary.partition("## trained")[2]
+    assert re.search(r"auto [\d.e-]+ s \(0\.05\)", summary)
