@@ -240,7 +240,8 @@ def stages(given: argparse.Namespace, work: Path) -> list[Stage]:
         return [*command, *there] if there else None
 
     marked = "gpu" if device == "cuda" else "not gpu"
-    tests = [python, "-m", "pytest", "-vv", "--tb=short", "-p", "no:cacheprovider", "-m", marked, "tests/gpu/test_device.py"]
+    tests = [python, "-m", "pytest", "-vv", "--tb=short", "-p", "no:cacheprovider", "-m", marked]
+    tests.append("tests/gpu/test_device.py")
     fits = [work / "flow", work / "cache" / "nf-decoding-harness" / "random"]
     runs = [work / "trained", work / "afhq"]
     everything = [
