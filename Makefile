@@ -1,4 +1,4 @@
-# Every target sets up .venv by itself; nothing but Python 3.11 and make is needed.
+# Every target but `gpu` sets up .venv by itself; nothing but Python 3.11 and make is needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,8 +8,10 @@ PROFILE ?= fast
 STUDIES ?= runs/studies
 FASTEST ?= runs/fastest
 BASE ?= results/baselines/asv.json
+OUT ?= runs/gpu
+SECONDS_TOTAL ?= 480
 
-.PHONY: demo test test-slow fuzz test-faults lint report fastest figures studies docs format bench bench-compare clean
+.PHONY: demo test test-slow test-gpu gpu fuzz test-faults lint report fastest figures studies docs format bench bench-compare clean
 
 demo: $(READY)  ## measure the shipped digits flow, print the table, render the report
 	$(BIN)/harness run quickstart --out $(RUN) --resume
@@ -20,6 +22,13 @@ test: $(READY)  ## the default suite: no GPU, under ten minutes on two cores
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(READY)  ## what a card decodes, measures, fits and trains; the same tests run without one in `make test`
+	$(BIN)/python -m pytest tests/gpu -m gpu
+
+gpu:  ## all that a card is needed for, in SECONDS_TOTAL seconds with the interpreter PYTHON: benchmarks/README.md
+	$(PYTHON) -m benchmarks.gpu --out "$(OUT)" --seconds $(SECONDS_TOTAL) $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") \
+		$(if $(PEERS),--peers "$(PEERS)") $(if $(filter cpu,$(DEVICE)),--device cpu --tiny)
 
 fuzz: $(READY)  ## ten minutes of hostile input to everything that reads; prints its seed, SEED= repeats one
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[fuzz]"

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.app import FOLDER, Budget, Value, app, data_root, dataset, dry_run, threads, weights
+from harness.cli.app import FOLDER, Budget, Value, app, data_root, dataset, device, dry_run, threads, weights
 from harness.cli.completion import names
 
 if TYPE_CHECKING:
     from harness.flows import CausalFlow
+
+TUNE_S, TUNING = 60.0, 2 / 3
+"""Seconds of `harness tune`, and the share of them that tuning has where it is bounded; measuring has the rest."""
 
 
 @app.command()
@@ -76,13 +79,15 @@ def train_features_command(dataset: str, out: Path | None, **options: Any) -> No
 @click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
 @click.option("--samples", type=Value("CalibrationSamples"), help="Decoded exactly; by default as many as it takes.")
 @click.option("--seed", type=Value("Seed"), default=0, show_default=True)
-@click.option("--seconds", type=Value("NonNegative"), help="Learning corrections may take; 0: linear ones alone.")
+@click.option("--seconds", type=Value("NonNegative"), help="That it may take; 0: linear corrections alone.")
+@click.option("--batch-size", "together", type=Value("Batch"), help="Decoded together; by default as suits the device.")
+@device
 @weights
 @threads
 @dry_run
 def calibrate_command(
-    flow: str, samples: int | None, seed: int, seconds: float | None, weights: str | None, threads: int | None,
-    dry_run: bool,
+    flow: str, samples: int | None, seed: int, seconds: float | None, together: int | None, device: str,
+    weights: str | None, threads: int | None, dry_run: bool,
 ) -> None:  # fmt: skip
     """Fit guesses and corrections to FLOW, for initial="fitted", correction="fitted" or "learned", and 'fitted'.
 
@@ -97,12 +102,15 @@ def calibrate_command(
     from harness.progress import reporter
 
     torch.set_num_threads(threads or torch.get_num_threads())
+    learned = seconds != 0
     if dry_run:
-        print(plan_calibration(load_flow(flow, weights=weights), samples, learned=seconds != 0))
+        print(plan_calibration(load_flow(flow, weights=weights), samples, learned=learned))
         return
-    loaded = _fitted_to(flow, weights=weights)
+    loaded = _fitted_to(flow, device, weights)
     with reporter() as progress:
-        path = store_calibration(loaded, samples, seed, progress, learned=seconds != 0, seconds=seconds)
+        path = store_calibration(
+            loaded, samples, seed, progress, learned=learned, seconds=seconds, together=together
+        )  # fmt: skip
         store_selection(loaded, reporter=progress)
     print(path)
 
@@ -114,18 +122,20 @@ def calibrate_command(
 @click.option("--budget", "budgets", type=Budget("NonNegative"), multiple=True, default=["sejd"], show_default=True,
               help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
 @click.option("--samples", type=Value("TuningSamples"), help="Tuned on, and held out; by default as many as it takes.")
-@click.option("--seconds", type=Value("Positive"), default=60, show_default=True,
-              help="That measuring what was chosen may take, about.")  # fmt: skip
+@click.option("--seconds", type=Value("Positive"),
+              help="That tuning and then measuring what was chosen may take, about; by default 60 on CUDA, on a CPU as "
+              "long as tuning takes and 60 for measuring.")  # fmt: skip
 @click.option("--out", type=FOLDER, help="Run folder of that; by default runs/tune-NAME, or the next that is free.")
 @dataset
 @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@device
 @weights
 @threads
 @dry_run
 def tune_command(
     flow: str, batches: tuple[int, ...], budgets: tuple[float | None, ...], samples: int | None,
-    device: str, weights: str | None, threads: int | None, out: Path | None, dry_run: bool, **options: Any,
+    seconds: float | None, device: str, weights: str | None, threads: int | None, out: Path | None, dry_run: bool,
+    **options: Any,
 ) -> None:  # fmt: skip
     """Measure how each layer of FLOW is decoded fastest within a budget, for the decoder 'auto'.
 
@@ -146,9 +156,12 @@ def tune_command(
 
     torch.set_num_threads(threads or torch.get_num_threads())
     if dry_run:
-        print(plan_choices(flow, batches, budgets, options["seconds"], weights, CLASSIC, tuned=True))
+        print(plan_choices(flow, batches, budgets, seconds or TUNE_S, weights, CLASSIC, tuned=True))
         return
     loaded = _fitted_to(flow, device, weights)
+    if seconds is None and loaded.device.type == "cuda":
+        seconds = TUNE_S
+    tuning_s, measuring_s = (None, TUNE_S) if seconds is None else (TUNING * seconds, (1 - TUNING) * seconds)
     if out is not None:
         require_new(out)
     if options["dataset"] is not None:
@@ -157,25 +170,26 @@ def tune_command(
         notice(progress.note, torch.get_num_threads())
         # candidates read the calibration
         prepare(build_decoder("fitted", correction="learned"), loaded, max(batches), progress.note, progress)
-        tuner = Tuner(loaded, samples, reporter=progress)
+        tuner = Tuner(loaded, samples, reporter=progress, seconds=tuning_s)
         schedules = [store_schedule(loaded, tuner.schedule(*choice)) for choice in product(batches, budgets)]
     for path in schedules:
         assert path is not None  # it has a checkpoint
         print(f"{path.read_text(encoding='utf-8')}\nstored as {path}\n")
     found = recommend(
-        flow, batches=batches, budgets=budgets, candidates=CLASSIC, device=device, threads=threads, out=out,
-        name="tune", weights=weights, **options,
+        flow, batches=batches, budgets=budgets, candidates=CLASSIC, seconds=measuring_s, device=device,
+        threads=threads, out=out, name="tune", weights=weights, **options,
     )  # fmt: skip
     print_choice(found.run)
 
 
-def _fitted_to(flow: str, device: str = "cpu", weights: str | None = None) -> CausalFlow:
+def _fitted_to(flow: str, device: str, weights: str | None) -> CausalFlow:
     """A flow, after it was seen that what is fitted to it can be stored."""
     from harness.decoders.stored import storage
     from harness.files import require_writable
     from harness.flows import load_flow
+    from harness.measure.cells import resolve_device
 
-    loaded = load_flow(flow, device, weights=weights)
+    loaded = load_flow(flow, resolve_device(device), weights=weights)
     assert loaded.source is not None
     require_writable(storage(loaded.source, "").parent)
     return loaded

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -208,6 +209,10 @@ class Decoder(ABC):
         """Whether it replays captured calls of this flow."""
         return self.cuda_graphs and self.max_memory is None and captures(flow)
 
+    def called(self, flow: CausalFlow) -> Sequence[CausalLayer]:
+        """The flow's layers as a decode calls them: their calls replayed, where they are captured."""
+        return graphed(flow) if self.captured(flow) else flow.layers
+
     def _micro_batches(self, flow: CausalFlow, latents: Tensor, condition: Condition) -> MicroBatches | None:
         """Whether there is room is known before any work is done; what is asked for that is no part of the decode."""
         if self.max_memory is None:
@@ -225,7 +230,7 @@ class Decoder(ABC):
         ratio = None if self.certify is None else self._calibrated(flow)
         tokens, certificate = flow.scale_latents(latents), None
         outputs, traces, laps = list[Tensor](), list[LayerTrace](), Laps(latents.device)
-        for place, layer in enumerate(graphed(flow) if self.captured(flow) else flow.layers):
+        for place, layer in enumerate(self.called(flow)):
             tokens, trace = self._solve_or_fall_back(layer, layer.arrange(tokens), condition, parts)
             if self.certify is not None:
                 outputs.append(tokens)

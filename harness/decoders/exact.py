@@ -15,6 +15,14 @@ from harness.decoders.sequential import Sequential
 from harness.decoders.solver import solve_sequential
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Explained, Guidance, jacobi_update
 
+TOGETHER, TOKENS = 64, 2**16
+"""Samples of a network call where only results matter, on a CPU; tokens of one on a GPU, which fewer do not fill."""
+
+
+def samples_together(flow: CausalFlow) -> int:
+    """How many samples a network call takes where only results matter."""
+    return TOGETHER if flow.device.type == "cpu" else max(1, TOKENS // flow.num_tokens)
+
 
 @dataclass(frozen=True)
 class LayerProblem:
@@ -117,11 +125,11 @@ class ExactBatch:
     def layers(self, told: Callable[[int], object] = lambda samples: None) -> Iterator[LayerProblem]:
         """Every layer in decoding order, with its input in exact decoding; `told` of samples as they come."""
         tokens = self.flow.scale_latents(self.latents)
-        for layer in self.flow.layers:
-            inputs = layer.arrange(tokens)
-            solved = []
+        for layer, called in zip(self.flow.layers, Sequential().called(self.flow), strict=True):
+            inputs, solved = layer.arrange(tokens), []
             for rows, condition in parts_of(self.condition, len(self), self.size):
-                solved.append(solve_sequential(layer, inputs[rows], condition)[0])
+                with torch.inference_mode():  # as decodes, whose graphs these are
+                    solved.append(solve_sequential(called, inputs[rows], condition)[0])
                 told(len(solved[-1]))
             exact = torch.cat(solved)
             yield LayerProblem(layer, inputs, exact, self.condition, self.size)
@@ -133,10 +141,11 @@ def finished(
 ) -> Tensor:
     """(B, L, D) samples where a layer put out this, in its own order, and all after it are decoded sequentially."""
     tokens = layer.restore(output)
-    for later in batch.flow.layers[layer.number :]:
+    for later in Sequential().called(batch.flow)[layer.number :]:
         inputs = later.arrange(tokens)
         parts = parts_of(batch.condition, len(batch), batch.size)
-        solved = [solve_sequential(later, inputs[rows], condition)[0] for rows, condition in parts]
+        with torch.inference_mode():
+            solved = [solve_sequential(later, inputs[rows], condition)[0] for rows, condition in parts]
         tokens = later.restore(torch.cat(solved))
         told(len(batch))
     return tokens

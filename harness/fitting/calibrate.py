@@ -15,7 +15,7 @@ import torch
 
 from harness.decoders.calibration import SUFFIX, Calibration, LayerFit, find_calibration
 from harness.decoders.certificate import certifiable
-from harness.decoders.exact import ExactBatch, LayerProblem
+from harness.decoders.exact import ExactBatch, LayerProblem, samples_together
 from harness.decoders.maps import DENSE, CausalMap
 from harness.decoders.stored import checkpoint_digest, storage
 from harness.fitting.certificate import SAMPLES as CERTIFIED
@@ -28,24 +28,22 @@ from harness.progress import SILENT, Reporter
 
 SAMPLES, DENSE_SAMPLES = 512, 4096
 """Latents that are decoded exactly."""
-LEARN_S = 150.0
-"""Seconds that learning corrections may take, unless a caller says otherwise."""
+LEARN_S = {"cpu": 150.0, "cuda": 25.0}
+"""Seconds that it all may take where corrections are learned, by kind of device, unless a caller says otherwise."""
 CORRECTIONS = 4
 """Iterations that get a correction of their own."""
-BATCH = 64
-"""Samples per network call."""
 
 
 def store_calibration(
     flow: CausalFlow, samples: int | None = None, seed: int = 0, reporter: Reporter = SILENT, *,
-    learned: bool = False, seconds: float | None = None,
+    learned: bool = False, seconds: float | None = None, together: int | None = None,
 ) -> Path | None:  # fmt: skip
     """Fit to a flow and store that for its checkpoint, or with a flow that has none; the path it was written to.
 
     Where layers are affine, what certificates are to deviations is measured too, see `store_ratio`.
     """
     digest = "" if flow.source is None else checkpoint_digest(flow.source)
-    made = calibrate(flow, samples, seed, digest, reporter, learned=learned, seconds=seconds)
+    made = calibrate(flow, samples, seed, digest, reporter, learned=learned, seconds=seconds, together=together)
     path = _store(flow, made)
     return _certified(flow, made, min(made.samples, CERTIFIED), seed, reporter) if certifiable(flow.layers) else path
 
@@ -76,7 +74,7 @@ def _store(flow: CausalFlow, made: Calibration) -> Path | None:
 @torch.no_grad()
 def calibrate(
     flow: CausalFlow, samples: int | None = None, seed: int = 0, digest: str = "", reporter: Reporter = SILENT, *,
-    learned: bool = False, seconds: float | None = None,
+    learned: bool = False, seconds: float | None = None, together: int | None = None,
 ) -> Calibration:  # fmt: skip
     """Fit guesses and corrections to every layer, and measure how tough it is where it shows its output weights.
 
@@ -86,18 +84,19 @@ def calibrate(
             dense, which have more to learn from sequences that cost less.
         learned: whether to learn corrections too, in layers that show their hidden state.
         seconds: that this may take, shared by the layers; None for `LEARN_S`.
+        together: samples of a network call; None for as many as suit the device, see `samples_together`.
     """
-    lags, samples = neighbours(flow), samples_of(flow, samples)
-    batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(seed), BATCH)
-    known = Samples(batch.labels, flow.num_classes, lags)
     began, generator = time.monotonic(), torch.Generator().manual_seed(seed)
+    lags, samples = neighbours(flow), samples_of(flow, samples)
+    batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(seed), together or samples_together(flow))
+    known = Samples(batch.labels, flow.num_classes, lags)
     layers: list[LayerFit] = []
     reporter.begin(flow.num_layers * samples)
     reporter.unit("calibrate", f"layer 1 of {flow.num_layers}, {samples} samples")
     for problem in batch.layers(reporter.advance):
         fit = _fit_layer(problem, known)
         if learned and problem.layer.hidden_dim:
-            left = (LEARN_S if seconds is None else seconds) - (time.monotonic() - began)
+            left = (LEARN_S[flow.device.type] if seconds is None else seconds) - (time.monotonic() - began)
             deadline = time.monotonic() + left / (flow.num_layers - len(layers))
             near = nearest(flow.num_tokens, flow.image_shape is not None)
             fit = fit_learned(problem, fit, known, near, generator, deadline, reporter.note)

@@ -12,8 +12,7 @@ clock of a layer tells least, is chosen by whole decodes.
 
 from __future__ import annotations
 
-import random
-import statistics
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,29 +20,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from harness.decoders import Decoder, build_decoder
 from harness.decoders.auto import Auto, bind_choices
 from harness.decoders.calibration import find_calibration
-from harness.decoders.exact import ExactBatch, LayerProblem, finished, parts_of
+from harness.decoders.exact import ExactBatch, samples_together
 from harness.decoders.schedule import LayerChoice, LayerSchedule, schedule_suffix
 from harness.decoders.stored import checkpoint_digest, storage
 from harness.fitting.bounds import RootMean, root_mean
+from harness.fitting.trials import affordable, errors_of, medians
 from harness.flows.precision import multiplies_bfloat16
 from harness.flows.protocols import CausalFlow
-from harness.metrics.lock import device_lock
-from harness.metrics.timing import timed
 from harness.progress import SILENT, Reporter
 
-ROUNDS, MOST_ROUNDS, ENOUGH_S = 5, 40, 40.0
-"""Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
+ENOUGH_S = 40.0
+"""Seconds of timing candidates after which the least number of rounds is enough, unless a caller says otherwise."""
+SECONDS = {"cpu": math.inf, "cuda": 30.0}
+"""That tuning may take, by kind of device, unless a caller says otherwise."""
+ERRORS, TIMING = 0.4, 0.5
+"""Shares of these: of all of them, for the errors of candidates; of what is left, for each stage of timing."""
 SAMPLES = 256
 """Latents that errors are measured on, and as many to confirm a schedule."""
-CANDIDATES_COST = 10
-"""What all candidates take for a layer, roughly, in exact decodes of it: for the remaining time alone."""
-BATCH = 64
-"""Samples decoded together where only errors matter."""
 
 SEQUENTIAL = LayerChoice("sequential")
 HALF = "bfloat16"
@@ -98,26 +95,31 @@ class Tuner:
         samples: latents that errors are measured on, and as many to confirm a schedule; None for `SAMPLES`.
         reporter: told of every stage.
         enough_s: seconds of timing candidates after which the least number of rounds is enough.
+        seconds: that all of it may take, about; None for `SECONDS`. Fewer samples are decoded and candidates that are
+            not reached are left out where it would take longer.
     """
 
-    @torch.no_grad()
+    @torch.inference_mode()  # as decodes, whose graphs are used
     def __init__(
         self, flow: CausalFlow, samples: int | None = None, seed: int = 1, reporter: Reporter = SILENT,
-        enough_s: float | None = None,
+        enough_s: float | None = None, seconds: float | None = None,
     ) -> None:  # fmt: skip
-        samples = samples or SAMPLES
+        seconds = SECONDS[flow.device.type] if seconds is None else seconds
+        began, self.size = time.monotonic(), samples_together(flow)
+        self.deadline = began + seconds
+        samples = samples or affordable(flow, self.size, ERRORS * seconds, SAMPLES)
         generator = torch.Generator().manual_seed(seed)
         self.flow, self.seed, self.reporter = flow, seed, reporter
         self.enough_s = ENOUGH_S if enough_s is None else enough_s
-        self.tuned_on, self.held_out = (ExactBatch.draw(flow, samples, generator, BATCH) for _ in range(2))
+        self.tuned_on, self.held_out = (ExactBatch.draw(flow, samples, generator, self.size) for _ in range(2))
         self.choices = candidates(flow)
         self.solvers = [choice.build().bind(flow, samples) for choice in self.choices]
-        self.errors = _errors(self.tuned_on, self.solvers, reporter)
+        self.errors = errors_of(self.tuned_on, self.solvers, reporter, began + ERRORS * seconds)
         self._seconds: dict[int, list[float]] = {}
         self._sejd: dict[int, float] = {}
         self._deviations: dict[str, RootMean] = {}
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def schedule(self, batch: int, budget: float | None = None) -> LayerSchedule:
         """The fastest schedule within a budget.
 
@@ -127,9 +129,11 @@ class Tuner:
         seconds, allowed = self.seconds(batch), self.allowed(batch, budget)
         chosen = self._within(allowed, seconds)
         dtypes = dict.fromkeys(choice.options.get("network_dtype") for choice in self.choices)
+        of = dict(zip(map(str, self.choices), seconds, strict=True))
         others = [other for dtype in dtypes if (other := _all_in(dtype, chosen)) != chosen]
-        layers = self._fastest(batch, [chosen, *(other for other in others if self._held(other).upper <= allowed)])
-        predicted_s = sum(seconds[self.choices.index(choice)] for choice in layers)
+        timed = [other for other in others if all(math.isfinite(of[str(choice)]) for choice in other)]
+        layers = self._fastest(batch, [chosen, *(other for other in timed if self._held(other).upper <= allowed)])
+        predicted_s = sum(of[str(choice)] for choice in layers)
         device, deviation = self.flow.device.type, self._held(layers).value
         digest = "" if self.flow.source is None else checkpoint_digest(self.flow.source)
         return LayerSchedule(layers, device, batch, budget, allowed, deviation, predicted_s, digest)
@@ -154,7 +158,7 @@ class Tuner:
         """Deviation of a schedule on the latents held out, where each sample is by itself."""
         key = str(layers)
         if key not in self._deviations:
-            self._deviations[key] = root_mean(self.held_out.squared(_Fixed(layers), BATCH).cpu().numpy())
+            self._deviations[key] = root_mean(self.held_out.squared(_Fixed(layers), self.size).cpu().numpy())
         return self._deviations[key]
 
     def _fastest(self, batch: int, schedules: Sequence[Layers]) -> Layers:
@@ -162,7 +166,7 @@ class Tuner:
             return schedules[0]
         drawn = ExactBatch.draw(self.flow, batch, torch.Generator().manual_seed(0))
         calls = [partial(drawn.result, _Fixed(layers)) for layers in schedules]
-        seconds = _medians(calls, self.flow.device, self.enough_s, self.reporter, f"{len(calls)} schedules")
+        seconds = self._medians(calls, f"{len(calls)} schedules")
         return schedules[seconds.index(min(seconds))]
 
     def seconds(self, batch: int) -> list[float]:
@@ -176,8 +180,12 @@ class Tuner:
         drawn = ExactBatch.draw(self.flow, batch, torch.Generator().manual_seed(0))
         layer = self.flow.layers[0]
         inputs = layer.arrange(self.flow.scale_latents(drawn.latents))
-        calls = [partial(solver.solve, layer, inputs, drawn.condition) for solver in self.solvers]
-        return _medians(calls, self.flow.device, self.enough_s, self.reporter, f"{len(calls)} ways, batch {batch}")
+        calls = [partial(solver.solve, solver.called(self.flow)[0], inputs, drawn.condition) for solver in self.solvers]
+        return self._medians(calls, f"{len(calls)} ways, batch {batch}")
+
+    def _medians(self, calls: Sequence[Callable[[], object]], title: str) -> list[float]:
+        most_s = TIMING * (self.deadline - time.monotonic())
+        return medians(calls, self.flow.device, self.enough_s, most_s, self.reporter, title)
 
     def allowed(self, batch: int, budget: float | None) -> float:
         """The deviation that a budget comes to: for SeJD's, what it is at least.
@@ -190,7 +198,7 @@ class Tuner:
             count = batch * max(4, len(self.held_out) // 16)
             drawn = self.held_out
             if count > len(drawn):
-                drawn = ExactBatch.draw(self.flow, count, torch.Generator().manual_seed(self.seed + 1), BATCH)
+                drawn = ExactBatch.draw(self.flow, count, torch.Generator().manual_seed(self.seed + 1), self.size)
             self.reporter.begin(1.0)
             self.reporter.unit("tune", f"deviation of SeJD in batches of {batch}, {len(drawn)} samples")
             self._sejd[batch] = root_mean(drawn.squared(build_decoder("sejd"), batch).cpu().numpy(), batch).lower
@@ -207,71 +215,6 @@ class _Fixed(Auto):
     def bind(self, flow: CausalFlow, batch: int) -> Decoder:
         self._layers = bind_choices(flow, batch, self._choices)
         return self
-
-
-def _medians(
-    calls: Sequence[Callable[[], object]], device: torch.device, enough_s: float, reporter: Reporter, title: str
-) -> list[float]:
-    """Median seconds of each call, all of them made in every round, in shuffled order, alone on the device."""
-    reporter.begin(1.0)
-    reporter.unit("tune", f"timing {title}")
-    done = 0.0
-    rounds: list[list[float]] = [[] for _ in calls]
-    order = list(range(len(calls)))
-    shuffle = random.Random(0).shuffle
-    with device_lock(device.type):
-        began = time.perf_counter()
-        for attempt in range(MOST_ROUNDS + 1):
-            if attempt > ROUNDS and time.perf_counter() - began > enough_s:
-                break
-            spent = min((time.perf_counter() - began) / max(enough_s, 1e-9), attempt / (ROUNDS + 1))
-            share = max(attempt / (MOST_ROUNDS + 1), spent)
-            reporter.advance(share - done)
-            reporter.unit("tune", f"timing {title}, round {attempt}")
-            done = share
-            shuffle(order)
-            for place in order:
-                wall_s, _ = timed(calls[place], device.type)
-                if attempt:  # the first is a warm-up
-                    rounds[place].append(wall_s)
-    return [statistics.median(times) for times in rounds]
-
-
-def _errors(batch: ExactBatch, solvers: Sequence[Decoder], reporter: Reporter) -> list[list[float]]:
-    """For every layer and candidate, the mean squared deviation of the sample that it causes alone."""
-    errors, flow, count = [], batch.flow, len(batch)
-    reporter.begin(count * flow.num_layers * (CANDIDATES_COST + (flow.num_layers + 1) / 2))
-    for place, problem in enumerate(batch.layers(reporter.advance)):
-        outputs = []
-        for solver in solvers:
-            reporter.unit("tune", f"{len(solvers)} ways to decode layer {place + 1} of {flow.num_layers}")
-            outputs.append(_solved(problem, solver))
-            reporter.advance(count * CANDIDATES_COST / len(solvers))
-        squared = [_rmse(output, problem.exact) ** 2 for output in outputs]
-        typical = min(range(len(solvers)), key=lambda i: abs(squared[i] - _middle(squared)))
-        gain = 1.0
-        if squared[typical] > 0:
-            sampled = finished(batch, problem.layer, outputs[typical], reporter.advance)
-            gain = _rmse(sampled, batch.exact) ** 2 / squared[typical]
-        errors.append([gain * error for error in squared])
-    return errors
-
-
-def _solved(problem: LayerProblem, solver: Decoder) -> Tensor:
-    """(samples, L, D) outputs of a layer, in its own order, so many samples at a time."""
-    parts = parts_of(problem.condition, len(problem.inputs), problem.size)
-    return torch.cat([solver.solve(problem.layer, problem.inputs[rows], condition)[0] for rows, condition in parts])
-
-
-def _middle(squared: Sequence[float]) -> float:
-    """The error of a candidate that is neither exact nor rough, where perturbations are the size that matters."""
-    inexact = [error for error in squared if error > 1e-10]
-    return statistics.median(inexact) if inexact else 0.0
-
-
-def _rmse(tokens: Tensor, exact: Tensor) -> float:
-    deviation = float((tokens - exact).square().mean().sqrt())
-    return deviation if deviation == deviation else float("inf")
 
 
 def _pareto(seconds: Sequence[float], errors: Sequence[Sequence[float]], allowed: float) -> list[tuple[int, ...]]:

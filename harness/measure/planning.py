@@ -117,7 +117,7 @@ def plan_calibration(flow: CausalFlow, samples: int | None, learned: bool) -> Pl
     name = flow.source.stem if flow.source else "the flow"
     seconds = _Times(_stored()).exact(name, count)
     size = f"{count:,} samples decoded exactly, {flow.num_layers} layers fitted"
-    return Plan(f"calibration of {name}", size, seconds and seconds + LEARN_S * learned)
+    return Plan(f"calibration of {name}", size, seconds and seconds + LEARN_S[flow.device.type] * learned)
 
 
 def plan_study(

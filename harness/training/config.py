@@ -162,7 +162,7 @@ FAMILIES: dict[str, type[TarFlowTraining] | type[MafTraining]] = {"tarflow": Tar
 
 
 def shipped_configs() -> list[str]:
-    """Names of the configurations shipped with the package, those that made its flows."""
+    """Names of the configurations shipped with the package, those that made its flows among them."""
     return sorted(path.stem for path in ASSETS.glob("*.toml"))
 
 

@@ -54,16 +54,16 @@ class Epochs:
         return torch.stack([self._order(place // self.size)[place % self.size] for place in places])
 
 
-def seeded(*key: int) -> torch.Generator:
-    """A generator on the CPU whose numbers are unrelated to those of any other key."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+def seeded(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose numbers are unrelated to those of any other key; those of another kind of device differ."""
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
 def draw_noise(shape: torch.Size, config: TrainingConfig, generator: torch.Generator) -> Tensor:
-    """Noise in the data's units, on the CPU: the same whatever the device that trains."""
+    """Noise in the data's units, on the generator's device."""
     if config.noise == "gaussian":
-        return torch.randn(shape, generator=generator) * config.sigma
-    return (torch.rand(shape, generator=generator) * 2 - 1) * config.sigma
+        return torch.randn(shape, generator=generator, device=generator.device) * config.sigma
+    return (torch.rand(shape, generator=generator, device=generator.device) * 2 - 1) * config.sigma
 
 
 def distort(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -73,7 +73,8 @@ def distort(images: Tensor, strength: float, generator: torch.Generator) -> Tens
     side of shift. What comes in from outside is as dark as can be.
     """
     n = len(images)
-    angle, shear, scale, right, down = (torch.randn(5, n, generator=generator) * strength).unbind()
+    drawn = torch.randn(5, n, generator=generator, device=generator.device) * strength
+    angle, shear, scale, right, down = drawn.unbind()
     angle, shear, scale, right, down = 0.1 * angle, 0.1 * shear, 1 + 0.05 * scale, 0.06 * right, 0.06 * down
     rows = [angle.cos() * scale, shear - angle.sin(), right, angle.sin(), angle.cos() * scale, down]
     grid = F.affine_grid(torch.stack(rows, dim=1).view(n, 2, 3), list(images.shape), align_corners=False)

@@ -159,8 +159,8 @@ def bits_per_dim(
     total = 0.0
     for start in [*range(0, len(images), batch_size)] * DRAWS:
         clean = images.scaled(slice(start, start + batch_size))
-        noisy = clean + draw_noise(clean.shape, config, generator)
+        noisy = (clean + draw_noise(clean.shape, config, generator)).to(flow.device)
         labels = images.labels[start : start + batch_size] if flow.num_classes and images.labels is not None else None
-        nats = log_noise_mass(noisy, levels, config) - log_density(flow, noisy.to(flow.device), labels)
+        nats = log_noise_mass(noisy, levels, config).cpu() - log_density(flow, noisy, labels)
         total += float(nats.sum())
     return total / len(images) / DRAWS / math.log(2)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from harness.errors import CheckpointError, HarnessError
@@ -104,6 +105,7 @@ class _Run:
             torch.manual_seed(self.config.seed)
             self.network = target.network().to(accelerator.device)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
+        target.place(accelerator.device)
         decay, parameters = self.config.weight_decay, self.network.parameters()
         optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=decay, fused=target.fused)
         auto = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -114,23 +116,27 @@ class _Run:
 
     def train(self, start: int) -> None:
         config, accelerator = self.config, self.accelerator
+        here = self.target.device.type == "cpu"  # batches made on the device that trains need no help
         loader = DataLoader(
             Batches(self.target.batch, accelerator.process_index, accelerator.num_processes),
             batch_size=None,
             sampler=range(start, config.steps),
-            num_workers=config.workers,
-            pin_memory=accelerator.device.type == "cuda",
+            num_workers=config.workers if here else 0,
+            pin_memory=here and accelerator.device.type == "cuda",
         )
         # Only the first process writes; the others never call this.
         writer: Any = self.files.writer(start) if self.main else nullcontext()
         with writer as write, progress(start, config.steps, self.main, self.target) as show:
+            clocks = time.perf_counter(), time.process_time()
             for step, batch in enumerate(loader, start=start + 1):
                 row = self._step(step, batch)
+                row |= {"wall_s": time.perf_counter() - clocks[0], "cpu_s": time.process_time() - clocks[1]}
                 if self.main:
                     write(row := row | {self.target.measure: self._keep(step)})
                     if step % config.checkpoint_every == 0 or step == config.steps:
                         self._save(step)
                     show(row)
+                clocks = time.perf_counter(), time.process_time()
 
     @property
     def _last(self) -> str:
@@ -163,7 +169,6 @@ class _Run:
 
     def _step(self, step: int, batch: list[Tensor]) -> Row:
         """One update; `step` counts from 1."""
-        began, began_cpu = time.perf_counter(), time.process_time()
         config, accelerator = self.config, self.accelerator
         rate = config.learning_rate_at(step - 1)
         for group in self.optimizer.param_groups:
@@ -183,14 +188,7 @@ class _Run:
         self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
         if self._skipped == MOST_SKIPPED:
             raise HarnessError(f"the gradients of {MOST_SKIPPED} steps up to step {step} are not finite; {self._last}")
-        return {
-            "step": step,
-            "loss": value,
-            "learning_rate": rate,
-            "grad_norm": norm,
-            "wall_s": time.perf_counter() - began,
-            "cpu_s": time.process_time() - began_cpu,
-        }
+        return {"step": step, "loss": value, "learning_rate": rate, "grad_norm": norm}
 
     def _keep(self, step: int) -> float | None:
         """Store what is due after `step`, snapshots and samples; the measure, where it is evaluated."""
@@ -207,9 +205,9 @@ class _Run:
 @torch.no_grad()
 def average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
     """Exponential moving average of parameters and buffers; masks and orders stay as they are."""
-    for mean, current in zip(averaged.state_dict().values(), network.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(current, 1 - decay)
+    states = zip(averaged.state_dict().values(), network.state_dict().values(), strict=True)
+    means, now = zip(*((mean, current) for mean, current in states if mean.is_floating_point()), strict=True)
+    get_ema_multi_avg_fn(decay)(means, now, 0)  # all at once: one by one they are hundreds of kernels
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import math
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -106,6 +106,7 @@ class Release:
         threads = f"{config.threads or 'all'} thread{'' if config.threads == 1 else 's'}"
         device = device_of(stored).type
         parameters = sum(parameter.numel() for parameter in stored.parameters())
+        images_per_s = config.batch_size / median(float(row["wall_s"]) for row in curve)
         megabytes = (self.folder / f"{self.name}.safetensors").stat().st_size / 1e6
         skipped = sum(not math.isfinite(float(row["grad_norm"])) for row in curve)
         rows = [
@@ -118,6 +119,7 @@ class Release:
                 f"{minutes:.1f} minutes of wall clock, the sum of its steps, on "
                 f"{f'a processor ({threads}, {cpu_minutes:.1f} minutes of its time)' if device == 'cpu' else device}",
             ),
+            ("images per second", f"{images_per_s:,.0f}, by the median of its steps"),
             ("with", f"torch {torch.__version__}, {platform.machine()}"),
         ]
         caption = f"Exact (sequential) samples, {samples.caption}. " if samples else ""

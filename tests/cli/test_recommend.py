@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import harness
@@ -26,7 +27,7 @@ SMALL = {
     "harness.fitting.calibrate.DENSE_SAMPLES": 64,
     "harness.fitting.tune.SAMPLES": 16,
     "harness.fitting.tune.ENOUGH_S": 0.0,
-    "harness.fitting.tune.MOST_ROUNDS": 6,
+    "harness.fitting.trials.MOST_ROUNDS": 6,
 }
 
 
@@ -178,6 +179,16 @@ def test_tune_ends_in_the_same_sentence(small):
     assert str(found) in result.stdout and found.python.splitlines()[-1] in result.stdout
     assert read_run("runs/tune-mine").table("quality")["fid"].notna().all()
     assert set(summarise(read_run("runs/tune-mine"))["decoder"]) == {"sequential", "sejd", "auto"}
+
+
+def test_calibrate_takes_a_device_and_how_many_are_decoded_together(small):
+    options = ("--samples", 16, "--seconds", 0, "--batch-size", 5, "--device")
+    result = call("calibrate", small, *options, "cpu")
+    assert result.exception is None and "calibration" in result.stdout
+    if not torch.cuda.is_available():
+        for arguments in (("calibrate", small, *options, "cuda"), ("tune", small, "--batch", 2, "--device", "cuda")):
+            error = call(*arguments).exception
+            assert isinstance(error, HarnessError) and "torch finds no CUDA device" in str(error)
 
 
 def test_what_a_checkpoint_was_trained_on(small):

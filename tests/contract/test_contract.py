@@ -21,7 +21,7 @@ def _fitted_on_few_samples(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patched.setattr("harness.fitting.tune.SAMPLES", 32)
-        patched.setattr("harness.fitting.tune.MOST_ROUNDS", 5)
+        patched.setattr("harness.fitting.trials.MOST_ROUNDS", 5)
         patched.setattr("harness.fitting.calibrate.DENSE_SAMPLES", 256)
         patched.setattr("harness.fitting.learned.STEPS", 60)
         yield

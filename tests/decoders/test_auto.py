@@ -1,7 +1,9 @@
 """Tuning: the schedule is the fastest within its budget, is stored, found again, and refused when it does not fit."""
 
 import itertools
+import math
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 
 from harness.decoders import build_decoder
 from harness.decoders.decoder import ScheduleRequest
+from harness.decoders.exact import samples_together
 from harness.decoders.schedule import LayerChoice, LayerSchedule, find_schedule, schedule_suffix
 from harness.decoders.stored import checkpoint_digest, storage
 from harness.errors import HarnessError
@@ -76,10 +79,26 @@ def test_a_schedule_keeps_its_budget_on_latents_it_never_saw(flow, tuner):
 
 def test_samples_are_the_same_in_any_batches(flow, monkeypatch):
     wide = Tuner(flow, samples=24)
-    monkeypatch.setattr("harness.fitting.tune.BATCH", 5)
+    monkeypatch.setattr("harness.fitting.tune.samples_together", lambda flow: 5)
     narrow = Tuner(flow, samples=24)
     assert torch.allclose(wide.held_out.exact, narrow.held_out.exact, atol=1e-5)
     assert torch.tensor(narrow.errors) == pytest.approx(torch.tensor(wide.errors), rel=0.05, abs=1e-9)
+
+
+def test_what_is_not_reached_in_the_seconds_is_not_chosen(flow):
+    hurried = Tuner(flow, seconds=1e-9)
+    assert len(hurried.tuned_on) == hurried.size  # whole network calls, at least one
+    assert all(layer[0] == 0.0 and set(layer[1:]) == {float("inf")} for layer in hurried.errors)
+    assert hurried.schedule(batch=2).layers == (SEQUENTIAL,) * flow.num_layers
+
+
+def test_a_schedule_is_chosen_within_the_seconds_that_there_are(flow):
+    assert Tuner(flow, samples=16, seconds=1e6).schedule(batch=2, budget=0.3).layers != (SEQUENTIAL,) * flow.num_layers
+
+
+def test_a_gpu_is_given_more_samples_at_a_time():
+    on = {name: SimpleNamespace(device=torch.device(name), num_tokens=256) for name in ("cpu", "cuda")}
+    assert (samples_together(on["cpu"]), samples_together(on["cuda"])) == (64, 256)
 
 
 def test_the_dtype_of_the_networks_is_chosen_by_whole_decodes(tuner, monkeypatch):
@@ -89,6 +108,13 @@ def test_the_dtype_of_the_networks_is_chosen_by_whole_decodes(tuner, monkeypatch
     assert schedule.layers == timed[-1] and len(timed) > 1
     assert all(_all_in(HALF, layers) == timed[-1] for layers in timed)
     assert all(choice == SEQUENTIAL or choice.options["network_dtype"] == HALF for choice in timed[-1])
+
+
+def test_a_way_that_was_not_timed_is_not_chosen(tuner, monkeypatch):
+    took = [math.inf if HALF in str(choice) else 1.0 for choice in tuner.choices]
+    monkeypatch.setattr(tuner, "_seconds", {4: [0.5 * took[0], *took[1:]]})
+    schedule = tuner.schedule(batch=4, budget=0.3)
+    assert math.isfinite(schedule.predicted_s) and HALF not in str(schedule.layers)
 
 
 def test_an_impossible_budget_is_sequential(tuner):

@@ -354,6 +354,12 @@ def test_what_may_be_learned_is_bounded_in_time(flow):
     assert not any(len(fit.learned) for fit in calibrate(flow, samples=32, learned=True, seconds=0).layers)
 
 
+def test_how_many_are_decoded_together_makes_no_difference(flow):
+    one, many = (calibrate(flow, samples=32, together=together).layers for together in (7, 32))
+    for layer, other in zip(one, many, strict=True):
+        torch.testing.assert_close(layer.guess.bias, other.guess.bias, rtol=1e-3, atol=1e-4)
+
+
 def test_a_calibration_that_is_none_says_what_it_is(checkpoint):
     path = store_calibration(load_flow(checkpoint), samples=32)
     state, metadata = read_safetensors(path)

@@ -301,6 +301,40 @@ def test_the_number_of_steps_may_change_while_the_rate_is_constant() -> None:
     assert plan().difference(plan(threads=4, remark="?"), done=50) is None
 
 
+def test_compiled_layers_learn_the_same(tmp_path: Path, monkeypatch) -> None:
+    """What a GPU trains with; compiled here by a backend that needs no compiler."""
+    compiled = pytest.importorskip("harness.flows.compiled")
+    run(tmp_path / "plain")
+    monkeypatch.setattr(compiled, "compiles", lambda device: True)
+    monkeypatch.setattr(compiled, "compiled", lambda function: torch.compile(function, backend="aot_eager"))
+    run(tmp_path / "compiled")
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
+
+
+def test_a_card_states_images_per_second(tmp_path: Path) -> None:
+    card = (run(tmp_path) / "tiny.md").read_text(encoding="utf-8")
+    seconds = sorted(float(row["wall_s"]) for row in curve(tmp_path))
+    assert f"| images per second | {4 / ((seconds[2] + seconds[3]) / 2):,.0f}, by the median of its steps |" in card
+
+
+def test_images_are_kept_where_they_fit(monkeypatch) -> None:
+    images = Images(torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 3)
+    kept, wanted = target(images), target(images)
+    kept.place(torch.device("cpu"))
+    for mine, theirs in zip(kept.batch(3), wanted.batch(3), strict=True):
+        assert torch.equal(mine, theirs)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 80 * 2**30))
+    kept.place(torch.device("cuda"))  # of which there is none here: it is not asked for
+    assert kept.device.type == "cpu" and kept.train.pixels.device.type == "cpu"
+
+
+def test_the_configuration_of_the_papers_shape_is_shipped() -> None:
+    _, config = read_config("cifar10-paper")
+    assert isinstance(config, TarFlowTraining)
+    assert (config.patch, config.channels, config.blocks, config.layers) == (2, 256, 6, 6)
+    assert config.learning_rate_at(299 + int(0.3 * 1942)) == 8e-4 > config.learning_rate_at(1000)
+
+
 @pytest.mark.slow
 def test_two_processes_have_the_curve_of_one(tmp_path: Path) -> None:
     file = tmp_path / "tiny.toml"

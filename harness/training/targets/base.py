@@ -48,6 +48,8 @@ class Target(ABC):
     """SHA-256 of the data that are learned from; empty where there are none."""
     tested = ""
     """SHA-256 of the data that are held out; empty where there are none."""
+    device = torch.device("cpu")
+    """Where batches are made."""
     fused = False
     """Which of torch's two AdamW trains the network: they differ in the last bits, and shipped flows had either."""
 
@@ -55,9 +57,12 @@ class Target(ABC):
     def network(self) -> nn.Module:
         """A new network, its weights drawn from torch's global generator."""
 
+    def place(self, device: torch.device) -> None:  # noqa: B027 - a hook
+        """Keep the data on the device that trains, and make batches there, where that is possible and they fit."""
+
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """What the step, counted from 0, learns from: tensors on the CPU whose first dimension is the batch."""
+        """What the step, counted from 0, learns from: tensors whose first dimension is the batch, on `device`."""
 
     @abstractmethod
     def loss(self, network: Any, *batch: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor
 
+from harness.datasets import Images
 from harness.errors import HarnessError
 from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
 from harness.training.config import TarFlowTraining
@@ -18,6 +19,8 @@ from harness.training.targets.base import COLUMNS, ROWS, Decode, Samples, Target
 
 VAR_RATE = 0.1
 """Of the running mean of z**2, the learned prior of a volume-preserving flow, as in the published training."""
+ROOM = 0.25
+"""Share of a GPU's free memory that images may take there."""
 
 
 class TarFlowTarget(Target):
@@ -27,7 +30,7 @@ class TarFlowTarget(Target):
     measure, unit, note, fused = "held_out_bits_per_dim", "held-out bits/dim", NOTE, True
 
     def __init__(self, config: TarFlowTraining, splits: Splits) -> None:
-        self.config, self.splits = config, splits
+        self.config, self.splits, self.train = config, splits, splits.train
         self.digest, self.tested = splits.train.digest, splits.tested
         self.epochs = Epochs(len(splits.train), config)
         _, channels, height, width = splits.train.pixels.shape
@@ -56,19 +59,27 @@ class TarFlowTarget(Target):
     def network(self) -> TarFlow:
         return TarFlow(self.shape)
 
+    def place(self, device: torch.device) -> None:
+        pixels, labels = self.splits.train.pixels, self.splits.train.labels
+        if device.type == "cuda" and pixels.nbytes > ROOM * torch.cuda.mem_get_info(device)[0]:
+            return
+        self.device = device
+        self.train = Images(pixels.to(device), None if labels is None else labels.to(device))
+
     def batch(self, step: int) -> Batch:
         """Images (B, C, H, W) and labels (B,), -1 where a label is dropped or none is."""
-        config, train, rows = self.config, self.splits.train, self.epochs.rows(step)
-        generator = seeded(config.seed, DISTURB, step)
+        config, train, rows = self.config, self.train, self.epochs.rows(step).to(self.device)
+        generator = seeded(config.seed, DISTURB, step, device=self.device)
         images = train.scaled(rows)
         if config.flip:
-            mirrored = torch.rand(len(rows), generator=generator) < 0.5
+            mirrored = torch.rand(len(rows), generator=generator, device=self.device) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         if config.jitter:
             images = distort(images, config.jitter, generator)
         images = images + draw_noise(images.shape, config, generator)
-        labels = torch.full((len(rows),), -1) if train.labels is None else train.labels[rows]
-        return images, labels.where(torch.rand(len(rows), generator=generator) >= config.label_drop, -1)
+        labels = torch.full_like(rows, -1) if train.labels is None else train.labels[rows]
+        kept = torch.rand(len(rows), generator=generator, device=self.device) >= config.label_drop
+        return images, labels.where(kept, -1)
 
     def loss(self, network: Any, *batch: Tensor) -> Tensor:
         images, labels = batch

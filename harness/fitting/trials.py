@@ -1,0 +1,118 @@
+"""What each way to decode a layer leaves and takes, measured: what `harness.fitting.tune` chooses by."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from harness.decoders import Decoder
+from harness.decoders.exact import ExactBatch, LayerProblem, finished, parts_of
+from harness.decoders.sequential import Sequential
+from harness.flows.protocols import CausalFlow
+from harness.metrics.lock import device_lock
+from harness.metrics.timing import timed
+from harness.progress import Reporter
+
+ROUNDS, MOST_ROUNDS = 5, 40
+"""Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
+CANDIDATES_COST = 10
+"""What all candidates take for a layer, roughly, in exact decodes of it."""
+
+
+def medians(
+    calls: Sequence[Callable[[], object]], device: torch.device, enough_s: float, most_s: float, reporter: Reporter,
+    title: str,
+) -> list[float]:  # fmt: skip
+    """Median seconds of each call, all of them made in every round, in shuffled order, alone on the device.
+
+    A call that is not reached in half of the seconds that this may take at most is left out: it takes forever.
+    """
+    reporter.begin(1.0)
+    reporter.unit("tune", f"timing {title}")
+    done = 0.0
+    rounds: list[list[float]] = [[] for _ in calls]
+    order = list(range(len(calls)))
+    shuffle = random.Random(0).shuffle
+    with device_lock(device.type):
+        began = time.perf_counter()
+        for attempt in range(MOST_ROUNDS + 1):
+            taken = time.perf_counter() - began
+            if (attempt > ROUNDS and taken > enough_s) or (attempt > 1 and taken > most_s):
+                break
+            spent = min(taken / max(enough_s, 1e-9), attempt / (ROUNDS + 1))
+            share = max(attempt / (MOST_ROUNDS + 1), spent)
+            reporter.advance(share - done)
+            reporter.unit("tune", f"timing {title}, round {attempt}")
+            done = share
+            if attempt:
+                shuffle(order)
+            for place in list(order):
+                if not attempt and place and time.perf_counter() - began > most_s / 2:
+                    order.remove(place)
+                    continue
+                wall_s, _ = timed(calls[place], device.type)
+                if attempt:  # the first is a warm-up
+                    rounds[place].append(wall_s)
+    return [statistics.median(times) if times else math.inf for times in rounds]
+
+
+def affordable(flow: CausalFlow, size: int, seconds: float, most: int) -> int:
+    """Samples whose candidates can be tried in the seconds: whole network calls, at least one, not more than most."""
+    if math.isinf(seconds):
+        return most
+    drawn = ExactBatch.draw(flow, size, torch.Generator().manual_seed(0))
+    decode_s = min(timed(lambda: drawn.decode(Sequential()), flow.device.type)[0] for _ in range(2))  # one captures
+    return min(most, size * max(1, int(seconds / decode_s / (CANDIDATES_COST + flow.num_layers / 2))))
+
+
+def errors_of(
+    batch: ExactBatch, solvers: Sequence[Decoder], reporter: Reporter, deadline: float = math.inf
+) -> list[list[float]]:
+    """For every layer and candidate, the mean squared deviation of the sample that it causes alone.
+
+    Of a candidate that is not reached in a layer's share of the time it is infinite: it is not chosen there.
+    """
+    errors, flow, count = [], batch.flow, len(batch)
+    reporter.begin(count * flow.num_layers * (CANDIDATES_COST + (flow.num_layers + 1) / 2))
+    for place, problem in enumerate(batch.layers(reporter.advance)):
+        outputs: list[Tensor] = []
+        until = time.monotonic() + (deadline - time.monotonic()) / (flow.num_layers - place)
+        for solver in solvers:
+            if outputs and time.monotonic() > until:
+                break
+            reporter.unit("tune", f"{len(solvers)} ways to decode layer {place + 1} of {flow.num_layers}")
+            outputs.append(_solved(flow, problem, solver))
+            reporter.advance(count * CANDIDATES_COST / len(solvers))
+        squared = [_rmse(output, problem.exact) ** 2 for output in outputs]
+        typical = min(range(len(outputs)), key=lambda i: abs(squared[i] - _middle(squared)))
+        gain = 1.0
+        if squared[typical] > 0:
+            sampled = finished(batch, problem.layer, outputs[typical], reporter.advance)
+            gain = _rmse(sampled, batch.exact) ** 2 / squared[typical]
+        missed = [math.inf] * (len(solvers) - len(outputs))
+        errors.append([gain * error for error in squared] + missed)
+    return errors
+
+
+def _solved(flow: CausalFlow, problem: LayerProblem, solver: Decoder) -> Tensor:
+    """(samples, L, D) outputs of a layer, in its own order, so many samples at a time."""
+    parts = parts_of(problem.condition, len(problem.inputs), problem.size)
+    layer = solver.called(flow)[problem.layer.number - 1]
+    return torch.cat([solver.solve(layer, problem.inputs[rows], condition)[0] for rows, condition in parts])
+
+
+def _middle(squared: Sequence[float]) -> float:
+    """The error of a candidate that is neither exact nor rough, where perturbations are the size that matters."""
+    inexact = [error for error in squared if error > 1e-10]
+    return statistics.median(inexact) if inexact else 0.0
+
+
+def _rmse(tokens: Tensor, exact: Tensor) -> float:
+    deviation = float((tokens - exact).square().mean().sqrt())
+    return deviation if deviation == deviation else float("inf")
