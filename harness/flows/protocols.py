@@ -7,7 +7,7 @@ to the Gaussian prior and the first one inverted; `block` is the checkpoint's ow
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -246,12 +246,19 @@ def jacobi_update(layer: CausalLayer, inputs: Tensor, tokens: Tensor, condition:
     return torch.cat([inputs[:, :1], layer.update(inputs, tokens[:, :-1], None, 0, condition)], dim=1)
 
 
-def encode_tokens(layers: Sequence[CausalLayer], tokens: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+def encode_tokens(
+    layers: Sequence[CausalLayer],
+    tokens: Tensor,
+    condition: Condition,
+    see: Callable[[CausalLayer, Tensor, Tensor], None] = lambda layer, inputs, exact: None,
+) -> tuple[Tensor, Tensor]:
     """Data to noise through every layer: one network call each, ``z = (x - shift) * exp(-log_scale)``.
 
     Args:
         layers: in decoding order.
         tokens: (B, L, D) data in raster order.
+        see: shown every layer with its z_in and its output, (B, L, D) in its own order: what a decoder of the layer
+            would be given, and should find.
 
     Returns:
         latents (B, L, D) and logdet (B,), the sum over layers of ``-mean(log_scale)`` over tokens and channels; token
@@ -262,7 +269,9 @@ def encode_tokens(layers: Sequence[CausalLayer], tokens: Tensor, condition: Cond
         x = layer.arrange(tokens)
         log_scale, shift = layer.affine(x[:, :-1], None, 0, condition)
         z = (x[:, 1:] - shift) * torch.exp(-log_scale)
-        tokens = layer.restore(torch.cat([x[:, :1], z], dim=1))
+        inputs = torch.cat([x[:, :1], z], dim=1)
+        see(layer, inputs, x)
+        tokens = layer.restore(inputs)
         logdet = logdet - log_scale.sum(dim=(1, 2)) / (layer.num_tokens * layer.token_dim)
     return tokens, logdet
 
