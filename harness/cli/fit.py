@@ -26,11 +26,21 @@ if TYPE_CHECKING:
 @click.option("--steps", type=Value("Count"), help="In place of the configuration's.")
 @click.option("--seed", type=Value("Seed"), help="In place of the configuration's.")
 @click.option("--threads", type=Value("Processes"), help="CPU threads, in place of the configuration's.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True,
-              help="Any key of the configuration, as decode_weight=0.1; may be repeated.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Any key of the configuration, as decode_weight=0.1; may be repeated.",
+)
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out; the model card says how many.")
 def train(
-    config: str, out: Path | None, resume: bool, root: Path | None, skip_corrupt: bool, settings: tuple[str, ...],
+    config: str,
+    out: Path | None,
+    resume: bool,
+    root: Path | None,
+    skip_corrupt: bool,
+    settings: tuple[str, ...],
     **overrides: int | None,
 ) -> None:
     """Train a flow: a shipped configuration by name, or a TOML file of your own."""

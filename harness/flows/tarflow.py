@@ -1,7 +1,8 @@
 """TarFlow: a stack of causal transformers over image patches (arXiv 2412.06329).
 
 Block k maps data to noise by ``z[l] = (x[l] - shift(x[<l])) * exp(-log_scale(x[<l]))``; even blocks read the patches in
-raster order, odd blocks in reverse, unless the shape says otherwise. Parameter names are those of the published checkpoints.
+raster order, odd blocks in reverse, unless the shape says otherwise. Parameter names are those of the published
+checkpoints.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from torch import Tensor
 from harness.errors import HarnessError
 from harness.flows.protocols import CausalLayer, encode_tokens
 from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
+from harness.metrics.likelihood import draw_noise
 from harness.training.config import TarFlowTraining
-from harness.training.data import DISTURB, Batch, Epochs, distort, draw_noise, seeded
+from harness.training.data import DISTURB, Batch, Epochs, distort, seeded
 from harness.training.inversion import inversion_error
 from harness.training.likelihood import NOTE, Splits
 from harness.training.targets.base import COLUMNS, ROWS, Decode, Samples, Target, draw_images
