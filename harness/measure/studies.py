@@ -54,11 +54,11 @@ class ProbeRun(Table):
     profiles: dict[str, dict[str, Any]] = {}
 
     @property
-    def flows(self) -> dict[str, str]:
-        """The flow of every run folder; those of several flows are named after theirs besides."""
+    def flows(self) -> list[tuple[str, str]]:
+        """Run folders with the flow of each; those of several flows are named after theirs besides."""
         if isinstance(self.flow, str):
-            return {self.name: self.flow}
-        return {f"{self.name}-{Path(flow).name.removesuffix('.safetensors')}": flow for flow in self.flow}
+            return [(self.name, self.flow)]
+        return [(f"{self.name}-{Path(flow).name.removesuffix('.safetensors')}", flow) for flow in self.flow]
 
     def settings(self, profile: str) -> dict[str, Any]:
         return merged(self.options, self.profiles.get(profile, {}))
@@ -90,7 +90,7 @@ class StudyPlan(Table):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         runs: list[MatrixRun | ProbeRun] = [*self.run, *self.probe]
-        names = [*(run.name for run in self.run), *(name for run in self.probe for name in run.flows)]
+        names = [*(run.name for run in self.run), *(name for run in self.probe for name, _ in run.flows)]
         if shared := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"has two runs named '{min(shared)}'; they would share a folder")
         for run in runs:
@@ -170,7 +170,7 @@ def execute(
         progress.note(f"study {plan.name}, run {name}")
         run_matrix(matrix, folder / name, progress, **shared)
     for run, probe in probes:
-        for name, flow in run.flows.items():
+        for name, flow in run.flows:
             progress = reporter()
             progress.note(f"study {plan.name}, probe {name}")
             run_probe(probe, flow, folder / name, progress, **shared)
