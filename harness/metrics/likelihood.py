@@ -26,25 +26,18 @@ from harness.flows.protocols import CausalFlow
 class Dequantisation(Protocol):
     """The noise that is added to data, such as a training's configuration states it."""
 
-    @property
-    def noise(self) -> Literal["gaussian", "uniform"]: ...
-
-    @property
-    def sigma(self) -> float:
-        """Standard deviation of Gaussian noise, half the width of uniform noise, in image units ([-1, 1])."""
-        ...
-
-    @property
-    def seed(self) -> int: ...
+    noise: Literal["gaussian", "uniform"]
+    sigma: float  # standard deviation of Gaussian noise, half the width of uniform noise, in image units ([-1, 1])
+    seed: int
 
 
-@dataclass(frozen=True)
-class Noise:
+@dataclass
+class Noise(Dequantisation):
     """A `Dequantisation` by itself."""
 
     noise: Literal["gaussian", "uniform"]
     sigma: float
-    seed: int = 0
+    seed: int
 
 
 def levels_of(*images: Images) -> Tensor:

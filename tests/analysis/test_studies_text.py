@@ -157,7 +157,12 @@ def test_trainings_are_compared_with_the_published_one_of_their_seed():
 
 def test_a_text_is_written_from_its_tables(sweep, tmp_path):
     results = tmp_path / "results"
+    kept, gone = results / "tau" / "flows" / "a.safetensors", results / "tau" / "old.csv"
+    kept.parent.mkdir(parents=True)
+    for file in (kept, gone):
+        file.touch()
     assert render_study(TEXTS / "tau", "A title", "fast", [sweep], tmp_path / "new", results) == Comparison()
+    assert kept.exists() and not gone.exists(), "what a study wrote before goes, what it did not write stays"
     text = (results / "tau.md").read_text(encoding="utf-8")
     assert "# A title" in text
     for row in pd.read_csv(results / "tau" / "sensitivity.csv").itertuples():
