@@ -148,7 +148,7 @@ def test_trainings_are_compared_with_the_published_one_of_their_seed():
     assert row.loc["decode-1", ["saved", "saved_low", "saved_high"]].tolist() == pytest.approx([1.25, 1.0, 1.5])
     assert row["on_frontier"].to_dict() == {"published": True, "decode-1": True, "drop-1": False, "turn-2": True}
     claim = training._claim("digits", table)
-    assert claim.agrees and "decode-1 gives up 0.1 bits/dim and saves 1.2 (2 seeds)" in claim.measured
+    assert claim.agrees and "decode-1 gives up 0.1 bits/dim and saves 1.25 (2 seeds)" in claim.measured
     assert "drop-1 gives up 0.2 bits/dim and saves 0.5 (1 seed)" in claim.measured and "turn-2" not in claim.measured
     nothing = training._claim("digits", training._trainings(flows[flows["training"] != "decode-1"].iloc[[0, 1, 3]]))
     assert nothing.agrees is False and "none of turn-2 saves any" in nothing.measured
