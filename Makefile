@@ -50,7 +50,7 @@ training-flows: $(READY)  ## the flows of the study `training` again, some minut
 	set -f; for seed in $(or $(SEEDS),0 1); do while read -r name config settings; do \
 		$(BIN)/harness train $$config $$(printf -- '--set %s ' $$settings) --seed $$seed --resume \
 			--out runs/training/$$name-s$$seed || exit; \
-	done < analysis/studies/training/flows.txt; done
+	done < results/studies/training/flows/trainings.txt; done
 
 fastest: $(READY)  ## every decoder on every shipped flow; results/fastest.md says which is fastest at which deviation
 	$(BIN)/harness run fastest --out $(FASTEST) --resume --workers 2
