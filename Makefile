@@ -49,7 +49,7 @@ studies: $(READY)  ## the paper's claims measured from the shipped flows; fails 
 training-flows: $(READY)  ## the flows of the study `training` again, some minutes each: runs/training; SEEDS= says which
 	set -f; for seed in $(or $(SEEDS),0 1); do while read -r name config settings; do \
 		$(BIN)/harness train $$config $$(printf -- '--set %s ' $$settings) --seed $$seed --resume \
-			--out runs/training/$$name-s$$seed || exit; \
+			--out runs/training/$$name-s$$seed < /dev/null || exit; \
 	done < results/studies/training/flows/trainings.txt; done
 
 fastest: $(READY)  ## every decoder on every shipped flow; results/fastest.md says which is fastest at which deviation

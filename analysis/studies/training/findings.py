@@ -134,7 +134,7 @@ def _claim(dataset: str, trainings: pd.DataFrame) -> Finding:
         return Finding("open-training", dataset, "no training beside the published one was measured", None, criterion)
     saving = others[others["saved_low"] > 0].sort_values("given_up")
     parts = [
-        f"{row['training']} gives up {quantity(row['given_up'], 2)} bits/dim and saves {quantity(row['saved'])} "
+        f"{row['training']} {_word(row['given_up'])} {quantity(abs(row['given_up']), 2)} bits/dim and saves {quantity(row['saved'])} "
         f"({int(row['seeds'])} seed{'s' if row['seeds'] > 1 else ''})"
         for row in saving.to_dict("records")
     ]
@@ -143,8 +143,13 @@ def _claim(dataset: str, trainings: pd.DataFrame) -> Finding:
         f"the published training has {quantity(base[0]['bits_per_dim'], 4)} bits/dim and needs "
         f"{quantity(base[0]['passes'])} forward passes; {said}"
     )
-    agrees = bool(len(saving)) if trainings["seeds"].max() > 1 else None
+    told = saving if len(saving) else others
+    agrees = bool(len(saving)) if told["seeds"].max() > 1 else None
     return Finding("open-training", dataset, measured, agrees, criterion)
+
+
+def _word(given_up: float) -> str:
+    return "gives up" if given_up >= 0 else "gains"
 
 
 def draw(trainings: pd.DataFrame) -> Figure:
