@@ -134,8 +134,8 @@ def _claim(dataset: str, trainings: pd.DataFrame) -> Finding:
         return Finding("open-training", dataset, "no training beside the published one was measured", None, criterion)
     saving = others[others["saved_low"] > 0].sort_values("given_up")
     parts = [
-        f"{row['training']} {_word(row['given_up'])} {quantity(abs(row['given_up']), 2)} bits/dim and saves {quantity(row['saved'])} "
-        f"({int(row['seeds'])} seed{'s' if row['seeds'] > 1 else ''})"
+        f"{row['training']} {_word(row['given_up'])} {quantity(abs(row['given_up']), 2)} bits/dim "
+        f"and saves {quantity(row['saved'])} ({int(row['seeds'])} seed{'s' if row['seeds'] > 1 else ''})"
         for row in saving.to_dict("records")
     ]
     said = "; ".join(parts) if parts else f"none of {listing(others['training'].tolist())} saves any"
