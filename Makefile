@@ -11,7 +11,8 @@ BASE ?= results/baselines/asv.json
 OUT ?= runs/gpu
 SECONDS_TOTAL ?= 480
 
-.PHONY: demo test test-slow test-gpu gpu fuzz test-faults lint report fastest figures studies docs format bench bench-compare clean
+.PHONY: demo test test-slow test-gpu gpu fuzz test-faults lint report fastest figures studies training-flows docs format bench \
+	bench-compare clean
 
 demo: $(READY)  ## measure the shipped digits flow, print the table, render the report
 	$(BIN)/harness run quickstart --out $(RUN) --resume
@@ -54,6 +55,12 @@ figures: $(READY)  ## results/figures/ and results/report.html again, from the r
 
 studies: $(READY)  ## the paper's claims measured from the shipped flows; fails where a deterministic number is not as stored
 	$(BIN)/harness study all --profile $(PROFILE) --out $(STUDIES) --resume --check
+
+training-flows: $(READY)  ## the flows of the study `training` again, some minutes each: runs/training; SEEDS= says which
+	set -f; for seed in $(or $(SEEDS),0 1); do while read -r name config settings; do \
+		$(BIN)/harness train $$config $$(printf -- '--set %s ' $$settings) --seed $$seed --resume \
+			--out runs/training/$$name-s$$seed < /dev/null || exit; \
+	done < results/studies/training/flows/trainings.txt; done
 
 fastest: $(READY)  ## every decoder on every shipped flow; results/fastest.md says which is fastest at which deviation
 	$(BIN)/harness run fastest --out $(FASTEST) --resume --workers 2

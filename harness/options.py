@@ -43,6 +43,11 @@ TuningSamples = Annotated[int, Field(ge=8, le=MOST)]
 """Samples to tune by."""
 
 
+def several(value: Any) -> Any:
+    """One value as a sequence of one."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
 def parse_value(text: str) -> Any:
     """A value as TOML writes it, numbers also as in ``.5`` and ``5.``; what is none is text.
 

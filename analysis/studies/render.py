@@ -51,8 +51,10 @@ def render_study(
         compared = compare(staging / name, results / name) if check else Comparison()
         if not compared.differing:
             results.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(results / name, ignore_errors=True)
-            shutil.copytree(staging / name, results / name)
+            for old in (results / name).glob("*.*"):  # folders are no study's to write: flows lie in one
+                if old.is_file():
+                    old.unlink()
+            shutil.copytree(staging / name, results / name, dirs_exist_ok=True)
             shutil.copy(staging / f"{name}.md", results / f"{name}.md")
         (results / TABLE).write_text(claim_table(results), encoding="utf-8")
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 from harness.cli.app import FOLDER, Budget, Value, app, data_root, dataset, device, dry_run, threads, weights
 from harness.cli.completion import names
+from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.flows import CausalFlow
@@ -27,11 +29,18 @@ TUNE_S, TUNING = 60.0, 2 / 3
 @click.option("--steps", type=Value("Count"), help="In place of the configuration's.")
 @click.option("--seed", type=Value("Seed"), help="In place of the configuration's.")
 @click.option("--threads", type=Value("Processes"), help="CPU threads, in place of the configuration's.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Any key of the configuration, as decode_weight=0.1; may be repeated.",
+)
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out; the model card says how many.")
 @dry_run
 def train(
-    config: str, out: Path | None, resume: bool, root: Path | None, skip_corrupt: bool, dry_run: bool,
-    **overrides: int | None,
+    config: str, out: Path | None, resume: bool, root: Path | None, skip_corrupt: bool, settings: tuple[str, ...],
+    dry_run: bool, **overrides: int | None,
 ) -> None:  # fmt: skip
     """Train a flow: a shipped configuration by name, or a TOML file of your own."""
     from harness.decoders import build_decoder
@@ -39,13 +48,23 @@ def train(
     from harness.training.config import command_line, read_config
     from harness.training.loop import train
 
-    name, parsed = read_config(config, **overrides)
+    name, parsed = read_config(config, **overrides, **_settings(settings))
     if dry_run:
         print(Plan(f"training '{name}'", f"{parsed.steps:,} steps of {parsed.batch_size} samples"))
         return
-    command, decode = command_line(config, **overrides), build_decoder("sequential").decode
+    command, decode = command_line(config, *settings, **overrides), build_decoder("sequential").decode
     folder = train(name, parsed, out or Path("runs") / name, decode, command, root, resume, skip_corrupt)
     print(f"{folder / name}.safetensors, with its model card {name}.md and samples where there are images")
+
+
+def _settings(given: tuple[str, ...]) -> dict[str, Any]:
+    """The keys of a configuration that KEY=VALUE give, values as `parse_value` reads them."""
+    from harness.options import parse_value
+
+    pairs = [setting.partition("=") for setting in given]
+    if bad := next((setting for setting in given if not re.match(r"\s*\w+\s*=", setting)), None):
+        raise HarnessError(f"--set {bad!r} should read key=value, as decode_weight=0.1")
+    return {key.strip(): parse_value(value.strip()) for key, _, value in pairs}
 
 
 @app.command()

@@ -41,6 +41,10 @@ class Images:
         """(n, C, H, W) float32 images in [-1, 1], as flows take them."""
         return to_unit(self.pixels[rows])
 
+    def first(self, count: int | None) -> Images:
+        """So many of them, all for None."""
+        return Images(self.pixels[:count], None if self.labels is None else self.labels[:count])
+
     def of_shape(self, shape: tuple[int, ...] | None, name: str) -> Images:
         """These images with the channels of a (C, H, W) shape: grey ones repeated, or one of three equal channels.
 

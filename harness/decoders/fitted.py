@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 from torch import Tensor
@@ -12,10 +12,7 @@ from harness.decoders.decoder import Count, Fallback, LayerTrace, decoders
 from harness.decoders.jacobi import FITTED, Corrected, Initial, JacobiDecoder
 from harness.decoders.windows import Blocks
 from harness.flows.protocols import CausalLayer, Condition
-
-
-def _several(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else (value,)
+from harness.options import several
 
 
 @decoders.register("fitted")
@@ -34,7 +31,7 @@ class FittedDecoder(JacobiDecoder):
 
     takes_tau = False
 
-    iterations: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(_several)] = (3, 1)
+    iterations: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(several)] = (3, 1)
     initial: Initial = FITTED
     correction: Corrected | None = FITTED
     fallback: Fallback = "non-finite"

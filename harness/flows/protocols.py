@@ -7,7 +7,7 @@ to the Gaussian prior and the first one inverted; `block` is the checkpoint's ow
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -283,12 +283,19 @@ def invert(layer: CausalLayer, tokens: Tensor, condition: Condition) -> tuple[Te
     return torch.cat([tokens[:, :1], z], dim=1), log_scale
 
 
-def encode_tokens(layers: Sequence[CausalLayer], tokens: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+def encode_tokens(
+    layers: Sequence[CausalLayer],
+    tokens: Tensor,
+    condition: Condition,
+    see: Callable[[CausalLayer, Tensor, Tensor], None] = lambda layer, inputs, exact: None,
+) -> tuple[Tensor, Tensor]:
     """Data to noise through every layer: one network call each, see `invert`.
 
     Args:
         layers: in decoding order.
         tokens: (B, L, D) data in raster order.
+        see: shown every layer with its z_in and its output, (B, L, D) in its own order: what a decoder of the layer
+            would be given, and should find.
 
     Returns:
         latents (B, L, D) and logdet (B,), the sum over layers of ``-mean(log_scale)`` over tokens and channels; token
@@ -296,8 +303,10 @@ def encode_tokens(layers: Sequence[CausalLayer], tokens: Tensor, condition: Cond
     """
     logdet = tokens.new_zeros(len(tokens))
     for layer in reversed(layers):
-        z, log_scale = invert(layer, layer.arrange(tokens), condition)
-        tokens = layer.restore(z)
+        exact = layer.arrange(tokens)
+        inputs, log_scale = invert(layer, exact, condition)
+        see(layer, inputs, exact)
+        tokens = layer.restore(inputs)
         logdet = logdet - log_scale.sum(dim=(1, 2)) / (layer.num_tokens * layer.token_dim)
     return tokens, logdet
 

@@ -1,7 +1,8 @@
 """TarFlow: a stack of causal transformers over image patches (arXiv 2412.06329).
 
 Block k maps data to noise by ``z[l] = (x[l] - shift(x[<l])) * exp(-log_scale(x[<l]))``; even blocks read the patches in
-raster order, odd blocks in reverse. Parameter names are those of the published checkpoints.
+raster order, odd blocks in reverse, unless the shape says otherwise. Parameter names are those of the published
+checkpoints.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class TarFlowLayer(LayerModule):
         super().__init__()
         self.block, self.number = block, config.blocks - block
         self.num_tokens, self.token_dim = config.num_tokens, config.token_dim
-        self.reverse = block % 2 == 1
+        self.reverse = block // config.turn_every % 2 == 1
         self.head_dim, self.hidden_dim = config.head_dim, config.channels
         self.volume_preserving = config.volume_preserving
         self.proj_in = nn.Linear(self.token_dim, config.channels)
@@ -36,7 +37,7 @@ class TarFlowLayer(LayerModule):
         if config.num_classes:
             self.class_embed = _embedding(config.num_classes, 1, config.channels)
         self.attn_blocks = nn.ModuleList(
-            TransformerLayer(config.channels, config.head_dim) for _ in range(config.layers_per_block)
+            TransformerLayer(config.channels, config.head_dim) for _ in range(config.depths[block])
         )
         self.proj_out = nn.Linear(config.channels, self.token_dim * (1 if config.volume_preserving else 2))
         nn.init.zeros_(self.proj_out.weight)

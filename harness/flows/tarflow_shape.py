@@ -1,4 +1,7 @@
-"""The shape of a TarFlow, inferred from the tensors of a published checkpoint, which does not state it."""
+"""The shape of a TarFlow, inferred from the tensors of a published checkpoint, which does not state it.
+
+What no tensor shows, the width of heads and an order that turns more seldom, is in the metadata of a file.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +25,27 @@ class TarFlowConfig:
     patch: int
     channels: int
     blocks: int
-    layers_per_block: int
+    layers_per_block: int | tuple[int, ...]
+    """One number, or one for each block from the data side."""
     num_classes: int = 0
     volume_preserving: bool = False
     head_dim: int = HEAD_DIM
+    turn_every: int = 1
+    """Blocks after which the order of the tokens turns: 1, as published, for raster, reverse, raster, ..."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch:
             raise HarnessError(f"image size {self.image_size} is not a multiple of the patch size {self.patch}")
         if self.channels % self.head_dim:
             raise HarnessError(f"{self.channels} channels are not a multiple of the head dimension {self.head_dim}")
+        if len(self.depths) != self.blocks:
+            raise HarnessError(f"layers per block are given for {len(self.depths)} blocks of {self.blocks}")
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer layers of every block, from the data side."""
+        depth = self.layers_per_block
+        return (depth,) * self.blocks if isinstance(depth, int) else depth
 
     @property
     def num_tokens(self) -> int:
@@ -75,16 +89,22 @@ def infer_config(state: dict[str, Tensor], metadata: dict[str, str]) -> TarFlowC
     head_dim = metadata.get("head_dim", str(HEAD_DIM))
     if not head_dim.isdecimal() or int(head_dim) == 0 or channels % int(head_dim):
         raise CheckpointError(f"{channels} channels are not a multiple of the head dimension {head_dim}")
+    turn_every = metadata.get("turn_every", "1")
+    if not turn_every.isdecimal() or int(turn_every) == 0:
+        raise CheckpointError(f"it says that the order turns every {turn_every!r} blocks, expected 1 or more")
+    blocks = count("blocks.")
+    depths = tuple(count(f"blocks.{block}.attn_blocks.") for block in range(blocks))
     return TarFlowConfig(
         image_channels=image_channels,
         image_size=grid * patch,
         patch=patch,
         channels=channels,
-        blocks=count("blocks."),
-        layers_per_block=count("blocks.0.attn_blocks."),
+        blocks=blocks,
+        layers_per_block=depths[0] if len(set(depths)) == 1 else depths,
         num_classes=shape("blocks.0.class_embed", 3)[0] if "blocks.0.class_embed" in state else 0,
         volume_preserving=outputs == token_dim,
         head_dim=int(head_dim),
+        turn_every=int(turn_every),
     )
 
 

@@ -45,13 +45,20 @@ class MatrixRun(Table):
 
 
 class ProbeRun(Table):
-    """A run of a probe: its name, a flow, and the probe's options, which `profiles` override."""
+    """Runs of a probe: their name, one flow or several, and the probe's options, which `profiles` override."""
 
     name: Name
     probe: str
-    flow: str
+    flow: str | list[str]
     options: dict[str, Any] = {}
     profiles: dict[str, dict[str, Any]] = {}
+
+    @property
+    def flows(self) -> list[tuple[str, str]]:
+        """Run folders with the flow of each; those of several flows are named after theirs besides."""
+        if isinstance(self.flow, str):
+            return [(self.name, self.flow)]
+        return [(f"{self.name}-{Path(flow).name.removesuffix('.safetensors')}", flow) for flow in self.flow]
 
     def settings(self, profile: str) -> dict[str, Any]:
         return merged(self.options, self.profiles.get(profile, {}))
@@ -83,7 +90,7 @@ class StudyPlan(Table):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         runs: list[MatrixRun | ProbeRun] = [*self.run, *self.probe]
-        names = [run.name for run in runs]
+        names = [*(run.name for run in self.run), *(name for run in self.probe for name, _ in run.flows)]
         if shared := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"has two runs named '{min(shared)}'; they would share a folder")
         for run in runs:
@@ -165,7 +172,8 @@ def execute(
         progress.note(f"study {plan.name}, run {name}")
         run_matrix(matrix, folder / name, progress, **shared)
     for run, probe in probes:
-        progress = reporter()
-        progress.note(f"study {plan.name}, probe {run.name}")
-        run_probe(probe, run.flow, folder / run.name, progress, **shared)
+        for name, flow in run.flows:
+            progress = reporter()
+            progress.note(f"study {plan.name}, probe {name}")
+            run_probe(probe, flow, folder / name, progress, **shared)
     return folder

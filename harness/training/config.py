@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import HarnessError, unknown
 from harness.files import file_name, read_toml
 from harness.flows.checkpoints import ASSETS
-from harness.options import Real, Seed
+from harness.options import Real, Seed, several
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+SPREAD = 4
+"""Samples from which the variance of a number is told, at the least."""
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 MAY_CHANGE = {"remark", "threads", "workers", "evaluate_every", "checkpoint_every", "held_out"}
@@ -120,8 +124,31 @@ class TarFlowTraining(TrainingConfig):
     patch: Count
     channels: Count
     blocks: Count
-    layers: Count
+    layers: Annotated[tuple[Count, ...], Field(min_length=1), BeforeValidator(several)]
+    """Transformer layers of a block, from the data side; the last number holds for all blocks after it."""
+    turn_every: Count = 1
+    """Blocks after which the order of the tokens turns: 1, as published, for raster, reverse, raster, ..."""
     volume_preserving: bool = False
+
+    # Training for fast decoding, see `harness.training.inversion`; none of it by default.
+    decode_weight: Annotated[Real, Field(ge=0)] = 0.0
+    """What the error that a few Jacobi iterations leave is multiplied by before it is added to the nats per number."""
+    decode_iterations: Annotated[int, Field(ge=1, le=2)] = 1
+    drop_nearest: Annotated[int, Field(ge=0)] = 0
+    """Predecessors that attention does not see in half of every batch."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.layers) > self.blocks:
+            raise ValueError(f"layers are given for {len(self.layers)} blocks of {self.blocks}")
+        if self.decode_weight and self.batch_size < SPREAD:
+            raise ValueError(f"decode_weight needs a batch_size of {SPREAD} or more, to tell how far numbers spread")
+        return self
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Transformer layers of every block."""
+        return (*self.layers, *[self.layers[-1]] * (self.blocks - len(self.layers)))
 
 
 class IsingTable(BaseModel):
@@ -194,11 +221,12 @@ def read_config(name_or_path: str, **overrides: object) -> tuple[str, TarFlowTra
         raise HarnessError(f"'{path}': {f'{key}: ' if key else ''}{said[:1].lower()}{said[1:]}{got}") from error
 
 
-def command_line(name_or_path: str, **overrides: object) -> str:
+def command_line(name_or_path: str, *settings: str, **overrides: object) -> str:
     """The command of a training as a model card states it: without the folders of the machine it ran on.
 
-    >>> command_line("somewhere/mine.toml", steps=100, seed=None)
-    'harness train mine.toml --steps 100'
+    >>> command_line("somewhere/mine.toml", "layers=[2,1]", steps=100, seed=None)
+    "harness train mine.toml --steps 100 --set 'layers=[2,1]'"
     """
     options = [f" --{key} {value}" for key, value in overrides.items() if value is not None]
+    options += [f" --set {shlex.quote(setting)}" for setting in settings]
     return f"harness train {Path(name_or_path).name}{''.join(options)}"

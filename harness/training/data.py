@@ -59,13 +59,6 @@ def seeded(*key: int, device: torch.device | str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 
-def draw_noise(shape: torch.Size, config: TrainingConfig, generator: torch.Generator) -> Tensor:
-    """Noise in the data's units, on the generator's device."""
-    if config.noise == "gaussian":
-        return torch.randn(shape, generator=generator, device=generator.device) * config.sigma
-    return (torch.rand(shape, generator=generator, device=generator.device) * 2 - 1) * config.sigma
-
-
 def distort(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """(B, C, H, W) images in [-1, 1] under small random affine maps, as a hand or a scanner would vary them.
 

@@ -1,18 +1,4 @@
-"""Noise on images whose pixels are discrete, and the bits per dimension that a flow of the noisy images gives them.
-
-A flow is a density p(v) of noisy images v = x + noise, not a probability of the images x, whose pixels take one of a
-few levels. Drawing v and then reading each pixel of x off its own pixel of v, with the probability
-``P(x | v) = q(v | x) / sum over levels k of q(v | k)``, q being the noise, is a model of the images themselves, and
-
-``-log2 P(x) <= E_q(v|x) [ -log2 p(v) + sum over dimensions of log2 (sum over levels k of q(v | k)) ]``
-
-for any noise (variational dequantisation, arXiv 1902.00275, Eq. 8, its q fixed). With uniform noise as wide as the
-spacing of the levels the second term is minus the log of that spacing, which is the usual correction; with Gaussian
-noise wider than the spacing it is nearly the same.
-
-Whatever the flow, the bound is at least the entropy of the noise plus that second term, `Splits.noise_bits_per_dim`,
-which grows with the width of the noise: figures of flows trained with different noise are no ranking of them.
-"""
+"""The images of a training, and the bits per dimension of those that are held out, see `harness.metrics.likelihood`."""
 
 from __future__ import annotations
 
@@ -25,21 +11,18 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from harness.datasets import Images, load_dataset, to_unit
+from harness.datasets import Images, load_dataset
 from harness.datasets.base import SPLITS
 from harness.errors import HarnessError
 from harness.flows.protocols import CausalFlow
+from harness.metrics.likelihood import DRAWS, bits_per_dim, draw_noise, levels_of, log_noise_mass
 from harness.training.config import TrainingConfig
-from harness.training.data import draw_noise
 
 logger = logging.getLogger(__name__)
 
-DRAWS = 4
-"""Of noise, that bits per dimension are averaged over: of one alone the third decimal is noise."""
-
 NOTE = (
     "Bits per dimension are an upper bound on the code length of the discrete pixels, with the noise above as "
-    "dequantisation (`harness/training/likelihood.py` derives it); they are those of the averaged weights as stored, "
+    "dequantisation (`harness/metrics/likelihood.py` derives it); they are those of the averaged weights as stored, "
     "given the labels where there are classes, and no ranking against flows of other noise."
 )
 
@@ -74,8 +57,8 @@ class Splits:
     @classmethod
     def of(cls, train: Images, test: Images, config: TrainingConfig) -> Splits:
         """The splits as `config` uses them."""
-        levels = to_unit(torch.cat([train.pixels.unique(), test.pixels.unique()]).unique())
-        return cls(train, _first(test, config.held_out), levels, config, train.skipped + test.skipped, test.digest)
+        held_out, skipped = test.first(config.held_out), train.skipped + test.skipped
+        return cls(train, held_out, levels_of(train, test), config, skipped, test.digest)
 
     @property
     def num_classes(self) -> int:
@@ -109,7 +92,7 @@ class Splits:
         """What a model card states of the images and of the bits per dimension, `held_out` of them known already."""
         train, noise = self.train, self.config.noise
         # Undistorted, so that the gap between training and held-out bits is overfitting.
-        learned = bits_per_dim(flow, _first(train, len(self.held_out)), self.levels, self.config)
+        learned = bits_per_dim(flow, train.first(len(self.held_out)), self.levels, self.config)
         return [
             ("training images", f"{dataset}, {len(train):,}, SHA-256 {train.digest[:16]}"),
             *([("corrupt images left out", f"{self.skipped:,}")] if self.skipped else []),
@@ -118,49 +101,3 @@ class Splits:
             ("training bits/dim", f"{learned:.4f} on as many training images"),
             ("noise", f"{noise}, sigma {self.config.sigma} in image units ([-1, 1])"),
         ]
-
-
-def _first(images: Images, count: int | None) -> Images:
-    rows = slice(count)
-    return Images(images.pixels[rows], None if images.labels is None else images.labels[rows])
-
-
-def log_noise_mass(noisy: Tensor, levels: Tensor, config: TrainingConfig) -> Tensor:
-    """``log sum over levels k of q(v | k)``, the mean over the dimensions of each image: (B, C, H, W) -> (B,)."""
-    total = torch.zeros_like(noisy, dtype=torch.float64)
-    for level in levels:  # one at a time: 256 copies of a batch would not fit
-        distance = (noisy - level).double() / config.sigma
-        if config.noise == "gaussian":
-            total += torch.exp(-0.5 * distance.square()) / (config.sigma * math.sqrt(2 * math.pi))
-        else:
-            total += (distance.abs() <= 1 + 1e-5) / (2 * config.sigma)  # noise on the very edge, rounded outwards
-    return total.log().mean(dim=(1, 2, 3))
-
-
-def log_density(flow: CausalFlow, images: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Log density per dimension of data under a flow, in nats: (B, ...) -> (B,), in float64 on the CPU."""
-    latents, logdet = flow.encode(images, labels)
-    origin = flow.scale_latents(torch.zeros_like(latents[:1]))
-    scale = flow.scale_latents(torch.ones_like(latents[:1])) - origin
-    latents, logdet, origin, scale = (x.cpu().double() for x in (latents, logdet, origin, scale))
-    squares = ((latents - origin) / scale).square() + 2 * scale.log() + math.log(2 * math.pi)
-    return logdet - 0.5 * squares.mean(dim=(1, 2))
-
-
-@torch.no_grad()
-def bits_per_dim(
-    flow: CausalFlow, images: Images, levels: Tensor, config: TrainingConfig, batch_size: int = 100
-) -> float:
-    """The bound above, in bits per dimension, averaged over images and `DRAWS` draws of noise by the config's seed.
-
-    Labels are used when the flow has classes; `batch_size` changes the memory taken, not the noise.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    total = 0.0
-    for start in [*range(0, len(images), batch_size)] * DRAWS:
-        clean = images.scaled(slice(start, start + batch_size))
-        noisy = (clean + draw_noise(clean.shape, config, generator)).to(flow.device)
-        labels = images.labels[start : start + batch_size] if flow.num_classes and images.labels is not None else None
-        nats = log_noise_mass(noisy, levels, config).cpu() - log_density(flow, noisy, labels)
-        total += float(nats.sum())
-    return total / len(images) / DRAWS / math.log(2)

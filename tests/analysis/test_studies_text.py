@@ -16,6 +16,7 @@ from analysis.studies.reconstruction import findings as reconstruction
 from analysis.studies.render import claim_table, render_study
 from analysis.studies.stored import Comparison, compare
 from analysis.studies.tau import findings as tau
+from analysis.studies.training import findings as training
 from harness.errors import HarnessError
 from harness.measure.studies import studies
 
@@ -127,9 +128,44 @@ def test_snapshots_are_ordered_by_their_share_of_the_training():
     assert sorted(map(partial.trained, names)) == [0.01, 0.05, 0.25, 1.0]
 
 
+def _trained(*rows):
+    """Flows of one dataset as (training, seed, bits, passes)."""
+    names = ["training", "seed", "bits_per_dim", "passes"]
+    return pd.DataFrame(rows, columns=names).assign(dataset="digits").reindex(
+        columns=[*training.PER_FLOW, *training.MEASURED]
+    )  # fmt: skip
+
+
+def test_trainings_are_compared_with_the_published_one_of_their_seed():
+    flows = _trained(
+        ("published", 0, 2.5, 4.0), ("published", 1, 2.7, 5.0), ("decode-1", 0, 2.6, 3.0), ("decode-1", 1, 2.8, 3.5),
+        ("drop-1", 1, 2.9, 4.5), ("turn-2", 0, 2.4, 6.0),
+    )  # fmt: skip
+    table = training._trainings(flows)
+    assert table["training"].tolist()[0] == "published"
+    row = table.set_index("training")
+    assert row["given_up"].to_dict() == pytest.approx({"published": 0, "decode-1": 0.1, "drop-1": 0.2, "turn-2": -0.1})
+    assert row.loc["decode-1", ["saved", "saved_low", "saved_high"]].tolist() == pytest.approx([1.25, 1.0, 1.5])
+    assert row["on_frontier"].to_dict() == {"published": True, "decode-1": True, "drop-1": False, "turn-2": True}
+    claim = training._claim("digits", table)
+    assert claim.agrees and "decode-1 gives up 0.1 bits/dim and saves 1.25 (2 seeds)" in claim.measured
+    assert "drop-1 gives up 0.2 bits/dim and saves 0.5 (1 seed)" in claim.measured and "turn-2" not in claim.measured
+    nothing = _trained(
+        ("published", 0, 2.5, 4.0), ("published", 1, 2.5, 4.0), ("turn-2", 0, 2.4, 5.0), ("turn-2", 1, 2.4, 3.0)
+    )
+    claim = training._claim("digits", training._trainings(nothing))
+    assert claim.agrees is False and "none of turn-2 saves any" in claim.measured, "not with every seed"
+    assert training._claim("digits", training._trainings(flows[flows["seed"] == 0])).agrees is None, "one seed"
+
+
 def test_a_text_is_written_from_its_tables(sweep, tmp_path):
     results = tmp_path / "results"
+    kept, gone = results / "tau" / "flows" / "a.safetensors", results / "tau" / "old.csv"
+    kept.parent.mkdir(parents=True)
+    for file in (kept, gone):
+        file.touch()
     assert render_study(TEXTS / "tau", "A title", "fast", [sweep], tmp_path / "new", results) == Comparison()
+    assert kept.exists() and not gone.exists(), "what a study wrote before goes, what it did not write stays"
     text = (results / "tau.md").read_text(encoding="utf-8")
     assert "# A title" in text
     for row in pd.read_csv(results / "tau" / "sensitivity.csv").itertuples():
@@ -208,6 +244,7 @@ LITTLE = {
     "convergence": "`harness probe convergence` writes it",
     "tau": "no rows in quality, which it reads",
     "redundancy": "`harness probe redundancy` writes it",
+    "training": "no rows in likelihoods, ",
 }
 
 

@@ -72,6 +72,15 @@ def test_a_profile_overrides_the_matrix_and_a_shipped_one_is_found_by_name(write
     assert (cats.parse("full").grid.tau, cats.parse("full").datasets[0].checkpoint) == ([0.1], "afhq-cat-64")
 
 
+def test_a_probe_of_several_flows_has_a_run_for_each(write):
+    one = '\n[[probe]]\nname = "one"\nprobe = "crm"\nflow = "digits"\n'
+    write(
+        "small", PLAN + one + one.replace('"one"', '"two"').replace('"digits"', '["digits", "here/my.1.safetensors"]')
+    )
+    runs = [run.flows for run in load_plan("small").probe]
+    assert runs == [[("one", "digits")], [("two-digits", "digits"), ("two-my.1", "here/my.1.safetensors")]]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -80,6 +89,7 @@ def test_a_profile_overrides_the_matrix_and_a_shipped_one_is_found_by_name(write
         ('title = "x"\nrun = [{ name = "a", matrix = "afhq" }, { name = "a", matrix = "afhq" }]', "two runs named 'a'"),
         ('title = "x"\nrun = [{ name = "a", matrix = "afhq", profiles = { quick = {} } }]', "unknown profile 'quick'"),
         ('title = "x"\nrun = [{ name = "../a", matrix = "afhq" }]', "name"),
+        ('title = "x"\nprobe = [{ name = "a", probe = "crm", flow = ["b", "c/b"] }]', "two runs named 'a-b'"),
         ('title = "x"\nreads = ["tau2"]', "unknown study 'tau2'"),
         ("title = ", "cannot be read as TOML"),
     ],

@@ -22,10 +22,11 @@ from harness.files import locked
 from harness.flows import load_flow
 from harness.flows.checkpoints import ASSETS
 from harness.flows.tarflow import TarFlow, TarFlowConfig
+from harness.metrics.likelihood import bits_per_dim, log_density, log_noise_mass
 from harness.training.config import TarFlowTraining, read_config, shipped_configs
 from harness.training.data import Batches, distort
 from harness.training.folder import TrainingFolder
-from harness.training.likelihood import Splits, bits_per_dim, log_density, log_noise_mass
+from harness.training.likelihood import Splits
 from harness.training.loop import train
 from harness.training.targets.tarflow import TarFlowTarget
 

@@ -21,7 +21,9 @@ def tarflow_of(flow: CausalFlow) -> TarFlow:
 def network_columns(flow: CausalFlow) -> dict[str, Any]:
     """channels and transformer_layers of every layer's network, and the flow's classes."""
     config = tarflow_of(flow).config
-    return {"channels": config.channels, "transformer_layers": config.layers_per_block, "classes": config.num_classes}
+    if len(set(config.depths)) > 1:
+        raise HarnessError(f"this probe needs blocks of one depth; these have {config.layers_per_block} layers")
+    return {"channels": config.channels, "transformer_layers": config.depths[0], "classes": config.num_classes}
 
 
 def image_columns(flow: CausalFlow) -> dict[str, Any]:

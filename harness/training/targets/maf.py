@@ -16,9 +16,10 @@ from harness.errors import HarnessError
 from harness.flows.ising import Ising
 from harness.flows.protocols import CausalFlow
 from harness.flows.zuko_flow import ZukoFlow, checkpoint_metadata
+from harness.metrics.likelihood import draw_noise, log_density
 from harness.training.config import MafTraining
-from harness.training.data import DISTURB, Batch, Epochs, draw_noise, seeded
-from harness.training.likelihood import NOTE, Splits, log_density
+from harness.training.data import DISTURB, Batch, Epochs, seeded
+from harness.training.likelihood import NOTE, Splits
 from harness.training.targets.base import COLUMNS, Decode, Samples, Target, draw_images
 
 TABLES = ("breast-cancer", "wine")

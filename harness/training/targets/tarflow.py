@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import torch
@@ -11,12 +12,17 @@ from torch import Tensor
 
 from harness.datasets import Images
 from harness.errors import HarnessError
+from harness.flows.protocols import CausalLayer, encode_tokens
 from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
+from harness.metrics.likelihood import draw_noise
 from harness.training.config import TarFlowTraining
-from harness.training.data import DISTURB, Batch, Epochs, distort, draw_noise, seeded
+from harness.training.data import DISTURB, Batch, Epochs, distort, seeded
+from harness.training.inversion import inversion_error
 from harness.training.likelihood import NOTE, Splits
 from harness.training.targets.base import COLUMNS, ROWS, Decode, Samples, Target, draw_images
 
+DROPPED = 0.5
+"""Share of a batch, whose rows are in a random order, that is learned without the nearest predecessors."""
 VAR_RATE = 0.1
 """Of the running mean of z**2, the learned prior of a volume-preserving flow, as in the published training."""
 ROOM = 0.25
@@ -44,15 +50,19 @@ class TarFlowTarget(Target):
             patch=config.patch,
             channels=config.channels,
             blocks=config.blocks,
-            layers_per_block=config.layers,
+            layers_per_block=config.layers[0] if len(set(config.depths)) == 1 else config.depths,
             num_classes=splits.num_classes if config.conditional else 0,
             volume_preserving=config.volume_preserving,
+            turn_every=config.turn_every,
         )
+        if config.drop_nearest >= self.shape.num_tokens:
+            raise HarnessError(f"drop_nearest = {config.drop_nearest} leaves nothing of {self.shape.num_tokens} tokens")
         if self.shape.num_classes:
             splits.require_known_classes()
         classes = f"{self.shape.num_classes} classes" if self.shape.num_classes else "unconditional"
+        layers = "/".join(map(str, config.layers))
         self.description = (
-            f"A TarFlow ({config.patch}-{config.channels}-{config.blocks}-{config.layers}: patch, channels, blocks, "
+            f"A TarFlow ({config.patch}-{config.channels}-{config.blocks}-{layers}: patch, channels, blocks, "
             f"layers per block) of {channels} x {height} x {width} images, {classes}"
         )
 
@@ -83,11 +93,27 @@ class TarFlowTarget(Target):
 
     def loss(self, network: Any, *batch: Tensor) -> Tensor:
         images, labels = batch
-        latents, logdet = network.encode(images, labels if network.num_classes else None)
+        dropped = math.ceil(len(images) * DROPPED) if self.config.drop_nearest else 0
+        parts = [(slice(dropped), self.config.drop_nearest), (slice(dropped, None), 0)]
+        found = [self._encode(network, images[rows], labels[rows], o) for rows, o in parts if len(images[rows])]
+        latents, logdet, errors = (torch.cat(part) for part in zip(*found, strict=True))
         if self.config.volume_preserving:
             squares = latents.detach().square().mean(dim=0)
             network.var.lerp_(reduce(squares, "mean").to(network.var), VAR_RATE)
-        return negative_log_likelihood(latents, logdet)
+        loss = negative_log_likelihood(latents, logdet)
+        return loss + self.config.decode_weight * errors.mean() if len(errors) else loss
+
+    def _encode(self, network: Any, images: Tensor, labels: Tensor, o: int) -> tuple[Tensor, Tensor, Tensor]:
+        """`TarFlow.encode` without the o nearest predecessors, and the `inversion_error` of every layer, if asked."""
+        condition = network.condition(len(images), labels if network.num_classes else None)
+        condition, errors = network.mask_attention(condition, range(o)), []
+
+        def see(layer: CausalLayer, inputs: Tensor, exact: Tensor) -> None:
+            if self.config.decode_weight and not o:
+                errors.append(inversion_error(layer, inputs, exact, condition, self.config.decode_iterations))
+
+        latents, logdet = encode_tokens(network.layers, network.to_tokens(images), condition, see)
+        return latents, logdet, torch.stack(errors) if errors else images.new_zeros(0)
 
     def evaluate(self, network: Any) -> float:
         return self.splits.held_out_bits_per_dim(network)
@@ -105,6 +131,7 @@ class TarFlowTarget(Target):
             "seed": str(config.seed),
             "command": facts["command"],
             "config": json.dumps(facts["config"]),
+            **({"turn_every": str(config.turn_every)} if config.turn_every > 1 else {}),
         } | ({"skipped_images": str(skipped)} if skipped else {})
 
     def card_rows(self, network: Any, score: float, decode: Decode) -> list[tuple[str, str]]:
