@@ -126,7 +126,11 @@ def plan_study(
     """What `execute` would measure: all of it, as long as it `took` in this profile before, then run by run."""
     folder = out / study.name
     runs = [plan_matrix(run.parse(profile), folder / run.name, resume, data_root) for run in study.run]
-    runs += [plan_probe(run.probe, build_probe(run.probe, **run.settings(profile)), run.flow) for run in study.probe]
+    runs += [
+        plan_probe(run.probe, build_probe(run.probe, **run.settings(profile)), flow)
+        for run in study.probe
+        for _, flow in run.flows
+    ]
     seconds = took[1] if took and took[0] == profile else None
     return [Plan(f"study {study.name}, profile {profile}", f"{len(runs)} runs", seconds), *runs]
 
@@ -142,7 +146,7 @@ def _lacking(cell: Cell) -> Iterator[str]:
     decoder = cell.build()
     if decoder.reads_fits:
         flow = load_flow(cell.checkpoint_path)
-        yield from to_be_made(decoder.missing(flow, cell.batch_size), flow)
+        yield from to_be_made(decoder.needs(flow, cell.batch_size), flow)
 
 
 def _decodes(matrix: Matrix, cell: Cell, done: Mapping[str, set[str]], timed: int) -> int:
