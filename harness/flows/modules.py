@@ -91,7 +91,6 @@ class FlowModule(nn.Module, CausalFlow):
         shape = (n, self.num_tokens, self.token_dim)
         return torch.randn(shape, generator=generator, device=device).to(self.device, self.dtype)
 
-
     def checked(self, labels: Tensor, batch: int) -> Tensor:
         """Labels on the flow's device; a `HarnessError` where it has no classes, or these are none of its own."""
         if not self.num_classes:

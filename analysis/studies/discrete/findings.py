@@ -1,4 +1,4 @@
-"""Discrete tokens: network calls by temperature, first guess and window, speed-up, and a continuous flow beside them."""
+"""Discrete tokens: network calls by temperature, first guess and window, speed-up, a continuous flow beside them."""
 
 from __future__ import annotations
 
@@ -120,16 +120,15 @@ def _claims(drafts: pd.DataFrame, cells: pd.DataFrame, times: pd.DataFrame) -> l
 def draw_temperature(drafts: pd.DataFrame) -> Figure:
     """Median calls and their 10-90 % band against temperature, a line per first guess, a panel per window."""
     windows, guesses = sorted(drafts["window"].unique(), reverse=True), list(dict.fromkeys(drafts["guess"]))
-    colors = dict(zip(guesses, palette(len(guesses)), strict=True))
+    colors = palette(len(guesses))
     with panels(7.6, 3.3, len(windows), share_y=True) as (fig, axes, handles):
         for ax, window in zip(axes, windows, strict=True):
-            for marker, guess in zip(MARKERS, guesses, strict=False):
+            for marker, color, guess in zip(MARKERS, colors, guesses, strict=False):
                 rows = drafts[(drafts["window"] == window) & (drafts["guess"] == guess)]
                 rows = rows[(rows["temperature"] > 0) | (guess != GREEDY)]
-                if rows.empty:
-                    continue
-                (handles[guess],) = ax.plot(rows["temperature"], rows["calls"], color=colors[guess], marker=marker)
-                ax.fill_between(rows["temperature"], rows["calls_p10"], rows["calls_p90"], color=colors[guess], alpha=0.1)
+                if not rows.empty:
+                    (handles[guess],) = ax.plot(rows["temperature"], rows["calls"], color=color, marker=marker)
+                    ax.fill_between(rows["temperature"], rows["calls_p10"], rows["calls_p90"], color=color, alpha=0.1)
             ax.axhline(windows[0], color=INK, lw=1, ls=":")
             title = "all tokens at once" if window == windows[0] else f"{window} tokens at a time"
             ax.set(title=title, xlabel="temperature", xticks=sorted(drafts["temperature"].unique()), ylim=(0, None))
@@ -142,8 +141,10 @@ def draw_convergence(wrong: pd.DataFrame, continuous: pd.DataFrame) -> Figure:
     with panels(7.6, 3.3, 2) as (fig, axes, handles):
         discrete, smooth = axes
         blue, orange = palette(2)
-        (handles["tokens still wrong"],) = discrete.plot(wrong["iteration"], wrong["wrong"], color=blue, marker="o", ms=3)
-        (handles["samples exact"],) = discrete.plot(wrong["iteration"], wrong["exact"], color=orange, ls="--")
+        marks = {"tokens still wrong": ("wrong", {"color": blue, "marker": "o", "ms": 3})}
+        marks["samples exact"] = ("exact", {"color": orange, "ls": "--"})
+        for name, (column, style) in marks.items():
+            (handles[name],) = discrete.plot(wrong["iteration"], wrong[column], **style)
         discrete.set(title="discrete tokens", xlabel="iteration", ylabel="share", ylim=(0, 1.02))
         lines = layer_lines(sorted(continuous["layer"].unique()))
         for layer, rows in continuous[continuous["error"] > FLOOR].groupby("layer"):

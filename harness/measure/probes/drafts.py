@@ -99,23 +99,25 @@ class Drafts(Probe):
         draft = GUESSES[unit.key["guess"]](batch.flow, batch, problem)
         start, calls = iterate(problem, draft, window, above=unit.key["guess"] == ABOVE)
         wrong = (start != problem.exact)[:, 1:].any(dim=2).double().mean(dim=1)
-        known = {"levels": batch.flow.token_dim, "held_out_bits": _held_out(subject.checkpoint), "beside_bits": _held_out(self.beside)}
-        return {
-            "drafts": [
-                {"sample": n, "bits": float(bits[n]), "wrong": float(wrong[n]), "calls": int(calls[n])} | known | unit.key
-                for n in range(self.samples)
-            ]
+        common = {
+            **unit.key,
+            "levels": batch.flow.token_dim,
+            "held_out_bits": _held_out(subject.checkpoint),
+            "beside_bits": _held_out(self.beside),
         }
+        columns = {"bits": bits.tolist(), "wrong": wrong.tolist(), "calls": calls.tolist()}
+        each = zip(*columns.values(), strict=True)
+        return {"drafts": [common | {"sample": n} | dict(zip(columns, row, strict=True)) for n, row in enumerate(each)]}
 
-    def _exact(self, subject: Subject, bench: Bench, temperature: float) -> tuple[ExactBatch, LayerProblem, Tensor]:
+    def _exact(self, subject: Subject, bench: Bench, temperature: float) -> tuple[Any, LayerProblem, Tensor]:
         """The batch at a temperature, its one layer with the exact sample, and (B,) the sample's entropy in bits."""
-        drawn = bench.batch(subject, range(self.samples))
-        flow: Any = drawn.flow
-        batch = ExactBatch(flow.tempered(temperature), drawn.latents, drawn.labels)
+        drawn: Any = bench.batch(subject, range(self.samples))
+        flow = drawn.flow.tempered(temperature)
+        batch = ExactBatch(flow, drawn.latents, drawn.labels)
         (problem,) = batch.layers()
         if not temperature:
             return batch, problem, torch.zeros(len(batch))
-        log_p, _ = batch.flow.log_probabilities(batch.flow.to_images(problem.exact), batch.labels)
+        log_p, _ = flow.log_probabilities(flow.to_images(problem.exact), batch.labels)
         return batch, problem, torch.special.entr(log_p.double().exp()).sum(dim=2).mean(dim=1) / math.log(2)
 
 

@@ -58,7 +58,7 @@ class DiscreteTarget(ImageTarget):
             rows = slice(start, start + BATCH)
             labels = images.labels[rows] if network.num_classes and images.labels is not None else None
             clean = images.scaled(rows).to(network.device)
-            total += float(self.loss(network, clean, labels)) * len(clean)
+            total -= float(network.encode(clean, labels)[1].sum())
         return total / len(images) / math.log(2)
 
     def card_rows(self, network: Any, score: float, decode: Decode) -> list[tuple[str, str]]:
