@@ -24,7 +24,14 @@ def drafts(calls):
 
 def convergence():
     """Two wrong tokens of four after one iteration, one after two, none after three; a flow that falls tenfold."""
-    known = {"num_tokens": TOKENS + 1, "layer": 1, "initial": "zeros", "sample": 0, "dataset": "digits", "residual": 1.0}
+    known = {
+        "num_tokens": TOKENS + 1,
+        "layer": 1,
+        "initial": "zeros",
+        "sample": 0,
+        "dataset": "digits",
+        "residual": 1.0,
+    }
     wrong = [4, 2, 1, 0]
     ours = [
         known | {"checkpoint": "discrete-digits", "cell_id": "a", "iteration": t, "error_inf": float(n > 0),

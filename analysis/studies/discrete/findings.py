@@ -141,10 +141,9 @@ def draw_convergence(wrong: pd.DataFrame, continuous: pd.DataFrame) -> Figure:
     with panels(7.6, 3.3, 2) as (fig, axes, handles):
         discrete, smooth = axes
         blue, orange = palette(2)
-        marks = {"tokens still wrong": ("wrong", {"color": blue, "marker": "o", "ms": 3})}
-        marks["samples exact"] = ("exact", {"color": orange, "ls": "--"})
-        for name, (column, style) in marks.items():
-            (handles[name],) = discrete.plot(wrong["iteration"], wrong[column], **style)
+        steps = wrong["iteration"]
+        (handles["tokens still wrong"],) = discrete.plot(steps, wrong["wrong"], color=blue, marker="o", ms=3)
+        (handles["samples exact"],) = discrete.plot(steps, wrong["exact"], color=orange, ls="--")
         discrete.set(title="discrete tokens", xlabel="iteration", ylabel="share", ylim=(0, 1.02))
         lines = layer_lines(sorted(continuous["layer"].unique()))
         for layer, rows in continuous[continuous["error"] > FLOOR].groupby("layer"):
