@@ -8,6 +8,7 @@ from harness.decoders.exact import ExactBatch
 from harness.errors import HarnessError
 from harness.flows.coupled import coupled_discrete, coupled_tarflow
 from harness.measure.cells import Subject
+from harness.measure.probes.crm import Crm
 from harness.measure.probes.drafts import ABOVE, GUESSES, Drafts, iterate
 
 
@@ -57,3 +58,10 @@ def test_flows_without_discrete_tokens_and_unknown_guesses_are_told():
         Drafts(guesses=("oracle",)).units(coupled_discrete(), subject)
     units = Drafts(temperatures=(1.0,)).units(coupled_discrete(), subject)
     assert len(units) == 2 * len(GUESSES) - 1
+
+
+def test_crm_says_that_discrete_tokens_have_no_such_map():
+    subject = Subject.__new__(Subject)
+    object.__setattr__(subject, "checkpoint", "discrete-digits")
+    with pytest.raises(HarnessError, match="last linear map"):
+        Crm().units(coupled_discrete(), subject)
