@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.guesses import FLOOR, samples
+from analysis.figures.redundancy import probed
 from analysis.figures.style import INK, layer_lines, log_axis, palette, panels
 from analysis.load import Runs
 from analysis.published import published
@@ -26,7 +27,7 @@ MARKERS = "os^Dv"
 
 def findings(runs: Runs) -> Findings:
     """Medians over samples; calls are of one sample alone, a batch takes as many as its slowest."""
-    rows = runs.table("drafts")
+    rows = probed(runs, "drafts", "drafts")
     drafts, cells, times = summary(rows), deterministic(runs), speed(runs)
     wrong, continuous = _curves(runs, int(rows["levels"].iloc[0]))
     warm = drafts[drafts["temperature"] == TEMPERATURE].sort_values("calls", kind="stable")
