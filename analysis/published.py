@@ -1,4 +1,6 @@
-"""The paper's own figures, set beside ours as a reference: other flows, other hardware, never mixed into a result.
+"""Published figures, set beside ours as a reference: other flows, other hardware, never mixed into a result.
+
+They are the paper's own, and of the key `language-models` those of others, by their source.
 
 "Accelerating Inference of Discrete Autoregressive Normalizing Flows by Selective Jacobi Decoding",
 arXiv 2505.24791, TMLR 2026. tau = 0.5, batch 256 over two L40S GPUs, FID against the whole training set.

@@ -11,12 +11,13 @@ from harness.decoders import decoders
 from harness.errors import unknown
 from harness.flows import CausalFlow, load_flow
 from harness.flows.checkpoints import shipped
-from harness.flows.coupled import coupled_tarflow
+from harness.flows.coupled import coupled_discrete, coupled_tarflow
 from harness.registry import first_line
 
 CONTRACT_FLOWS: dict[str, Callable[[int], CausalFlow]] = {
     "coupled": coupled_tarflow,
     "coupled-classes": lambda seed: coupled_tarflow(seed, num_classes=4),
+    "coupled-discrete": coupled_discrete,
 }
 """Small random flows by name, from a seed."""
 

@@ -1,4 +1,4 @@
-"""Small random TarFlows whose tokens depend strongly on each other: what contracts are checked on.
+"""Small random flows whose tokens depend strongly on each other: what contracts are checked on.
 
 A TarFlow as initialised is nearly the identity (its last projection is zero), so any decoder would be exact on it.
 Here that projection is random, and Jacobi iteration needs most of its L - 1 steps to become exact.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from harness.flows.discrete import DiscreteFlow
 from harness.flows.tarflow import TarFlow, TarFlowConfig
 
 SHIFT_GAIN = 0.8
@@ -45,4 +46,15 @@ def coupled_tarflow(seed: int = 0, num_classes: int = 0, blocks: int = 3) -> Tar
             if block.class_embed is not None:
                 nn.init.normal_(block.class_embed, std=0.5)  # so that labels matter
         nn.init.uniform_(flow.var, 0.5, 1.5)  # so that a decoder that forgets the prior's scale is found out
+    return flow.requires_grad_(False).eval()
+
+
+def coupled_discrete(seed: int = 0, num_classes: int = 4) -> DiscreteFlow:
+    """A random model of 4x4 images of 17 levels, whose layer is not affine: L = 17 tokens of D = 17 numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        flow = DiscreteFlow(torch.linspace(-1, 1, 17), torch.zeros(17, 1, 4, 4), 32, 2, num_classes)
+        nn.init.normal_(flow.layer.proj_out.weight, std=0.5)
+        for weight in (flow.layer.embed, flow.layer.pos_embed, flow.layer.class_embed):
+            nn.init.normal_(weight, std=1.0)  # type: ignore[arg-type]
     return flow.requires_grad_(False).eval()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.errors import CheckpointError, HarnessError
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Kept
 
 
@@ -16,6 +17,34 @@ def nonfinite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor with a number that is NaN or infinite, or None where there is none."""
     floating = ((name, tensor) for name, tensor in tensors.items() if tensor.is_floating_point())
     return next((n for n, t in floating if not (t if t.itemsize > 1 else t.float()).isfinite().all()), None)
+
+
+def dimensions(shape: Iterable[int]) -> str:
+    """A shape in words, as errors tell it."""
+    return " x ".join(map(str, shape))
+
+
+def assign(module: nn.Module, state: Mapping[str, Tensor], title: str) -> None:
+    """Let a module use the tensors of a state dict as they are; a `CheckpointError` where they are not its own."""
+    wanted = module.state_dict()
+    if missing := sorted(set(wanted) - set(state)):
+        raise CheckpointError(f"{len(missing)} tensors are missing, the first is '{missing[0]}'")
+    if extra := sorted(set(state) - set(wanted)):
+        raise CheckpointError(f"{len(extra)} tensors belong to no {title}, the first is '{extra[0]}'")
+    for name, tensor in wanted.items():
+        if state[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"'{name}' has shape {dimensions(state[name].shape)}, expected {dimensions(tensor.shape)}"
+            )
+        if not state[name].is_floating_point():
+            raise CheckpointError(f"'{name}' holds {state[name].dtype}, expected floating-point numbers")
+    module.load_state_dict(state, assign=True)
+
+
+def embedding(*shape: int) -> nn.Parameter:
+    """Small normal numbers; none on the meta device, where drawing them would import torch's compiler."""
+    empty = torch.empty(shape)
+    return nn.Parameter(empty if empty.is_meta else nn.init.normal_(empty, std=1e-2))
 
 
 class LayerModule(nn.Module, CausalLayer):
@@ -61,6 +90,19 @@ class FlowModule(nn.Module, CausalFlow):
         device = generator.device if generator is not None else torch.device("cpu")
         shape = (n, self.num_tokens, self.token_dim)
         return torch.randn(shape, generator=generator, device=device).to(self.device, self.dtype)
+
+    def checked(self, labels: Tensor, batch: int) -> Tensor:
+        """Labels on the flow's device; a `HarnessError` where it has no classes, or these are none of its own."""
+        if not self.num_classes:
+            raise HarnessError("labels were given, but this flow has no classes")
+        labels = torch.as_tensor(labels, device=self.device)
+        if labels.shape != (batch,) or labels.is_floating_point():
+            raise HarnessError(f"expected {batch} integer labels, got {labels.dtype} of shape {tuple(labels.shape)}")
+        if int(labels.max()) >= self.num_classes:
+            raise HarnessError(
+                f"label {int(labels.max())} is out of range: this flow has classes 0 to {self.num_classes - 1}"
+            )
+        return labels
 
 
 class LayerWrapper(CausalLayer):

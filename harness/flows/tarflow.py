@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from harness.errors import CheckpointError, HarnessError
-from harness.flows.modules import FlowModule, LayerModule
+from harness.errors import HarnessError
+from harness.flows.modules import FlowModule, LayerModule, assign, dimensions, embedding
 from harness.flows.protocols import Condition, Explained, Guidance, Place, encode_tokens, flows
-from harness.flows.tarflow_shape import TarFlowConfig, dimensions, infer_config
+from harness.flows.tarflow_shape import TarFlowConfig, infer_config
 from harness.flows.transformer import Context, KeyValueCache, Placed, TransformerLayer, placed
 
 
@@ -32,10 +32,10 @@ class TarFlowLayer(LayerModule):
         self.head_dim, self.hidden_dim = config.head_dim, config.channels
         self.volume_preserving = config.volume_preserving
         self.proj_in = nn.Linear(self.token_dim, config.channels)
-        self.pos_embed = _embedding(self.num_tokens, config.channels)
+        self.pos_embed = embedding(self.num_tokens, config.channels)
         self.class_embed: nn.Parameter | None = None
         if config.num_classes:
-            self.class_embed = _embedding(config.num_classes, 1, config.channels)
+            self.class_embed = embedding(config.num_classes, 1, config.channels)
         self.attn_blocks = nn.ModuleList(
             TransformerLayer(config.channels, config.head_dim) for _ in range(config.depths[block])
         )
@@ -149,12 +149,6 @@ class TarFlowLayer(LayerModule):
         return torch.where((labels < 0)[:, None, None], mean, self.class_embed[labels.clamp(min=0)])
 
 
-def _embedding(*shape: int) -> nn.Parameter:
-    """Small normal numbers; none on the meta device, where drawing them would import torch's compiler."""
-    empty = torch.empty(shape)
-    return nn.Parameter(empty if empty.is_meta else nn.init.normal_(empty, std=1e-2))
-
-
 def _guide(both: Tensor, weight: float | Tensor | None) -> Tensor:
     """(2B, W, D) conditional and unconditional outputs -> (B, W, D) guided ones."""
     conditional, unconditional = both.chunk(2)
@@ -231,17 +225,7 @@ class TarFlow(FlowModule):
         if guidance is not None and not self.num_classes and guidance.temperature == 1.0:
             raise HarnessError("this flow has no classes, so guidance needs an attention temperature other than 1")
         if labels is not None:
-            if not self.num_classes:
-                raise HarnessError("labels were given, but this flow has no classes")
-            labels = torch.as_tensor(labels, device=self.var.device)
-            if labels.shape != (batch,) or labels.is_floating_point():
-                raise HarnessError(
-                    f"expected {batch} integer labels, got {labels.dtype} of shape {tuple(labels.shape)}"
-                )
-            if int(labels.max()) >= self.num_classes:
-                raise HarnessError(
-                    f"label {int(labels.max())} is out of range: this flow has classes 0 to {self.num_classes - 1}"
-                )
+            labels = self.checked(labels, batch)
         return Condition(labels, guidance)
 
     def mask_attention(self, condition: Condition, lags: range) -> Condition:
@@ -276,20 +260,7 @@ class TarFlow(FlowModule):
         config = infer_config(state, metadata)
         with torch.device("meta"):
             flow = cls(config)
-        wanted = flow.state_dict()
-        state = {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}
-        if missing := sorted(set(wanted) - set(state)):
-            raise CheckpointError(f"{len(missing)} tensors are missing, the first is '{missing[0]}'")
-        if extra := sorted(set(state) - set(wanted)):
-            raise CheckpointError(f"{len(extra)} tensors belong to no TarFlow, the first is '{extra[0]}'")
-        for name, tensor in wanted.items():
-            if state[name].shape != tensor.shape:
-                raise CheckpointError(
-                    f"'{name}' has shape {dimensions(state[name].shape)}, expected {dimensions(tensor.shape)}"
-                )
-            if not state[name].is_floating_point():
-                raise CheckpointError(f"'{name}' holds {state[name].dtype}, expected floating-point numbers")
-        flow.load_state_dict(state, assign=True)
+        assign(flow, {name: tensor for name, tensor in state.items() if not name.endswith(".attn_mask")}, "TarFlow")
         return flow.requires_grad_(False).eval()
 
 

@@ -5,13 +5,13 @@ What no tensor shows, the width of heads and an order that turns more seldom, is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isqrt
 
 from torch import Tensor
 
 from harness.errors import CheckpointError, HarnessError
+from harness.flows.modules import dimensions
 
 HEAD_DIM = 64
 
@@ -62,28 +62,13 @@ def infer_config(state: dict[str, Tensor], metadata: dict[str, str]) -> TarFlowC
     D is 3 * patch**2 or patch**2, which are never equal, and images are square, so nothing else is needed.
     """
 
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        if name not in state:
-            raise CheckpointError(f"tensor '{name}' is missing")
-        if state[name].ndim != ndim or 0 in state[name].shape:
-            raise CheckpointError(
-                f"'{name}' has shape {dimensions(state[name].shape)}, expected {ndim} dimensions, none empty"
-            )
-        return tuple(state[name].shape)
-
-    def count(prefix: str) -> int:
-        parts = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
-        if parts != {str(i) for i in range(len(parts))}:
-            raise CheckpointError(f"'{prefix}*' is not numbered 0, 1, 2, ...")
-        return len(parts)
-
-    num_tokens, token_dim = shape("var", 2)
-    channels, _ = shape("blocks.0.proj_in.weight", 2)
+    num_tokens, token_dim = shape_of(state, "var", 2)
+    channels, _ = shape_of(state, "blocks.0.proj_in.weight", 2)
     image_channels, patch = _factor_token(token_dim)
     grid = isqrt(num_tokens)
     if grid**2 != num_tokens:
         raise CheckpointError(f"{num_tokens} tokens do not make a square image")
-    outputs, _ = shape("blocks.0.proj_out.weight", 2)
+    outputs, _ = shape_of(state, "blocks.0.proj_out.weight", 2)
     if outputs not in (token_dim, 2 * token_dim):
         raise CheckpointError(f"'blocks.0.proj_out.weight' has {outputs} rows, expected {token_dim} or {2 * token_dim}")
     head_dim = metadata.get("head_dim", str(HEAD_DIM))
@@ -92,8 +77,8 @@ def infer_config(state: dict[str, Tensor], metadata: dict[str, str]) -> TarFlowC
     turn_every = metadata.get("turn_every", "1")
     if not turn_every.isdecimal() or int(turn_every) == 0:
         raise CheckpointError(f"it says that the order turns every {turn_every!r} blocks, expected 1 or more")
-    blocks = count("blocks.")
-    depths = tuple(count(f"blocks.{block}.attn_blocks.") for block in range(blocks))
+    blocks = count_of(state, "blocks.")
+    depths = tuple(count_of(state, f"blocks.{block}.attn_blocks.") for block in range(blocks))
     return TarFlowConfig(
         image_channels=image_channels,
         image_size=grid * patch,
@@ -101,11 +86,30 @@ def infer_config(state: dict[str, Tensor], metadata: dict[str, str]) -> TarFlowC
         channels=channels,
         blocks=blocks,
         layers_per_block=depths[0] if len(set(depths)) == 1 else depths,
-        num_classes=shape("blocks.0.class_embed", 3)[0] if "blocks.0.class_embed" in state else 0,
+        num_classes=shape_of(state, "blocks.0.class_embed", 3)[0] if "blocks.0.class_embed" in state else 0,
         volume_preserving=outputs == token_dim,
         head_dim=int(head_dim),
         turn_every=int(turn_every),
     )
+
+
+def shape_of(state: dict[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
+    """The shape of a tensor that must be there, with so many dimensions."""
+    if name not in state:
+        raise CheckpointError(f"tensor '{name}' is missing")
+    if state[name].ndim != ndim or 0 in state[name].shape:
+        raise CheckpointError(
+            f"'{name}' has shape {dimensions(state[name].shape)}, expected {ndim} dimensions, none empty"
+        )
+    return tuple(state[name].shape)
+
+
+def count_of(state: dict[str, Tensor], prefix: str) -> int:
+    """How many numbered parts the names below a prefix tell of."""
+    parts = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
+    if parts != {str(i) for i in range(len(parts))}:
+        raise CheckpointError(f"'{prefix}*' is not numbered 0, 1, 2, ...")
+    return len(parts)
 
 
 def _factor_token(token_dim: int) -> tuple[int, int]:
@@ -115,8 +119,3 @@ def _factor_token(token_dim: int) -> tuple[int, int]:
         if image_channels * patch**2 == token_dim:
             return image_channels, patch
     raise CheckpointError(f"{token_dim} numbers a token are neither patch**2 nor 3 * patch**2")
-
-
-def dimensions(shape: Iterable[int]) -> str:
-    """A shape in words, as errors tell it."""
-    return " x ".join(map(str, shape))

@@ -106,8 +106,8 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:g}pct"
 
 
-class TarFlowTraining(TrainingConfig):
-    """A TarFlow of images; the defaults are those of arXiv 2412.06329 where it states one."""
+class ImageTraining(TrainingConfig):
+    """A model of images, and of their classes where there are any."""
 
     dataset: str
     size: Count | None = None
@@ -119,6 +119,10 @@ class TarFlowTraining(TrainingConfig):
     jitter: Annotated[Real, Field(ge=0)] = 0.0
     """Random affine distortions of the training images, see `data.distort`; 0 for none."""
     label_drop: Rate = 0.1
+
+
+class TarFlowTraining(ImageTraining):
+    """A TarFlow of images; the defaults are those of arXiv 2412.06329 where it states one."""
 
     # The flow; published names read patch-channels-blocks-layers.
     patch: Count
@@ -149,6 +153,14 @@ class TarFlowTraining(TrainingConfig):
     def depths(self) -> tuple[int, ...]:
         """Transformer layers of every block."""
         return (*self.layers, *[self.layers[-1]] * (self.blocks - len(self.layers)))
+
+
+class DiscreteTraining(ImageTraining):
+    """A model of pixels as discrete tokens, see `harness.flows.discrete`; nothing is added to its data."""
+
+    family: Literal["discrete"] = "discrete"
+    channels: Count
+    layers: Count
 
 
 class IsingTable(BaseModel):
@@ -184,7 +196,8 @@ class MafTraining(TrainingConfig):
         return self
 
 
-FAMILIES: dict[str, type[TarFlowTraining] | type[MafTraining]] = {"tarflow": TarFlowTraining, "maf": MafTraining}
+FlowTraining = TarFlowTraining | MafTraining | DiscreteTraining
+FAMILIES: dict[str, type[FlowTraining]] = {"tarflow": TarFlowTraining, "maf": MafTraining, "discrete": DiscreteTraining}
 """Configurations by the key `family`; without one it is a TarFlow."""
 
 
@@ -193,7 +206,7 @@ def shipped_configs() -> list[str]:
     return sorted(path.stem for path in ASSETS.glob("*.toml"))
 
 
-def read_config(name_or_path: str, **overrides: object) -> tuple[str, TarFlowTraining | MafTraining]:
+def read_config(name_or_path: str, **overrides: object) -> tuple[str, FlowTraining]:
     """The name and the configuration of a shipped training, or of a TOML file; overrides of None leave its values.
 
     No such configuration, no TOML, an unknown key, or a value out of range are a `HarnessError`.

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from harness.errors import CheckpointError, HarnessError
 from harness.files import locked, make_folder
-from harness.training.config import MafTraining, TarFlowTraining
+from harness.training.config import FlowTraining
 from harness.training.data import Batches
 from harness.training.folder import Row, TrainingFolder
 from harness.training.release import Release
@@ -45,7 +45,7 @@ class Objective(nn.Module):
 
 def train(
     name: str,
-    config: TarFlowTraining | MafTraining,
+    config: FlowTraining,
     folder: Path,
     decode: Decode,
     command: str,

@@ -238,6 +238,7 @@ def test_a_claim_without_a_verdict_waits_for_a_study_that_is_not_stored():
 
 
 LITTLE = {
+    "discrete": "`harness probe drafts` writes it",
     "memory": "no rows in memory_scaling, which it reads",
     "which_layers": "no rows in layer_sets, which it reads",
     "ujd_loss": "no rows in couplings",

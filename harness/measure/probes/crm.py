@@ -11,9 +11,10 @@ from torch import Tensor
 
 from harness.datasets import load_dataset
 from harness.decoders import build_decoder
-from harness.errors import unknown
+from harness.errors import HarnessError, unknown
 from harness.fitting.crm import layer_metrics
 from harness.flows import CausalFlow
+from harness.flows.protocols import ShowsOutputWeights
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit
@@ -60,6 +61,10 @@ class Crm(Probe):
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
         if self.data not in SOURCES:
             raise unknown("data", self.data, SOURCES)
+        if not all(isinstance(layer, ShowsOutputWeights) for layer in flow.layers):
+            raise HarnessError(
+                f"CRM needs the last linear map of a network, which '{subject.checkpoint}' does not show"
+            )
         return [Unit(f"forward pass over {self.samples} {self.data}", (subject,), tables=("crm",))]
 
     @torch.no_grad()

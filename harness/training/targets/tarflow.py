@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -10,40 +9,34 @@ import torch
 from accelerate.utils import reduce
 from torch import Tensor
 
-from harness.datasets import Images
 from harness.errors import HarnessError
 from harness.flows.protocols import CausalLayer, encode_tokens
 from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
 from harness.metrics.likelihood import draw_noise
 from harness.training.config import TarFlowTraining
-from harness.training.data import DISTURB, Batch, Epochs, distort, seeded
 from harness.training.inversion import inversion_error
 from harness.training.likelihood import NOTE, Splits
-from harness.training.targets.base import COLUMNS, ROWS, Decode, Samples, Target, draw_images
+from harness.training.targets.base import COLUMNS, Decode, ImageTarget, Samples
 
 DROPPED = 0.5
 """Share of a batch, whose rows are in a random order, that is learned without the nearest predecessors."""
 VAR_RATE = 0.1
 """Of the running mean of z**2, the learned prior of a volume-preserving flow, as in the published training."""
-ROOM = 0.25
-"""Share of a GPU's free memory that images may take there."""
 
 
-class TarFlowTarget(Target):
-    """Noisy images, mirrored, distorted and with a share of their labels dropped, as the configuration says."""
+class TarFlowTarget(ImageTarget):
+    """Noisy images."""
 
     config: TarFlowTraining
-    measure, unit, note, fused = "held_out_bits_per_dim", "held-out bits/dim", NOTE, True
+    note = NOTE
 
     def __init__(self, config: TarFlowTraining, splits: Splits) -> None:
-        self.config, self.splits, self.train = config, splits, splits.train
-        self.digest, self.tested = splits.train.digest, splits.tested
-        self.epochs = Epochs(len(splits.train), config)
         _, channels, height, width = splits.train.pixels.shape
         if height != width:
             raise HarnessError(
                 f"'{config.dataset}' holds images of {width}x{height}; TarFlow needs squares: give a size"
             )
+        super().__init__(config, splits)
         self.shape = TarFlowConfig(
             image_channels=channels,
             image_size=height,
@@ -51,45 +44,23 @@ class TarFlowTarget(Target):
             channels=config.channels,
             blocks=config.blocks,
             layers_per_block=config.layers[0] if len(set(config.depths)) == 1 else config.depths,
-            num_classes=splits.num_classes if config.conditional else 0,
+            num_classes=self.num_classes,
             volume_preserving=config.volume_preserving,
             turn_every=config.turn_every,
         )
         if config.drop_nearest >= self.shape.num_tokens:
             raise HarnessError(f"drop_nearest = {config.drop_nearest} leaves nothing of {self.shape.num_tokens} tokens")
-        if self.shape.num_classes:
-            splits.require_known_classes()
-        classes = f"{self.shape.num_classes} classes" if self.shape.num_classes else "unconditional"
         layers = "/".join(map(str, config.layers))
         self.description = (
             f"A TarFlow ({config.patch}-{config.channels}-{config.blocks}-{layers}: patch, channels, blocks, "
-            f"layers per block) of {channels} x {height} x {width} images, {classes}"
+            f"layers per block) of {channels} x {height} x {width} images, {self.classes}"
         )
 
     def network(self) -> TarFlow:
         return TarFlow(self.shape)
 
-    def place(self, device: torch.device) -> None:
-        pixels, labels = self.splits.train.pixels, self.splits.train.labels
-        if device.type == "cuda" and pixels.nbytes > ROOM * torch.cuda.mem_get_info(device)[0]:
-            return
-        self.device = device
-        self.train = Images(pixels.to(device), None if labels is None else labels.to(device))
-
-    def batch(self, step: int) -> Batch:
-        """Images (B, C, H, W) and labels (B,), -1 where a label is dropped or none is."""
-        config, train, rows = self.config, self.train, self.epochs.rows(step).to(self.device)
-        generator = seeded(config.seed, DISTURB, step, device=self.device)
-        images = train.scaled(rows)
-        if config.flip:
-            mirrored = torch.rand(len(rows), generator=generator, device=self.device) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        if config.jitter:
-            images = distort(images, config.jitter, generator)
-        images = images + draw_noise(images.shape, config, generator)
-        labels = torch.full_like(rows, -1) if train.labels is None else train.labels[rows]
-        kept = torch.rand(len(rows), generator=generator, device=self.device) >= config.label_drop
-        return images, labels.where(kept, -1)
+    def noisy(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return images + draw_noise(images.shape, self.config, generator)
 
     def loss(self, network: Any, *batch: Tensor) -> Tensor:
         images, labels = batch
@@ -118,36 +89,20 @@ class TarFlowTarget(Target):
     def evaluate(self, network: Any) -> float:
         return self.splits.held_out_bits_per_dim(network)
 
-    def flow(self, network: Any) -> TarFlow:
-        return network
-
     def metadata(self, facts: dict[str, Any]) -> dict[str, str]:
-        config, skipped = self.config, self.splits.skipped
-        return {
-            "dataset": config.dataset,
-            "dataset_digest": self.digest,
-            "sigma": str(config.sigma),
-            "noise": config.noise,
-            "seed": str(config.seed),
-            "command": facts["command"],
-            "config": json.dumps(facts["config"]),
-            **({"turn_every": str(config.turn_every)} if config.turn_every > 1 else {}),
-        } | ({"skipped_images": str(skipped)} if skipped else {})
+        known = {"sigma": str(self.config.sigma), "noise": self.config.noise}
+        turns = {"turn_every": str(self.config.turn_every)} if self.config.turn_every > 1 else {}
+        return super().metadata(facts) | known | turns
 
     def card_rows(self, network: Any, score: float, decode: Decode) -> list[tuple[str, str]]:
         return self.splits.card_rows(network, self.config.dataset, score)
 
     def samples(self, network: Any, decode: Decode) -> Samples:
         """A class to a row; to its right the same after one denoising step, if that is defined."""
-        config, labels = self.config, None
-        rows, caption = min(network.num_classes, 10) or ROWS, "unconditional"
-        if network.num_classes:
-            labels = torch.arange(rows).repeat_interleave(COLUMNS).to(network.var.device)
-            caption = "a class to a row"
-        images = draw_images(network, decode, config.seed, labels)
-        if config.noise != "gaussian":
-            return Samples(images, COLUMNS, caption)
-        denoised = network.denoise(images, config.sigma, labels)
-        pairs = torch.stack([batch.unflatten(0, (rows, COLUMNS)) for batch in (images, denoised)], dim=1)
-        caption += "; right half: the same after one denoising step"
+        drawn = super().samples(network, decode)
+        if self.config.noise != "gaussian":
+            return drawn
+        denoised = network.denoise(drawn.images, self.config.sigma, drawn.labels)
+        pairs = torch.stack([batch.unflatten(0, (-1, COLUMNS)) for batch in (drawn.images, denoised)], dim=1)
+        caption = f"{drawn.caption}; right half: the same after one denoising step"
         return Samples(pairs.flatten(0, 2), 2 * COLUMNS, caption)
