@@ -23,8 +23,9 @@ from harness.decoders.calibration import find_calibration
 from harness.decoders.solver import solve_sequential, solve_windows
 from harness.decoders.trace import Certificate, Laps, LayerTrace, Ratio
 from harness.decoders.windows import Blocks
+from harness.flows.calls import invert
 from harness.flows.modules import LayerWrapper
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition, invert
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition
 
 SHARES = (0.5, 0.1, 0.02)
 """Of the tolerance: the RMS of a sample's last update in a layer, round by round of polishing. After them the samples

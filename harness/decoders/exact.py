@@ -13,7 +13,8 @@ from torch import Tensor
 from harness.decoders.decoder import Decoder, DecodeResult
 from harness.decoders.sequential import Sequential
 from harness.decoders.solver import solve_sequential
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Explained, Guidance, jacobi_update
+from harness.flows.calls import jacobi_update
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition, Explained, Guidance
 
 TOGETHER, TOKENS = 64, 2**16
 """Samples of a network call where only results matter, on a CPU; tokens of one on a GPU, which fewer do not fill."""

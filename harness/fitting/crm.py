@@ -19,7 +19,8 @@ from torch import Tensor
 from harness.decoders.calibration import LayerMetrics
 from harness.decoders.exact import ExactBatch
 from harness.errors import HarnessError
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition, ShowsOutputWeights, jacobi_update
+from harness.flows.calls import jacobi_update
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition, ShowsOutputWeights
 
 SAMPLES = 64
 """Exact samples that stand in for data where a calibration is made."""

@@ -7,7 +7,7 @@ to the Gaussian prior and the first one inverted; `block` is the checkpoint's ow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -262,53 +262,6 @@ def affine_update(inputs: Tensor, log_scale: Tensor, shift: Tensor, start: int) 
     target = inputs[:, start + 1 : start + 1 + log_scale.shape[1]]
     count = target.shape[1]
     return torch.addcmul(shift[:, :count], target, log_scale[:, :count].exp())
-
-
-def jacobi_update(layer: CausalLayer, inputs: Tensor, tokens: Tensor, condition: Condition) -> Tensor:
-    """One Jacobi iteration of a whole layer: (B, L, D) z_in and tokens -> (B, L, D) tokens."""
-    return torch.cat([inputs[:, :1], layer.update(inputs, tokens[:, :-1], None, 0, condition)], dim=1)
-
-
-def invert(layer: CausalLayer, tokens: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-    """A layer's inputs from its outputs, by one call: ``z_in = (x - shift) * exp(-log_scale)``.
-
-    Args:
-        tokens: (B, L, D) outputs, in the layer's own order.
-
-    Returns:
-        z_in, (B, L, D), and log_scale, (B, L - 1, D), of all tokens but the first, which is passed through.
-    """
-    log_scale, shift = layer.affine(tokens[:, :-1], None, 0, condition)
-    z = (tokens[:, 1:] - shift) * torch.exp(-log_scale)
-    return torch.cat([tokens[:, :1], z], dim=1), log_scale
-
-
-def encode_tokens(
-    layers: Sequence[CausalLayer],
-    tokens: Tensor,
-    condition: Condition,
-    see: Callable[[CausalLayer, Tensor, Tensor], None] = lambda layer, inputs, exact: None,
-) -> tuple[Tensor, Tensor]:
-    """Data to noise through every layer: one network call each, see `invert`.
-
-    Args:
-        layers: in decoding order.
-        tokens: (B, L, D) data in raster order.
-        see: shown every layer with its z_in and its output, (B, L, D) in its own order: what a decoder of the layer
-            would be given, and should find.
-
-    Returns:
-        latents (B, L, D) and logdet (B,), the sum over layers of ``-mean(log_scale)`` over tokens and channels; token
-        0, which is passed through, counts as 0.
-    """
-    logdet = tokens.new_zeros(len(tokens))
-    for layer in reversed(layers):
-        exact = layer.arrange(tokens)
-        inputs, log_scale = invert(layer, exact, condition)
-        see(layer, inputs, exact)
-        tokens = layer.restore(inputs)
-        logdet = logdet - log_scale.sum(dim=(1, 2)) / (layer.num_tokens * layer.token_dim)
-    return tokens, logdet
 
 
 flows: Registry[Any] = Registry("flow", package="harness.flows", group="harness.flows")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import HarnessError
+from harness.flows.calls import encode_tokens
 from harness.flows.modules import FlowModule, LayerModule, assign, dimensions, embedding
-from harness.flows.protocols import Condition, Explained, Guidance, Place, encode_tokens, flows
+from harness.flows.protocols import Condition, Explained, Guidance, Place, flows
 from harness.flows.tarflow_shape import TarFlowConfig, infer_config
 from harness.flows.transformer import Context, KeyValueCache, Placed, TransformerLayer, placed
 

@@ -26,10 +26,11 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
+from harness.flows.calls import encode_tokens
 from harness.flows.ising import Ising
 from harness.flows.masked import ACTIVATIONS, ActivationCache, MaskedNetwork
 from harness.flows.modules import FlowModule, LayerModule
-from harness.flows.protocols import Condition, Guidance, encode_tokens, flows
+from harness.flows.protocols import Condition, Guidance, flows
 from harness.options import reason
 
 METADATA_KEY = "zuko"

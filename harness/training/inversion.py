@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.flows.protocols import CausalLayer, Condition, jacobi_update
+from harness.flows.calls import jacobi_update
+from harness.flows.protocols import CausalLayer, Condition
 
 LEAST = 1e-6
 """Variance that a number is taken to have at the least."""

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from harness.decoders import Guidance, build_decoder
 from harness.errors import CheckpointError, HarnessError
 from harness.flows import load_flow
+from harness.flows.calls import jacobi_update
 from harness.flows.coupled import coupled_discrete
 from harness.flows.discrete import DiscreteFlow, gumbel, normal
-from harness.flows.protocols import jacobi_update
 
 
 @pytest.fixture(scope="module")

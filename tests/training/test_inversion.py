@@ -12,7 +12,7 @@ from harness.cli.fit import _settings
 from harness.datasets import load_dataset
 from harness.errors import CheckpointError, HarnessError
 from harness.flows import load_flow
-from harness.flows.protocols import encode_tokens
+from harness.flows.calls import encode_tokens
 from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
 from harness.measure.probes.shapes import network_columns
 from harness.training.config import TarFlowTraining

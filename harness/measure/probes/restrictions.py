@@ -10,7 +10,8 @@ from torch import Tensor
 
 from harness.decoders.sequential import solve_sequential
 from harness.errors import HarnessError, unknown
-from harness.flows.protocols import CausalFlow, CausalLayer, Condition, MasksAttention, jacobi_update
+from harness.flows.calls import jacobi_update
+from harness.flows.protocols import CausalFlow, CausalLayer, Condition, MasksAttention
 
 READINGS = ("attention", "attention-self", "input")
 

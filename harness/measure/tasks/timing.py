@@ -14,10 +14,10 @@ import torch
 from harness.decoders import build_decoder
 from harness.decoders.exact import ExactBatch
 from harness.flows import CausalFlow
+from harness.flows.calls import encode_tokens
 from harness.flows.compiled import network_of
 from harness.flows.graphs import captures, graphs_of
 from harness.flows.precision import products
-from harness.flows.protocols import encode_tokens
 from harness.measure.cells import BASELINE, Cell, groups
 from harness.measure.units import Attempt, Bench, Rows, Unit, denoise, nonfinite_retries, require_finite
 from harness.measure.workers.device_state import watch

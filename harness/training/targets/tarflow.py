@@ -10,7 +10,8 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from harness.errors import HarnessError
-from harness.flows.protocols import CausalLayer, encode_tokens
+from harness.flows.calls import encode_tokens
+from harness.flows.protocols import CausalLayer
 from harness.flows.tarflow import TarFlow, TarFlowConfig, negative_log_likelihood
 from harness.metrics.likelihood import draw_noise
 from harness.training.config import TarFlowTraining
