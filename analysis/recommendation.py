@@ -63,9 +63,12 @@ def recommendation(run: Run, setting: Mapping[str, Any], group: pd.DataFrame) ->
 
 
 def best_of(group: pd.DataFrame) -> dict[Any, Any] | None:
-    """The fastest decoder that is faster than sequential and valid: one that was not judged is not recommended."""
-    faster = group[group["valid"].eq(VALID) & group["speedup"].gt(1) & group["decoder"].ne(BASELINE)]
-    return None if faster.empty else faster.nlargest(1, "speedup").to_dict("records")[0]
+    """The fastest valid decoder that is faster than sequential, or undecided where none is valid; none not judged."""
+    faster = group[group["speedup"].gt(1) & group["decoder"].ne(BASELINE)]
+    for state in (VALID, UNDECIDED):
+        if (judged := faster["valid"].eq(state)).any():
+            return faster[judged].nlargest(1, "speedup").to_dict("records")[0]
+    return None
 
 
 def _no_other(group: pd.DataFrame) -> str:
@@ -77,8 +80,6 @@ def _no_other(group: pd.DataFrame) -> str:
         return f"no speed-up to tell, since {BASELINE}, which the others are compared with, is not among the cells here"
     if others["speedup"].isna().all():
         return f"no speed-up to tell, since no round here was ended well by {BASELINE} and another decoder"
-    if (others["speedup"].gt(1) & others["valid"].eq(UNDECIDED)).any():
-        return f"another decoder is faster than {BASELINE} here, but whether it is valid these samples do not decide"
     if others[others["speedup"].gt(1)]["valid"].isna().any():
         return f"another decoder is faster than {BASELINE} here, but whether it is valid was not measured"
     return f"no other decoder is faster than {BASELINE} and valid here"
@@ -87,7 +88,8 @@ def _no_other(group: pd.DataFrame) -> str:
 def _figures(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> list[str]:
     words = f"{_times(*(best[name] for name in ('speedup', 'low', 'high', 'coverage')))} faster than sequential"
     unsure = " (its interval includes 1)" if best["low"] <= 1 else ""
-    return [words + unsure, _over_rival(run, best, group), _deviation(best), _fid(run, best, group)]
+    doubt = [f"whether it is valid is undecided ({best['why']})"] if best["valid"] == UNDECIDED else []
+    return [words + unsure, _over_rival(run, best, group), _deviation(best), _fid(run, best, group), *doubt]
 
 
 def _over_rival(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> str:

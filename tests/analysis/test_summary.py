@@ -141,13 +141,13 @@ def test_what_is_absent_is_no_verdict(tmp_path, changes, said):
     assert said in text and ("no other decoder is faster" in text) == ("no other decoder is faster" in said)
 
 
-def test_what_the_samples_do_not_decide_is_said_with_its_reason_and_not_recommended(tmp_path):
+def test_what_the_samples_do_not_decide_is_said_with_its_reason_also_where_it_is_recommended(tmp_path):
     run = stored(tmp_path / "run", left_out=["sejd"], samples=100)
     frame = summarise(run).set_index("label")
     assert frame["valid"].tolist()[:3] == ["valid", "undecided", "invalid"], "sequential is what it is compared with"
     text = " ".join(printed(run).split())
     assert "? fast tau 0.5: undecided, FID +0.0% (100 samples are too few), allowed +5%." in text
-    assert "whether it is valid these samples do not decide" in text
+    assert "whether it is valid is undecided (FID +0.0% (100 samples are too few), allowed +5%)" in text
     assert "deviation 0.3 (0.27 to 0.33), allowed 0.1" in frame["why"]["sloppy"]
 
 
