@@ -72,7 +72,7 @@ def test_the_study_is_measured_and_told(folder, monkeypatch):
     text = Path("results/studies/few-steps.md").read_text(encoding="utf-8")
     assert re.search(r"Layer 2 takes \d+ iterations", text) and "| sejd | 2 |" in text
     claims = Path("results/studies/README.md").read_text(encoding="utf-8")
-    assert re.search(r"\| own claim \| study few-steps \| settles early \| \*\*(dis)?agree\*\*", claims)
+    assert re.search(r"\*own claim, study few-steps\*: settles early \*\*(dis)?agree\*\*", claims)
 
 
 def test_the_matrix_expands(folder):

@@ -18,7 +18,8 @@ RATE = {1: 0.5, 2: 0.25, 3: 0.09}
 START = {"zeros": 1.0, "normal": 2.0, "input": 0.25}
 TURN = {"attention": {1: 0.4, 2: 0.04, 3: 0.02}, "input": {1: 0.2, 2: 0.18, 3: 0.19}}
 """1 - cosine at o = 1, by reading and layer."""
-FID = {"attention": 2.0, "input": 30.0}
+FID = {"attention": 0.5, "input": 30.0}
+"""Added to the flow's; noise and blur that leave images plain add 0.96."""
 
 
 def identity(checkpoint="flow", code="v1", **extra):
@@ -99,7 +100,7 @@ def redundancy_rows(samples=8, shift=0.0, **of):
                         "cosine_p90": cosine, "l2": 1 - cosine, "l2_p10": 1 - cosine, "l2_p90": 1 - cosine,
                         "l2_relative": 1 - cosine, "fid": 1.0 + FID[reading] * (o > 0) if last else None,
                         "leak": None if o == 0 or scope == "all" else 0.9 if reading == "attention" else 0.0,
-                        "fid_features": "network" if last else None, "num_samples": samples,
+                        "fid_features": "features-digits" if last else None, "num_samples": samples,
                     }  # fmt: skip
 
 
@@ -236,7 +237,7 @@ def test_the_redundancy_study_says_which_reading_fits(folder):
     assert fits.loc["attention", "times_least"] == pytest.approx(10)
     assert list(found.values["both"]) == ["attention", "input"] and found.values["both"]["attention"] == ["digits"]
     verdicts = {claim.claim: claim.agrees for claim in found.claims}
-    assert verdicts == {"redundancy-first-layer": True, "redundancy-images": True}
+    assert verdicts == {"redundancy-first-layer": True, "redundancy-images": "undecided"}, "of 8 samples"
 
 
 def test_the_convergence_study_finds_the_known_rates_and_judges_by_them(folder):

@@ -134,7 +134,7 @@ def test_the_schema_of_a_matrix_is_json():
         (["check", "seq"], ["sequential"]),
         (["probe", "red"], ["redundancy"]),
         (["probe", "redundancy", "digi"], ["digits"]),
-        (["study", "t"], ["tau"]),
+        (["study", "t"], ["tau", "training"]),
         (["study", "al"], ["all"]),
         (["list", "dec"], ["decoders"]),
         (["list", "decoders", "sej"], ["sejd"]),

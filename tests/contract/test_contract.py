@@ -78,7 +78,7 @@ def test_learned_corrections_keep_every_clause(decoder, clause, flows):
         ("IgnoresGuidance", {"condition"}),
         ("Tireless", {"bounds"}),
         ("Cropped", {"shapes"}),
-        ("SeesTheTap", {"trace", "memory"}),
+        ("SeesTheTap", {"trace", "memory", "certificate"}),
         ("ClaimsLittle", {"memory"}),
         ("Flatters", {"certificate"}),
         ("Raises", set(CLAUSES) - {"prefix"}),

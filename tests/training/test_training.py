@@ -148,14 +148,15 @@ def test_bits_per_dim_do_not_depend_on_the_batch_size() -> None:
     )
 
 
-def test_bits_per_dim_are_the_mean_of_several_draws_of_noise(monkeypatch) -> None:
+def test_bits_per_dim_are_the_mean_of_several_draws_of_noise() -> None:
     images = Images(torch.randint(0, 256, (7, 1, 4, 4), dtype=torch.uint8))
     levels, flow = to_unit(torch.arange(256, dtype=torch.uint8)), small_flow()
 
     def spread(draws: int) -> float:
-        monkeypatch.setattr("harness.training.likelihood.DRAWS", draws)
         configs = (TarFlowTraining.model_validate(TINY | {"seed": seed}) for seed in range(24))
-        return float(torch.tensor([bits_per_dim(flow, images, levels, config) for config in configs]).std())
+        return float(
+            torch.tensor([bits_per_dim(flow, images, levels, config, draws=draws) for config in configs]).std()
+        )
 
     assert spread(4) < 0.7 * spread(1), "half as much, by the square root of four"
 
@@ -332,7 +333,7 @@ def test_images_are_kept_where_they_fit(monkeypatch) -> None:
 def test_the_configuration_of_the_papers_shape_is_shipped() -> None:
     _, config = read_config("cifar10-paper")
     assert isinstance(config, TarFlowTraining)
-    assert (config.patch, config.channels, config.blocks, config.layers) == (2, 256, 6, 6)
+    assert (config.patch, config.channels, config.blocks, config.depths) == (2, 256, 6, (6,) * 6)
     assert config.learning_rate_at(299 + int(0.3 * 1942)) == 8e-4 > config.learning_rate_at(1000)
 
 
