@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -197,8 +198,8 @@ def test_calibration_is_stored_beside_the_checkpoint_and_found_again(checkpoint)
     again = calibrate(flow, samples=32, digest=checkpoint_digest(checkpoint))
     assert again.content == stored.content and again.metrics == stored.metrics
     for fit, kept in zip(again.layers, stored.layers, strict=True):
-        assert torch.equal(fit.guess.map.weight, kept.guess.map.weight)
-        assert all(map(torch.equal, weights(fit), weights(kept)))
+        near = partial(torch.allclose, atol=1e-3)  # a file keeps half precision
+        assert near(fit.guess.map.weight, kept.guess.map.weight) and all(map(near, weights(fit), weights(kept)))
     build_decoder("fitted").decode(flow, latents_of(flow))
 
 
@@ -347,7 +348,7 @@ def test_learned_corrections_are_stored_and_named_by_what_reads_them(checkpoint,
         build_decoder("fitted", correction="learned", calibration=fits).decode(flow, latents_of(flow)).tokens
         for fits in (both, again)
     ]
-    assert torch.equal(*results)
+    torch.testing.assert_close(*results, atol=1e-2, rtol=0)  # a file keeps half precision
 
 
 def test_what_may_be_learned_is_bounded_in_time(flow):
