@@ -142,7 +142,9 @@ def test_what_is_absent_is_no_verdict(tmp_path, changes, said):
 
 
 def test_what_the_samples_do_not_decide_is_said_with_its_reason_also_where_it_is_recommended(tmp_path):
-    run = stored(tmp_path / "run", left_out=["sejd"], samples=100)
+    alone = " ".join(printed(stored(tmp_path / "alone", left_out=["sejd"], samples=100)).split())
+    assert "whether it is valid these samples do not decide" in alone
+    run = stored(tmp_path / "run", samples=100)
     frame = summarise(run).set_index("label")
     assert frame["valid"].tolist()[:3] == ["valid", "undecided", "invalid"], "sequential is what it is compared with"
     text = " ".join(printed(run).split())
