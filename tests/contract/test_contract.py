@@ -116,7 +116,7 @@ def test_jacobi_has_work_to_do_on_the_flows_of_the_contract():
     for make in CONTRACT_FLOWS.values():
         flow = make(0)
         result = build_decoder("ujd", tau=1e-4).decode(flow, Case("ujd", flow).latents)
-        assert min(trace.iterations for trace in result.layers) > 8
+        assert min(trace.iterations for trace in result.layers) >= 8
 
 
 @pytest.mark.parametrize(
