@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 
 from harness.decoders import build_decoder
 from harness.decoders.decoder import ScheduleRequest
+from harness.errors import HarnessError
 from harness.fitting.calibrate import LEARN_S, samples_of
 from harness.flows.checkpoints import load_flow
 from harness.flows.protocols import CausalFlow
@@ -90,7 +92,7 @@ def plan_probe(name: str, probe: Probe, checkpoint: str, weights: str | None = N
     """What `run_probe` would measure."""
     subject = subject_of(probe, checkpoint, None, "cpu", weights=weights)
     flow = subject.load()
-    missing = [one for decoder, batch in probe.reads() for one in to_be_made(decoder.missing(flow, batch), flow)]
+    missing = [one for decoder, batch in probe.reads() for one in to_be_made(decoder.needs(flow, batch), flow)]
     return Plan(
         f"probe {name} on {checkpoint}", f"{len(probe.units(flow, subject))} units", missing=(*dict.fromkeys(missing),)
     )
@@ -144,8 +146,8 @@ def to_be_made(needs: Iterable[Any], flow: CausalFlow) -> Iterator[str]:
 
 def _lacking(cell: Cell) -> Iterator[str]:
     decoder = cell.build()
-    if decoder.reads_fits:
-        flow = load_flow(cell.checkpoint_path)
+    if decoder.reads:
+        flow = cell.load()
         yield from to_be_made(decoder.needs(flow, cell.batch_size), flow)
 
 
@@ -183,7 +185,9 @@ class _Times:
         return float(rows.loc[rows["batch_size"] == batch, "wall_s"].median() * count / batch) if len(rows) else None
 
 
-def _stored() -> list[Run]:
-    """The runs stored with the code."""
+def _stored() -> Iterator[Run]:
+    """The runs stored with the code; other files of this name below the working folder are none."""
     roots = {root.resolve() for root in RESULTS if root.is_dir()}
-    return [read_run(path.parent) for root in sorted(roots) for path in sorted(root.rglob(MANIFEST))]
+    for path in sorted(path for root in roots for path in root.rglob(MANIFEST)):
+        with suppress(HarnessError):
+            yield read_run(path.parent)

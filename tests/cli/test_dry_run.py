@@ -10,7 +10,8 @@ from analysis.studies.stored import store_took, took
 from harness.cli import app
 from harness.measure.expand import expand
 from harness.measure.matrix import build_matrix
-from harness.measure.planning import plan_matrix
+from harness.measure.planning import plan_matrix, plan_probe
+from harness.measure.probes.probe import build_probe
 from harness.measure.run_matrix import run_matrix
 from harness.progress import SILENT
 from harness.runs.store import Run, read_run
@@ -71,6 +72,15 @@ def test_a_plan_counts_the_decodes_and_what_is_left_of_them(tiny_checkpoint, tmp
     assert {cell.cell_id for cell in expand(more)} == {cell.cell_id for cell in expand(matrix(tiny_checkpoint))}
     left = plan_matrix(more, tmp_path / "run", resume=True)
     assert left.size == "2 cells, 4 decodes" and left.seconds > 0 and not left.untimed
+
+
+def test_what_certificates_are_calibrated_by_is_missing_too(tiny_checkpoint):
+    Path("results").mkdir()
+    Path("results/manifest.json").write_text('{"name": "of something else"}')
+    made = f"calibration of {tiny_checkpoint.stem}; it is made first"
+    certified = matrix(tiny_checkpoint, decoders=[{"name": "sequential"}, {"name": "ujd", "certify": 0.01}])
+    assert made in plan_matrix(certified, Path("run")).missing
+    assert made in plan_probe("certificate", build_probe("certificate", decoders="ujd"), str(tiny_checkpoint)).missing
 
 
 def test_a_checkpoint_that_is_not_there_is_missing():
