@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -102,12 +103,11 @@ class Drafts(Probe):
         common = {
             **unit.key,
             "levels": batch.flow.token_dim,
-            "held_out_bits": _held_out(subject.checkpoint),
-            "beside_bits": _held_out(self.beside),
+            "held_out_bits": _held_out(Path(subject.checkpoint_path)),
+            "beside_bits": _held_out(checkpoint_path(self.beside)),
         }
-        columns = {"bits": bits.tolist(), "wrong": wrong.tolist(), "calls": calls.tolist()}
-        each = zip(*columns.values(), strict=True)
-        return {"drafts": [common | {"sample": n} | dict(zip(columns, row, strict=True)) for n, row in enumerate(each)]}
+        each = enumerate(zip(bits.tolist(), wrong.tolist(), calls.tolist(), strict=True))
+        return {"drafts": [common | {"sample": n, "bits": b, "wrong": w, "calls": c} for n, (b, w, c) in each]}
 
     def _exact(self, subject: Subject, bench: Bench, temperature: float) -> tuple[Any, LayerProblem, Tensor]:
         """The batch at a temperature, its one layer with the exact sample, and (B,) the sample's entropy in bits."""
@@ -155,6 +155,6 @@ def _unigrams(flow: DiscreteFlow, inputs: Tensor) -> Tensor:
     return alone + flow.layer.temperature * gumbel(inputs)
 
 
-def _held_out(checkpoint: str) -> float | None:
-    stated = read_metadata(checkpoint_path(checkpoint)).get("held_out_bits_per_dim")
+def _held_out(checkpoint: Path) -> float | None:
+    stated = read_metadata(checkpoint).get("held_out_bits_per_dim")
     return float(stated) if stated else None

@@ -1,15 +1,20 @@
 """The probe of first guesses: its calls are those that decoders make."""
 
+import shutil
+
 import pytest
 import torch
 
 from harness.decoders import build_decoder
 from harness.decoders.exact import ExactBatch
 from harness.errors import HarnessError
+from harness.flows.checkpoints import checkpoint_path
 from harness.flows.coupled import coupled_discrete, coupled_tarflow
 from harness.measure.cells import Subject
 from harness.measure.probes.crm import Crm
 from harness.measure.probes.drafts import ABOVE, GUESSES, Drafts, iterate
+from harness.measure.run_probe import subject_of
+from harness.measure.units import Bench
 
 
 @pytest.fixture(params=[0.0, 1.0])
@@ -47,6 +52,14 @@ def test_a_row_is_begun_from_the_one_above(batch):
     start, _ = iterate(problem, torch.zeros_like(problem.exact), 4, above=True)
     assert torch.equal(start[:, 5:], problem.exact[:, 1:-4])
     assert (start[:, 1:5, 0] == 1).all()
+
+
+def test_a_checkpoint_given_by_its_path_has_held_out_bits_too(tmp_path):
+    path = shutil.copy(checkpoint_path("discrete-digits"), tmp_path / "mine.safetensors")
+    probe, bench = Drafts(samples=1, temperatures=(1.0,), guesses=("noise",)), Bench("")
+    subject = subject_of(probe, str(path), None, "cpu")
+    (row,) = probe.measure(probe.units(subject.load(), subject)[0], bench)["drafts"]
+    assert 0 < row["held_out_bits"] < row["beside_bits"]
 
 
 def test_flows_without_discrete_tokens_and_unknown_guesses_are_told():
