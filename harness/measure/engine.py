@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -47,10 +47,6 @@ class Sink(Protocol):
         """Store rows and files of a unit; `attempts` is how often its job was begun."""
         ...
 
-    def took(self, seconds: float) -> None:
-        """Told once, at the end or where an error or the user ends it: how long all of that was measured."""
-        ...
-
 
 def run(
     phases: Phases,
@@ -76,36 +72,30 @@ def run(
         notice(reporter.note, threads or torch.get_num_threads())
     reporter.begin(sum(unit.cost for phase in missing for units in phase for unit in units))
     lost: list[str] = []
-    began = time.monotonic()
-    try:
-        for place, phase in enumerate(phases):
-            if place:  # what the phases before left of it
-                missing[place] = [work.missing() for work in phase]
-            shared = {"failed": failed(), "device": device, "threads": threads}
-            jobs = [
-                job
-                for work, units in zip(phase, missing[place], strict=True)
-                for job in jobs_of(work.task, units, executor.slots(device, work.task.exclusive), **shared)
-            ]
-            with closing(dispatch(executor, jobs, sink.path, retries)) as events:
-                for event in events:
-                    task = event.job.task
-                    if isinstance(event, Started):
-                        reporter.unit(task.name, event.unit.title)
-                    elif isinstance(event, Finished):
-                        sink.add(task, event.unit, event.outcome, event.attempts)
-                        errors = {
-                            row["error"] for rows in event.outcome.rows.values() for row in rows if row.get("error")
-                        }
-                        for sentence in [*event.outcome.notes, *sorted(errors)]:
-                            reporter.note(f"{task.name}, {event.unit.title}: {sentence}")
-                        reporter.advance(event.unit.cost)
-                    else:
-                        then = "; it runs again" if event.again else ""
-                        reporter.note(f"{task.name}, {event.job.units[0].title}: {event.reason}{then}")
-                        lost += [] if event.again else [event.reason]
-    finally:
-        sink.took(time.monotonic() - began)
+    for place, phase in enumerate(phases):
+        if place:  # what the phases before left of it
+            missing[place] = [work.missing() for work in phase]
+        shared = {"failed": failed(), "device": device, "threads": threads}
+        jobs = [
+            job
+            for work, units in zip(phase, missing[place], strict=True)
+            for job in jobs_of(work.task, units, executor.slots(device, work.task.exclusive), **shared)
+        ]
+        with closing(dispatch(executor, jobs, sink.path, retries)) as events:
+            for event in events:
+                task = event.job.task
+                if isinstance(event, Started):
+                    reporter.unit(task.name, event.unit.title)
+                elif isinstance(event, Finished):
+                    sink.add(task, event.unit, event.outcome, event.attempts)
+                    errors = {row["error"] for rows in event.outcome.rows.values() for row in rows if row.get("error")}
+                    for sentence in [*event.outcome.notes, *sorted(errors)]:
+                        reporter.note(f"{task.name}, {event.unit.title}: {sentence}")
+                    reporter.advance(event.unit.cost)
+                else:
+                    then = "; it runs again" if event.again else ""
+                    reporter.note(f"{task.name}, {event.job.units[0].title}: {event.reason}{then}")
+                    lost += [] if event.again else [event.reason]
     if lost:
         raise LostJobsError(
             f"{len(lost)} jobs were lost more than {retries} times and are not measured: {lost[-1]}; all others are "
@@ -134,10 +124,15 @@ def open_store(out: Path, device: str, resume: bool, facts: Mapping[str, Any] | 
 
 
 class RunSink:
-    """A run folder as a sink: rows into its tables, and in its manifest the sessions that measured them."""
+    """A run folder as a sink: rows into its tables, and in its manifest the sessions that measured them and how long
+    it was open, however that ended."""
 
     def __init__(self, store: RunStore) -> None:
         self.store, self.path = store, store.path
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        return self
 
     def add(self, task: Task, unit: Unit, outcome: Outcome, attempts: int) -> None:
         if outcome.session not in self.store.manifest["sessions"]:
@@ -149,9 +144,9 @@ class RunSink:
         for name in unit.inputs:
             (self.path / name).unlink(missing_ok=True)
 
-    def took(self, seconds: float) -> None:
-        before = self.store.manifest.get("seconds", 0.0)
-        self.store.write_manifest(self.store.manifest | {"seconds": round(before + seconds, 1)})
+    def __exit__(self, *_: object) -> None:
+        seconds = self.store.manifest.get("seconds", 0.0) + time.monotonic() - self._began
+        self.store.write_manifest(self.store.manifest | {"seconds": round(seconds, 1)})
 
 
 def _with_session(manifest: dict[str, Any], outcome: Outcome) -> dict[str, Any]:

@@ -101,10 +101,11 @@ def run_matrix(
         shard = min(SHARD, -(-matrix.quality.num_samples // slots))  # as many as let all workers work
         digests = {name: reference_digest(one) for name, one in now.items()}
         quality = QualityTask(matrix.quality, data_root, inception_weights, skip_corrupt, digests, shard)
-        run(
-            _phases(matrix, quality, cells, store), RunSink(store), executor, reporter, device=cells[0].device,
-            threads=threads, retries=retries, failed=partial(failed_cells, store),
-        )  # fmt: skip
+        with RunSink(store) as sink:
+            run(
+                _phases(matrix, quality, cells, store), sink, executor, reporter, device=cells[0].device,
+                threads=threads, retries=retries, failed=partial(failed_cells, store),
+            )  # fmt: skip
         shutil.rmtree(store.path / SHARDS, ignore_errors=True)
         store.compact()
         return store.run

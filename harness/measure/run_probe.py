@@ -88,6 +88,7 @@ def run_probe(
         torch.set_num_threads(threads)
     name, subject = _name_of(probe), subject_of(probe, checkpoint, dataset, resolve_device(device), data_root, weights)
     flow = subject.load()
+    probe.units(flow, subject)  # what does not fit is told before anything is fitted
     with reporter:
         subject = replace(subject, cell_id=content_hash([subject.cell_id, *_fits(probe, subject, reporter)]))
     units, description = probe.units(flow, subject), _description(probe, name, subject, flow)
@@ -101,9 +102,8 @@ def run_probe(
         if subject.cell_id not in store.cell_ids("probes"):
             store.append("probes", [description])
         work = Work(ProbeTask(name, probe, description), lambda: missing(units, store, name))
-        run(
-            [[work]], RunSink(store), executor, reporter, device=subject.device, threads=threads, retries=retries,
-        )  # fmt: skip
+        with RunSink(store) as sink:
+            run([[work]], sink, executor, reporter, device=subject.device, threads=threads, retries=retries)
         store.compact()
         return store.run
 

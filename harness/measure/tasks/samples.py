@@ -67,17 +67,17 @@ class DrawTask:
         indices = unit.indices
         assert indices is not None
         flow = bench.flow(self.request.subject)
-        drawn_here = self.request.draw(flow, indices)
-        images, certificate = drawn_here.images, drawn_here.certificate
+        drawn = self.request.draw(flow, indices)
+        images, certificate = drawn.images, drawn.certificate
         labels = sample_labels(flow, self.request.labels, indices)
         finite = images.isfinite().flatten(1).all(dim=1)
         classes = [None] * len(indices) if labels is None else labels.tolist()
         kept = [row for row, good in zip(indices, finite.tolist(), strict=True) if good]
-        drawn = zip(kept, [classes[row - indices.start] for row in kept], _pngs(images[finite]), strict=True)
+        pictures = zip(kept, [classes[row - indices.start] for row in kept], _pngs(images[finite]), strict=True)
         if self.parquet:
-            bench.files[f"{indices.start:012d}.parquet"] = _to_parquet(drawn)
+            bench.files[f"{indices.start:012d}.parquet"] = _to_parquet(pictures)
         else:
-            for index, label, png in drawn:
+            for index, label, png in pictures:
                 folder = "" if label is None or label < 0 else f"{label}/"
                 bench.files[f"{folder}{index:06d}.png"] = png
         bad = len(indices) - len(kept)
@@ -125,7 +125,7 @@ class SampleFolder:
             there = json.loads(file.read_text(encoding="utf-8"))
             if there["request"] == json.loads(json.dumps(self.request)):
                 self.nonfinite = {str(start): int(bad) for start, bad in there.get("nonfinite", {}).items()}
-                self.certified = {str(start): dict(told) for start, told in there.get("certified", {}).items()}
+                self.certified = {str(start): dict(part) for start, part in there.get("certified", {}).items()}
                 return set(there["drawn"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise HarnessError(f"'{file}' does not tell what samples these are: {not_as(file, TEXT)}") from error
@@ -137,9 +137,6 @@ class SampleFolder:
         note = {"request": self.request, "drawn": sorted(self.drawn), "nonfinite": self.nonfinite}
         note |= {"certified": self.certified} if self.certified else {}
         write_text(self.path / REQUEST, json.dumps(note, indent=2) + "\n")
-
-    def took(self, seconds: float) -> None:
-        """Of no interest to who reads the images."""
 
 
 def draw_to_files(
@@ -218,8 +215,8 @@ def _finished(out: Path, drawn_with: dict[str, Any]) -> str:
 
 def _join(folder: Path, out: Path, drawn_with: dict[str, Any], certified: dict[str, dict[str, float]]) -> None:
     """One Parquet file of all parts, a row group each."""
-    told = {"certified": json.dumps(certified)} if certified else {}
-    schema = SCHEMA.with_metadata({REQUEST: json.dumps(drawn_with, sort_keys=True), **told})
+    counts = {"certified": json.dumps(certified)} if certified else {}
+    schema = SCHEMA.with_metadata({REQUEST: json.dumps(drawn_with, sort_keys=True)} | counts)
     try:
         with replacing(out) as partial, pq.ParquetWriter(partial, schema) as writer:
             for part in sorted(folder.glob("*.parquet")):
