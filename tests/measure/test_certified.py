@@ -12,14 +12,17 @@ from test_runner import Quiet
 
 import harness
 from harness.cli import app
+from harness.decoders.exact import ExactBatch
+from harness.errors import HarnessError
 from harness.measure import expand as plan
 from harness.measure.matrix import Matrix
 from harness.measure.probes.probe import build_probe
 from harness.measure.run_matrix import run_matrix
-from harness.measure.run_probe import run_probe
+from harness.measure.run_probe import run_probe, subject_of
 from harness.measure.sampling import read_request
 from harness.measure.tasks.samples import draw_to_files
 from harness.measure.tasks.sums import Sums, exact_samples, measure_samples
+from harness.measure.units import Bench
 from harness.measure.workers.local import Local
 from harness.progress import LineReporter
 
@@ -77,10 +80,8 @@ def test_counts_are_stored_with_many_samples_and_kept_by_a_resumed_call(checkpoi
     table = tmp_path / "many.parquet"
     assert "polished" in draw_to_files(request, table, Local(1), Quiet(), threads=1)
     assert json.loads(pq.read_metadata(table).metadata[b"certified"]) == stored["certified"]
-    assert "certified" not in json.loads(
-        (draw_to_files(request_of(checkpoint), tmp_path / "plain", Local(1), Quiet(), threads=1), tmp_path / "plain")[1]
-        .joinpath("samples.json").read_text()
-    )  # fmt: skip
+    draw_to_files(request_of(checkpoint), tmp_path / "plain", Local(1), Quiet(), threads=1)
+    assert "certified" not in json.loads((tmp_path / "plain" / "samples.json").read_text())
 
 
 def matrix_of(checkpoint, **decoder):
@@ -133,3 +134,18 @@ def test_the_probe_has_every_sample_beside_its_true_deviation(checkpoint, tmp_pa
     plain = by["ujd tau=0.5"]
     np.testing.assert_allclose(plain["estimate"] * plain["ratio_median"], plain["certificate_rms"], rtol=1e-5)
     assert not by["ujd tau=0.5"]["polished"].any() and (by["ujd tau=0.5 certify=0.001"]["upper"] <= 0.001).all()
+
+
+def test_the_probes_exact_samples_are_decoded_once_for_all_decoders(checkpoint, monkeypatch):
+    probe = build_probe("certificate", decoders="ujd tau=0.5,ujd", samples=6, batch=4)
+    decoded, decode = [], ExactBatch.decode
+    monkeypatch.setattr(ExactBatch, "decode", lambda *given: (decoded.append(len(given[0])), decode(*given))[1])
+    subject, bench = subject_of(probe, str(checkpoint), None, "cpu"), Bench("")
+    rows = [probe.measure(unit, bench)["certificates"] for unit in probe.units(bench.flow(subject), subject)]
+    assert [len(found) for found in rows] == [6, 6] and decoded == [4, 2]
+
+
+def test_the_probe_refuses_what_no_call_inverts_before_anything_is_fitted(tmp_path):
+    with pytest.raises(HarnessError, match="'discrete-digits' define their own update"):
+        run_probe(build_probe("certificate"), "discrete-digits", tmp_path / "run", LineReporter())
+    assert not (tmp_path / "run").exists()

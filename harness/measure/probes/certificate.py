@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Annotated
 
 import torch
 from pydantic import Field
 
 from harness.decoders import Decoder, build_decoder
-from harness.decoders.certificate import ratio_of
+from harness.decoders.certificate import certifiable, ratio_of
+from harness.errors import HarnessError
 from harness.flows import CausalFlow
 from harness.measure.cells import Subject
 from harness.measure.probes.probe import Probe, probe_table, probes
-from harness.measure.units import Bench, Rows, Unit, batch_of, batches
+from harness.measure.units import Bench, Rows, Unit, batches
 from harness.options import Batch, Count, parse_decoder
 from harness.runs.tables import FLAG, INTEGER, REAL, TEXT
 
@@ -57,19 +57,20 @@ class CertificateProbe(Probe):
         return [(calibrated, self.batch), *((_build(spec), self.batch) for spec in self.decoders)]
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
+        if not certifiable(flow.layers):
+            raise HarnessError(f"layers of '{subject.checkpoint}' define their own update: no call inverts them")
         return [Unit(spec, (subject,), 1.0, {"spec": spec}, ("certificates",)) for spec in self.decoders]
 
     @torch.no_grad()
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         (subject,), spec = unit.subjects, unit.key["spec"]
-        flow, decoder, rows = bench.flow(subject), _build(spec), []
-        ratio = ratio_of(flow)
+        decoder, ratio, rows = _build(spec), ratio_of(bench.flow(subject)), []
         assert ratio is not None  # what is read was made before
-        for part in batches(range(self.samples), self.batch):
-            batch = batch_of(subject, flow, part)
-            exact = bench.keep("exact", (subject.cell_id, part), partial(getattr, batch, "exact"))
+        parts = [*batches(range(self.samples), self.batch)]
+        drawn = bench.keep("batches", subject.cell_id, lambda: [bench.batch(subject, part) for part in parts])
+        for part, batch in zip(parts, drawn, strict=True):
             result = batch.result(decoder)
-            told, deviation = result.certificate, (result.tokens - exact).square().mean(dim=(1, 2)).sqrt()
+            told, deviation = result.certificate, (result.tokens - batch.exact).square().mean(dim=(1, 2)).sqrt()
             assert told is not None and told.estimate is not None and told.upper is not None  # it certifies
             columns = {
                 "sample": list(part),
