@@ -51,7 +51,7 @@ class Deviation:
         self.count += other.count
         self.largest = max(self.largest, other.largest)
         self.nonfinite += other.nonfinite
-        self.each = self.each + other.each
+        self.each += other.each
 
     @property
     def mse(self) -> float | None:

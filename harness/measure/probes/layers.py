@@ -140,8 +140,8 @@ class Layers(Probe):
     def measure(self, unit: Unit, bench: Bench) -> dict[str, Rows]:
         (subject,) = unit.subjects
         flow = bench.flow(subject)
-        choices = selection_of(flow).choices(self.tau, unit.key["batch_size"])
         size = unit.key["batch_size"]
+        choices = selection_of(flow).choices(self.tau, size)
         parts = batches(range(-(-self.samples // size) * size), size)
         drawn = _Choices([bench.batch(subject, part) for part in parts], subject.device, self.tau)
         found = drawn.choices()

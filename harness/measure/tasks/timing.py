@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -30,12 +31,12 @@ SENTINEL_S = 1.0
 
 
 class Timed(NamedTuple):
-    """Seconds of a decode, or of an encode; how it called the network; seconds of the denoising step after it; and what
-    the decode had to do again."""
+    """Seconds of a decode, or of an encode; of a decode how it called the network, seconds of the denoising step after
+    it, and what it had to do again."""
 
     wall_s: float
-    calls: str
-    network: str
+    calls: str = ""
+    network: str = ""
     denoise_s: float | None = None
     nonfinite_retries: int = 0
 
@@ -164,18 +165,15 @@ class TimingTask:
         """
         flow = batch.flow
         tokens = flow.scale_latents(batch.latents)
+        images, key = flow.to_images(tokens), (TimingTask, len(batch))
+        captured = captured and captures(flow)
+        call = partial(flow.encode, tokens if images is None else images, batch.labels)
         with products(flow.tf32):
-            if captured and captures(flow):
-                key = (TimingTask, len(batch))
-                if key not in flow.fits:
-                    layers, condition = flow.layers, flow.condition(len(batch), batch.labels)
-                    flow.fits[key], _ = graphs_of(flow).capture(lambda: encode_tokens(layers, tokens, condition))
-                seconds, _ = timed(flow.fits[key], flow.device.type)
-                return Attempt("ok", value=Timed(seconds, "captured", network_of(flow.device.type)))
-            images = flow.to_images(tokens)
-            data = tokens if images is None else images
-            seconds, _ = timed(lambda: flow.encode(data, batch.labels), flow.device.type)
-        return Attempt("ok", value=Timed(seconds, "eager", network_of(flow.device.type)))
+            if captured and key not in flow.fits:
+                layers, condition = flow.layers, flow.condition(len(batch), batch.labels)
+                flow.fits[key], _ = graphs_of(flow).capture(lambda: encode_tokens(layers, tokens, condition))
+            seconds, _ = timed(flow.fits[key] if captured else call, flow.device.type)
+        return Attempt("ok", value=Timed(seconds))
 
 
 DESCRIBED = (

@@ -59,7 +59,9 @@ def between(before: Reading, after: Reading) -> dict[str, Any]:
     """
     foreign = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
     seconds = max(after.at_s - before.at_s, 1e-9)
-    waits = [one.waited_s for one in (before, after) if one.waited_s is not None]
+    waited = None
+    if before.waited_s is not None and after.waited_s is not None:
+        waited = max((after.waited_s - before.waited_s) / seconds, 0.0)  # a thread may have ended
     counts = [one.foreign_processes for one in (before, after) if one.foreign_processes is not None]
     reasons = sorted({*(before.reasons or ()), *(after.reasons or ())})
     if before.throttles is not None and after.throttles is not None and after.throttles > before.throttles:
@@ -74,9 +76,7 @@ def between(before: Reading, after: Reading) -> dict[str, Any]:
         "throttle_reasons": ",".join(reasons) if tells else None,
         "load_start": before.load,
         "foreign_cpus": max(foreign / seconds, 0.0),
-        "waited_cpus": max((waits[1] - waits[0]) / seconds, 0.0)
-        if len(waits) == 2
-        else None,  # a thread may have ended
+        "waited_cpus": waited,
         "foreign_processes": max(counts, default=None),
     }
 
