@@ -110,9 +110,8 @@ def run_probe(
 
 def _fits(probe: Probe, subject: Subject, reporter: Reporter) -> list[str | None]:
     """Digests of what the decoders of a probe read; what is missing is made first, and told."""
-    found = []
+    found, flow = list[str | None](), replace(subject, dtype="float32").load()
     for decoder, batch in probe.reads():
-        flow = replace(subject, dtype="float32").load()
         prepare(decoder, flow, batch, reporter.note, reporter)
         found.append(decoder.digest(flow, batch))
     return found

@@ -158,11 +158,10 @@ class Request:
         return build_decoder(**self.decoder)
 
     def prepare(self, progress: Reporter) -> None:
-        """Make what the decoder reads and is missing, before anything is drawn; not for one that was not asked for."""
-        decoder = self.build()
-        if not self.asked and decoder.certify is not None:
-            decoder = build_decoder(BASELINE, certify=decoder.certify)
-        if self.asked or decoder.certify is not None:
+        """Make what the decoder reads and is missing, before anything is drawn; for one that was not asked for, only
+        what its certificate is calibrated by."""
+        decoder = self.build() if self.asked else build_decoder(BASELINE, certify=self.build().certify)
+        if decoder.reads:
             prepare(decoder, self.subject.load(), min(self.batch_size, self.count), progress.note, progress)
 
     def draw(self, flow: CausalFlow, indices: range) -> Sampled:
