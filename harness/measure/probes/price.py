@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -101,9 +101,8 @@ class Price(Probe):
         images, levels = bench.keep("images", subject.dataset, load)
         assert flow.source is not None
         uniform = read_metadata(flow.source).get("noise") == "uniform"
-        kind: Literal["gaussian", "uniform"] = "uniform" if uniform else "gaussian"
-        bits = bits_per_dim(flow, images, levels, Noise(kind, training_noise(flow.source), draw), draws=1)
-        return {"bits_per_dim": bits, "num_samples": len(images)}
+        noise = Noise("uniform" if uniform else "gaussian", training_noise(flow.source), draw)
+        return {"bits_per_dim": bits_per_dim(flow, images, levels, noise, draws=1), "num_samples": len(images)}
 
     def _iterations(self, batch: ExactBatch) -> Rows:
         return [
