@@ -251,9 +251,7 @@ def find_calibration(flow: CausalFlow, given: Calibration | Path | None = None) 
     path = given if given is not None or flow.source is None else stored(flow.source, SUFFIX)
     if path is None:
         return flow.fits.get(Calibration)
-    return read_once(
-        flow, path, lambda path: _checked(Calibration.load(path), flow.source).to(flow.device, flow.dtype)
-    )
+    return read_once(flow, path, lambda path: _checked(Calibration.load(path), flow.source).to(flow.device, flow.dtype))
 
 
 def calibration_of(flow: CausalFlow, given: Calibration | Path | None = None, learned: bool = False) -> Calibration:

@@ -61,7 +61,7 @@ class Walked:
         found = Certificate(*self._residual(everyone), everyone < 0, ratio, tolerance)
         for share in (*SHARES, None):
             rows = everyone[found.above]
-            if tolerance is None or not len(rows):
+            if tolerance is None or not len(rows) or all(trace.exact for trace in self.traces):
                 break
             self._polish(rows, None if share is None else share * tolerance)
             found.polished[rows] = True

@@ -114,6 +114,12 @@ def test_a_layer_that_was_exact_is_left_alone_and_so_are_samples_below_the_toler
     assert ["polished" in trace.flags for trace in result.layers] == [False, True, True]
 
 
+def test_what_is_exact_throughout_is_not_polished_for_its_rounding(flow):
+    told = drawn(flow, 4).result(build_decoder("sequential", certify=1e-12))
+    assert told.certificate.above.all() and not told.certificate.polished.any()
+    assert told.fpe == pytest.approx(2) and not any(trace.flags for trace in told.layers)
+
+
 def test_a_sample_is_polished_alike_alone_and_among_others(flow):
     batch = drawn(flow, 6)
     decoder = build_decoder("ujd", tau=0.5, scope="sample", certify=TOLERANCE)

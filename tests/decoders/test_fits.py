@@ -298,8 +298,12 @@ def test_tau_0_is_exact_whatever_was_learned(flow, learned, decoder):
 
 
 @pytest.mark.parametrize("correction", ["fitted", "learned"])
-@pytest.mark.parametrize(("decoder", "windows"), [("frontier", {"window": 4}), ("gs-jacobi", {"blocks": 4}), ("ujd", {})])
-def test_corrections_of_a_sample_with_windows_of_its_own_depend_on_no_other(flow, learned, decoder, windows, correction):
+@pytest.mark.parametrize(
+    ("decoder", "windows"), [("frontier", {"window": 4}), ("gs-jacobi", {"blocks": 4}), ("ujd", {})]
+)
+def test_corrections_of_a_sample_with_windows_of_its_own_depend_on_no_other(
+    flow, learned, decoder, windows, correction
+):
     options = {"correction": correction, "calibration": learned, "scope": "sample"}
     asked, latents = build_decoder(decoder, **windows, **options), latents_of(flow)
     alone = torch.cat([asked.decode(flow, row[None]).tokens for row in latents])
