@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from harness.decoders.calibration import find_calibration
-from harness.decoders.certificate import Walked, certifiable, ratio_of
+from harness.decoders.certificate import Walked, certifiable, ratio_of, require_certifiable
 from harness.decoders.micro_batches import SEQUENTIAL, Bytes, Footprint, MicroBatches, parse_bytes
 from harness.decoders.solver import solve_sequential
 from harness.decoders.stored import called
@@ -193,8 +193,7 @@ class Decoder(ABC):
 
     def _calibrated(self, flow: CausalFlow) -> Ratio | None:
         """What its certificates are calibrated by, after it was seen that it can give any."""
-        if not certifiable(flow.layers):
-            raise HarnessError("layers of this flow define their own update: no call inverts them, so none certifies")
+        require_certifiable(flow)
         if self.max_memory is not None:
             raise HarnessError("certify keeps the output of every layer, which max_memory would have to bound")
         ratio = ratio_of(flow)

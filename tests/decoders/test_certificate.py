@@ -238,8 +238,17 @@ def test_a_layer_that_updates_otherwise_is_not_certified():
     assert asked.needs(flow, 2) == []
     with pytest.raises(HarnessError, match="update"):
         drawn(flow, 2).result(asked)
+    plain = drawn(flow, 2).result(build_decoder("ujd"))
+    with pytest.raises(HarnessError, match="update"):
+        harness.certify(flow, plain.images, drawn(flow, 2).latents)
     store_calibration(flow, samples=32)
     assert ratio_of(flow) is None
+
+
+def test_images_of_other_latents_are_refused(flow):
+    images = drawn(flow, 1).result(build_decoder("ujd")).images
+    with pytest.raises(HarnessError, match="1 images cannot be samples of 2 latents"):
+        harness.certify(flow, images, drawn(flow, 2).latents, torch.tensor([0]))
 
 
 @pytest.mark.parametrize("wrong", [0, -1.0, math.nan, math.inf, "sure"])
