@@ -142,14 +142,14 @@ def _norms(difference: Tensor) -> tuple[Tensor, Tensor]:
     return difference.square().mean(dim=(1, 2)).sqrt(), difference.abs().amax(dim=(1, 2))
 
 
-def certifiable(layers: Sequence[CausalLayer]) -> bool:
+def certifiable(flow: CausalFlow) -> bool:
     """Whether one call inverts each layer: one with an `update` of its own is not known to be affine in its input."""
-    return all(_behind(layer).update is CausalLayer.update for layer in layers)
+    return all(_behind(layer).update is CausalLayer.update for layer in flow.layers)
 
 
 def require_certifiable(flow: CausalFlow) -> None:
     """Raise HarnessError where no call inverts the flow's layers."""
-    if not certifiable(flow.layers):
+    if not certifiable(flow):
         raise HarnessError("layers of this flow define their own update: no call inverts them, so none certifies")
 
 
