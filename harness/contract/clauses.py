@@ -215,7 +215,7 @@ def trace(case: Case) -> str:
 @clause("certificate")
 def certificate(case: Case) -> str:
     """Exact samples are certified to rounding, and those certified to a tolerance deviate by little more, if at all."""
-    if not (case.takes("certify") and certifiable(case.flow.layers)):
+    if not (case.takes("certify") and certifiable(case.flow)):
         raise NotApplicable("the decoder has no option certify, or no call inverts the flow's layers")
     exactly = case.build(tau=0.0, certify="state").decode(case.flow, case.latents, case.labels)
     told = exactly.certificate

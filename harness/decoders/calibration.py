@@ -33,7 +33,7 @@ from harness.decoders.corrections import GatedCorrection, LinearCorrection
 from harness.decoders.learned import GatedMap
 from harness.decoders.maps import CausalMap, Guess, causal_map
 from harness.decoders.solver import Correction
-from harness.decoders.stored import called, checkpoint_digest, stored
+from harness.decoders.stored import called, checkpoint_digest, read_once, stored
 from harness.decoders.trace import Ratio
 from harness.errors import CheckpointError, HarnessError
 from harness.files import make_folder, read_safetensors, replacing
@@ -251,11 +251,7 @@ def find_calibration(flow: CausalFlow, given: Calibration | Path | None = None) 
     path = given if given is not None or flow.source is None else stored(flow.source, SUFFIX)
     if path is None:
         return flow.fits.get(Calibration)
-    version = (path, path.stat().st_mtime_ns if path.is_file() else 0)
-    if version not in flow.fits:
-        fitted = _checked(Calibration.load(path), flow.source)
-        flow.fits[version] = fitted.to(flow.device, flow.dtype)
-    return flow.fits[version]
+    return read_once(flow, path, lambda path: _checked(Calibration.load(path), flow.source).to(flow.device, flow.dtype))
 
 
 def calibration_of(flow: CausalFlow, given: Calibration | Path | None = None, learned: bool = False) -> Calibration:

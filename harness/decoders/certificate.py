@@ -23,6 +23,7 @@ from harness.decoders.calibration import find_calibration
 from harness.decoders.solver import solve_sequential, solve_windows
 from harness.decoders.trace import Certificate, Laps, LayerTrace, Ratio
 from harness.decoders.windows import Blocks
+from harness.errors import HarnessError
 from harness.flows.calls import invert
 from harness.flows.modules import LayerWrapper
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition
@@ -61,7 +62,7 @@ class Walked:
         found = Certificate(*self._residual(everyone), everyone < 0, ratio, tolerance)
         for share in (*SHARES, None):
             rows = everyone[found.above]
-            if tolerance is None or not len(rows):
+            if tolerance is None or not len(rows) or all(trace.exact for trace in self.traces):
                 break
             self._polish(rows, None if share is None else share * tolerance)
             found.polished[rows] = True
@@ -118,7 +119,13 @@ def certify(flow: CausalFlow, images: Tensor, latents: Tensor, labels: Tensor | 
         images: (B, C, H, W), or what else `flow.encode` takes, as a decoder gave them.
         latents: (B, L, D) standard normal numbers that they were decoded from.
         labels: (B,) their classes, negative for none.
+
+    Raises:
+        HarnessError: no call inverts the flow's layers, or there are not as many images as latents.
     """
+    require_certifiable(flow)
+    if len(images) != len(latents):
+        raise HarnessError(f"{len(images)} images cannot be samples of {len(latents)} latents")
     encoded, _ = flow.encode(images.to(flow.device, flow.dtype), labels)
     rms, largest = _norms(encoded - flow.scale_latents(latents.to(flow.device)))
     return Certificate(rms, largest, torch.zeros_like(rms, dtype=torch.bool), ratio_of(flow))
@@ -135,9 +142,15 @@ def _norms(difference: Tensor) -> tuple[Tensor, Tensor]:
     return difference.square().mean(dim=(1, 2)).sqrt(), difference.abs().amax(dim=(1, 2))
 
 
-def certifiable(layers: Sequence[CausalLayer]) -> bool:
+def certifiable(flow: CausalFlow) -> bool:
     """Whether one call inverts each layer: one with an `update` of its own is not known to be affine in its input."""
-    return all(_behind(layer).update is CausalLayer.update for layer in layers)
+    return all(_behind(layer).update is CausalLayer.update for layer in flow.layers)
+
+
+def require_certifiable(flow: CausalFlow) -> None:
+    """Raise HarnessError where no call inverts the flow's layers."""
+    if not certifiable(flow):
+        raise HarnessError("layers of this flow define their own update: no call inverts them, so none certifies")
 
 
 def _behind(layer: CausalLayer) -> type[CausalLayer]:

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from harness.decoders.calibration import find_calibration
-from harness.decoders.certificate import Walked, certifiable, ratio_of
+from harness.decoders.certificate import Walked, certifiable, ratio_of, require_certifiable
 from harness.decoders.micro_batches import SEQUENTIAL, Bytes, Footprint, MicroBatches, parse_bytes
 from harness.decoders.solver import solve_sequential
 from harness.decoders.stored import called
@@ -38,10 +38,8 @@ Fallback = Literal["sequential", "non-finite", "leave"]
 Count = Annotated[int, Field(ge=1, strict=True)]
 """A whole number from 1."""
 
-CALIBRATION: Literal["calibration"] = "calibration"
-LEARNED_TOO: Literal["calibration with learned corrections"] = "calibration with learned corrections"
-CERTIFICATE: Literal["certificate"] = "certificate"
-LAYER_ERRORS: Literal["what iteration leaves of each layer"] = "what iteration leaves of each layer"
+CALIBRATION, LEARNED_TOO = "calibration", "calibration with learned corrections"
+CERTIFICATE, LAYER_ERRORS = "certificate", "what iteration leaves of each layer"
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,8 @@ class ScheduleRequest:
     budget: float | None
 
 
-Missing = (
-    Literal["calibration", "calibration with learned corrections", "certificate", "what iteration leaves of each layer"]
-    | ScheduleRequest
-)
-"""What `harness.fitting.prepare` makes."""
+Missing = str | ScheduleRequest
+"""What `harness.fitting.prepare` makes: one of the names above, or a schedule."""
 
 
 @dataclass(kw_only=True)
@@ -142,7 +137,7 @@ class Decoder(ABC):
         """All that is to be made: what is `missing`, and what the certificate is calibrated by."""
         missing = self.missing(flow, batch)
         made = {CALIBRATION, LEARNED_TOO} & {*missing}
-        if self.certified_to is None or ratio_of(flow) is not None or made or not certifiable(flow.layers):
+        if self.certified_to is None or ratio_of(flow) is not None or made or not certifiable(flow):
             return missing
         return [*missing, CERTIFICATE if find_calibration(flow) else CALIBRATION]
 
@@ -193,8 +188,7 @@ class Decoder(ABC):
 
     def _calibrated(self, flow: CausalFlow) -> Ratio | None:
         """What its certificates are calibrated by, after it was seen that it can give any."""
-        if not certifiable(flow.layers):
-            raise HarnessError("layers of this flow define their own update: no call inverts them, so none certifies")
+        require_certifiable(flow)
         if self.max_memory is not None:
             raise HarnessError("certify keeps the output of every layer, which max_memory would have to bound")
         ratio = ratio_of(flow)

@@ -127,29 +127,25 @@ class ExactBatch:
         """Every layer in decoding order, with its input in exact decoding; `told` of samples as they come."""
         tokens = self.flow.scale_latents(self.latents)
         for layer, called in zip(self.flow.layers, Sequential().called(self.flow), strict=True):
-            inputs, solved = layer.arrange(tokens), []
-            for rows, condition in parts_of(self.condition, len(self), self.size):
-                with torch.inference_mode():  # as decodes, whose graphs these are
-                    solved.append(solve_sequential(called, inputs[rows], condition)[0])
-                told(len(solved[-1]))
-            exact = torch.cat(solved)
+            inputs = layer.arrange(tokens)
+            exact = self._solved(called, inputs, told)
             yield LayerProblem(layer, inputs, exact, self.condition, self.size)
             tokens = layer.restore(exact)
 
+    def finished(self, layer: CausalLayer, output: Tensor, told: Callable[[int], object]) -> Tensor:
+        """(B, L, D) samples where a layer put out this, in its own order, and all after it are decoded sequentially."""
+        tokens = layer.restore(output)
+        for later in Sequential().called(self.flow)[layer.number :]:
+            tokens = later.restore(self._solved(later, later.arrange(tokens), told))
+        return tokens
 
-def finished(
-    batch: ExactBatch, layer: CausalLayer, output: Tensor, told: Callable[[int], object] = lambda samples: None
-) -> Tensor:
-    """(B, L, D) samples where a layer put out this, in its own order, and all after it are decoded sequentially."""
-    tokens = layer.restore(output)
-    for later in Sequential().called(batch.flow)[layer.number :]:
-        inputs = later.arrange(tokens)
-        parts = parts_of(batch.condition, len(batch), batch.size)
-        with torch.inference_mode():
-            solved = [solve_sequential(later, inputs[rows], condition)[0] for rows, condition in parts]
-        tokens = later.restore(torch.cat(solved))
-        told(len(batch))
-    return tokens
+    def _solved(self, layer: CausalLayer, inputs: Tensor, told: Callable[[int], object]) -> Tensor:
+        solved = []
+        for rows, condition in parts_of(self.condition, len(self), self.size):
+            with torch.inference_mode():  # as decodes, whose graphs these are
+                solved.append(solve_sequential(layer, inputs[rows], condition)[0])
+            told(len(solved[-1]))
+        return torch.cat(solved)
 
 
 def parts_of(condition: Condition, batch: int, size: int | None) -> Iterator[tuple[slice, Condition]]:

@@ -7,6 +7,7 @@ Prop. 3.2).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -72,9 +73,14 @@ class JacobiDecoder(Decoder):
         windows = self.windows(layer)
         if windows is None:
             return SEQUENTIAL
-        learned = self.fit(layer).learned if self.correction == LEARNED else ()
-        beside = max((gated.numbers for gated in learned), default=0)
-        return replace(footprint(windows, layer, self.scope), beside=beside)
+        plain = footprint(windows, layer, self.scope)
+        if not self.reads_fits:
+            return plain
+        fit = self.fit(layer)
+        gathered = max(of.gathered for of in (fit.guess.map, *fit.corrections))
+        learned = fit.learned if self.correction == LEARNED else ()
+        beside = max((gated.numbers for gated in learned), default=0) + math.ceil(gathered / plain.window)
+        return replace(plain, beside=beside)
 
     def solve_windows(
         self,

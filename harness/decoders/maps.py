@@ -26,6 +26,7 @@ class LaggedMap(nn.Module):
     """
 
     weight: Tensor
+    gathered = 0
 
     def __init__(self, lags: tuple[int, ...], weight: Tensor) -> None:
         super().__init__()
@@ -75,6 +76,11 @@ class DenseMap(nn.Module):
         """Whether no token looks at itself, nor at later ones."""
         return not torch.tril(self.weight.abs().amax(dim=(0, 2, 4))).any()
 
+    @property
+    def gathered(self) -> int:
+        """Numbers that a call holds for each sample: at most its class's weights."""
+        return self.weight[0].numel() if len(self.weight) > 1 else 0
+
     def features(self, tokens: Tensor) -> Tensor:
         """(B, W, D) -> (B, W * D)."""
         return tokens.flatten(1)
@@ -91,11 +97,10 @@ class DenseMap(nn.Module):
         """
         batch, numbers = features.shape
         dim = self.weight.shape[2]
-        window = slice(start, start + numbers // dim)
-        weight = self.weight[:, window, :, start + first : start + end].reshape(len(self.weight), numbers, -1)
-        row = entry(labels, len(weight) - 1)
-        values = features @ weight[row] if isinstance(row, int) else torch.bmm(features[:, None], weight[row])
-        return values.view(batch, end - first, dim)
+        matrices = self.weight.flatten(3).flatten(1, 2)  # (C + 1, L * D, L * D)
+        sources, targets = slice(start * dim, start * dim + numbers), slice((start + first) * dim, (start + end) * dim)
+        weight = matrices[:, sources, targets][entry(labels, len(matrices) - 1)]
+        return (features[:, None] @ weight).view(batch, end - first, dim)
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.span(self.features(tokens), labels, 0, 0, tokens.shape[1])

@@ -15,12 +15,12 @@ from statistics import fmean
 
 from pydantic import TypeAdapter, ValidationError
 
-from harness.decoders.stored import called, checkpoint_digest, stored
+from harness.decoders.stored import called, checkpoint_digest, read_once, stored
 from harness.decoders.windows import calm
 from harness.errors import CheckpointError, HarnessError
 from harness.files import write_text
 from harness.flows.protocols import CausalFlow
-from harness.options import reason
+from harness.options import Count, NonNegative, reason
 
 SUFFIX = "-layers.json"
 
@@ -37,9 +37,9 @@ class LayerErrors:
 
     layer: int
     block: int
-    residuals: tuple[tuple[float, ...], ...]
-    errors: tuple[tuple[float, ...], ...]
-    gain: float
+    residuals: tuple[tuple[NonNegative, ...], ...]
+    errors: tuple[tuple[NonNegative, ...], ...]
+    gain: NonNegative
 
     def ends(self, tau: float, batch: int, max_iterations: int | None) -> list[tuple[int, float]]:
         """For every sample, decoded in such batches: its iterations, and the mean squared error that they leave."""
@@ -86,8 +86,8 @@ class Selection:
     """
 
     digest: str
-    samples: int
-    num_tokens: int
+    samples: Count
+    num_tokens: Count
     layers: tuple[LayerErrors, ...]
 
     def choices(self, tau: float, batch: int, max_iterations: int | None = None) -> list[Choice]:
@@ -116,10 +116,9 @@ class Selection:
         """Read what `save` wrote."""
         try:
             found = TypeAdapter(cls).validate_json(path.read_bytes())
-            shapes = {(len(of.errors), len(row)) for of in found.layers for row in (*of.errors, *of.residuals)}
-            if not shapes or any(len(of.errors) != len(of.residuals) for of in found.layers):
+            if not all(len(of.errors) == len(of.residuals) > 0 for of in found.layers):
                 raise ValueError("a layer has no errors")
-            if {samples for _, samples in shapes} != {found.samples}:
+            if any(len(row) != found.samples for of in found.layers for row in (*of.errors, *of.residuals)):
                 raise ValueError(f"a row is not of {found.samples} samples")
         except (ValidationError, ValueError) as error:
             raise CheckpointError(f"'{path}' does not say what layers leave: {reason(error)}; remove it") from error
@@ -133,7 +132,7 @@ def find_selection(flow: CausalFlow) -> Selection | None:
     path = stored(flow.source, SUFFIX)
     if path is None:
         return None
-    found = Selection.load(path)
+    found = read_once(flow, path, Selection.load)
     if found.digest != checkpoint_digest(flow.source) or len(found.layers) != flow.num_layers:
         raise CheckpointError(f"'{path}' was measured on another checkpoint than '{flow.source}'")
     return found

@@ -111,12 +111,13 @@ def solve_windows(
             lanes = going
         start, end = min(lane.start for lane in going), min(max(lane.end for lane in going), last)
         inside = None if whole else _inside(lanes, start, end, tokens.device)
-        visits = windows.visits((start, lanes[0].end), end - start, lanes[0].calls) if correction is not None else []
+        calls = lanes[0].calls if whole or scope == "batch" else 0  # as if all were new, where samples differ in it
+        visits = windows.visits((start, lanes[0].end), end - start, calls) if correction is not None else []
         asked = correction is not None and correction.asks(visits)
         old, update, known = batch.evaluate(start, end, inside, asked)
         if clamp is not None:
             update = update.clamp(-clamp, clamp)
-        change = update - old
+        change = update - old if inside is None else (update - old).where(inside, 0.0)
         norms = _norms(NORMS[norm], change, update, windows, lanes, start, end)
         if correction is not None:
             update = update + correction(change, known, batch.condition.labels, start + 1, visits)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from harness.files import cache_folder
 from harness.flows.checkpoints import ASSETS, digest
 from harness.flows.protocols import CausalFlow
+
+T = TypeVar("T")
 
 
 def folders(source: Path) -> tuple[Path, Path]:
@@ -35,6 +39,14 @@ def storage(source: Path, suffix: str) -> Path:
     cached, beside = (folder / file_name(source, suffix) for folder in folders(source))
     shipped = source.parent.resolve() == ASSETS.resolve()
     return cached if shipped or cached.is_file() or not os.access(source.parent, os.W_OK) else beside
+
+
+def read_once(flow: CausalFlow, path: Path, read: Callable[[Path], T]) -> T:
+    """What a file holds, kept with the flow until the file changes."""
+    version = (path, path.stat().st_mtime_ns if path.is_file() else 0)
+    if version not in flow.fits:
+        flow.fits[version] = read(path)
+    return flow.fits[version]
 
 
 def checkpoint_digest(source: Path) -> str:

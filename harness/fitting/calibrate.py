@@ -45,7 +45,7 @@ def store_calibration(
     digest = "" if flow.source is None else checkpoint_digest(flow.source)
     made = calibrate(flow, samples, seed, digest, reporter, learned=learned, seconds=seconds, together=together)
     path = _store(flow, made)
-    return _certified(flow, made, min(made.samples, CERTIFIED), seed, reporter) if certifiable(flow.layers) else path
+    return _certified(flow, made, min(made.samples, CERTIFIED), seed, reporter) if certifiable(flow) else path
 
 
 def store_ratio(flow: CausalFlow, reporter: Reporter = SILENT) -> None:

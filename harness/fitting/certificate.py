@@ -22,8 +22,6 @@ BATCH = 64
 """Samples decoded together."""
 ROUNDING = 1e-5
 """Deviations below are rounding, and say nothing of the ratio."""
-
-
 POLISHED = (0.05, 0.01)
 """Tolerances that samples are polished to."""
 

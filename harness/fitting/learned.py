@@ -35,7 +35,7 @@ ENOUGH = 2e-3
 
 @dataclass(frozen=True)
 class _Iteration:
-    """What one network call, with the linear correction, made of the training samples: all (N, L, ...)."""
+    """What one network call made of the training samples, `error` less the linear correction: all (N, L, ...)."""
 
     change: Tensor
     error: Tensor
@@ -106,7 +106,7 @@ def _new(seen: _Iteration, lags: tuple[int, ...], generator: torch.Generator) ->
 def _train(
     seen: _Iteration, chosen: Tensor, start: GatedMap, steps: int, generator: torch.Generator
 ) -> tuple[GatedMap, float]:
-    """A correction, and the share of a plain iteration's error (RMS) that it leaves on the samples `chosen`."""
+    """A correction, and the share of the linear one's error (RMS) that it leaves on the samples `chosen`."""
     rows, kept = (torch.nonzero(mask)[:, 0] for mask in (~chosen, chosen))
     gated = copy.deepcopy(start).requires_grad_(True)
     per_epoch = math.ceil(len(rows) / BATCH)

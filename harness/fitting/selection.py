@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from harness.decoders.exact import ExactBatch, LayerProblem, finished
+from harness.decoders.exact import ExactBatch, LayerProblem, samples_together
 from harness.decoders.initial import INITIAL
 from harness.decoders.selection import SUFFIX, LayerErrors, Selection
 from harness.decoders.stored import checkpoint_digest, storage
@@ -15,8 +15,6 @@ from harness.progress import SILENT, Reporter
 SAMPLES = 32
 TAU = 0.5
 """The papers': a layer's gain is that of the error which is left there."""
-BATCH = 64
-"""Samples per network call."""
 SETTLED, MOST = 0.01, 64
 """Residual after which a layer is iterated no more, and iterations after which it is not in any case."""
 HUGE = 1e30
@@ -35,7 +33,7 @@ def store_selection(flow: CausalFlow, samples: int = SAMPLES, reporter: Reporter
 @torch.no_grad()
 def measure_selection(flow: CausalFlow, samples: int = SAMPLES, reporter: Reporter = SILENT) -> Selection:
     """What Jacobi iteration leaves of every layer, and what that does to the sample."""
-    batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(0), BATCH)
+    batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(0), samples_together(flow))
     reporter.begin(samples * flow.num_layers * (flow.num_layers + 1) / 2)
     layers = []
     for number, problem in enumerate(batch.layers(reporter.advance), 1):
@@ -61,7 +59,7 @@ def _layer(batch: ExactBatch, problem: LayerProblem, reporter: Reporter) -> Laye
             left = tokens
     left = tokens if left is None else left
     own = _rmse(left, problem.exact)
-    sample = finished(batch, problem.layer, left, reporter.advance)
+    sample = batch.finished(problem.layer, left, reporter.advance)
     gain = _rmse(sample, batch.exact) / own if 0 < own < HUGE else 1.0
     return LayerErrors(problem.layer.number, problem.layer.block, tuple(residuals), tuple(errors), gain)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.decoders import Decoder
-from harness.decoders.exact import ExactBatch, LayerProblem, finished, parts_of
+from harness.decoders.exact import ExactBatch, LayerProblem, parts_of
 from harness.decoders.sequential import Sequential
 from harness.flows.protocols import CausalFlow
 from harness.metrics.lock import device_lock
@@ -93,7 +93,7 @@ def errors_of(
         typical = min(range(len(outputs)), key=lambda i: abs(squared[i] - _middle(squared)))
         gain = 1.0
         if squared[typical] > 0:
-            sampled = finished(batch, problem.layer, outputs[typical], reporter.advance)
+            sampled = batch.finished(problem.layer, outputs[typical], reporter.advance)
             gain = _rmse(sampled, batch.exact) ** 2 / squared[typical]
         missed = [math.inf] * (len(solvers) - len(outputs))
         errors.append([gain * error for error in squared] + missed)

@@ -114,6 +114,12 @@ def test_a_layer_that_was_exact_is_left_alone_and_so_are_samples_below_the_toler
     assert ["polished" in trace.flags for trace in result.layers] == [False, True, True]
 
 
+def test_what_is_exact_throughout_is_not_polished_for_its_rounding(flow):
+    told = drawn(flow, 4).result(build_decoder("sequential", certify=1e-12))
+    assert told.certificate.above.all() and not told.certificate.polished.any()
+    assert told.fpe == pytest.approx(2) and not any(trace.flags for trace in told.layers)
+
+
 def test_a_sample_is_polished_alike_alone_and_among_others(flow):
     batch = drawn(flow, 6)
     decoder = build_decoder("ujd", tau=0.5, scope="sample", certify=TOLERANCE)
@@ -232,8 +238,17 @@ def test_a_layer_that_updates_otherwise_is_not_certified():
     assert asked.needs(flow, 2) == []
     with pytest.raises(HarnessError, match="update"):
         drawn(flow, 2).result(asked)
+    plain = drawn(flow, 2).result(build_decoder("ujd"))
+    with pytest.raises(HarnessError, match="update"):
+        harness.certify(flow, plain.images, drawn(flow, 2).latents)
     store_calibration(flow, samples=32)
     assert ratio_of(flow) is None
+
+
+def test_images_of_other_latents_are_refused(flow):
+    images = drawn(flow, 1).result(build_decoder("ujd")).images
+    with pytest.raises(HarnessError, match="1 images cannot be samples of 2 latents"):
+        harness.certify(flow, images, drawn(flow, 2).latents, torch.tensor([0]))
 
 
 @pytest.mark.parametrize("wrong", [0, -1.0, math.nan, math.inf, "sure"])

@@ -297,6 +297,19 @@ def test_tau_0_is_exact_whatever_was_learned(flow, learned, decoder):
     assert torch.allclose(result.tokens, build_decoder("sequential").decode(flow, latents).tokens, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("correction", ["fitted", "learned"])
+@pytest.mark.parametrize(
+    ("decoder", "windows"), [("frontier", {"window": 4}), ("gs-jacobi", {"blocks": 4}), ("ujd", {})]
+)
+def test_corrections_of_a_sample_with_windows_of_its_own_depend_on_no_other(
+    flow, learned, decoder, windows, correction
+):
+    options = {"correction": correction, "calibration": learned, "scope": "sample"}
+    asked, latents = build_decoder(decoder, **windows, **options), latents_of(flow)
+    alone = torch.cat([asked.decode(flow, row[None]).tokens for row in latents])
+    torch.testing.assert_close(asked.decode(flow, latents).tokens, alone, atol=TOLERANCE, rtol=0)
+
+
 def test_a_gated_map_is_strictly_causal_and_adds_nothing_to_what_is_exact():
     gated = GatedMap((1, 3), 2, 2, 5, width=4)
     gated.initialise(torch.Generator().manual_seed(0))

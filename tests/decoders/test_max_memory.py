@@ -8,11 +8,14 @@ import sys
 import pytest
 import torch
 
+from harness.contract import Case, examine
 from harness.decoders import build_decoder
 from harness.decoders.micro_batches import LiveBytes, MicroBatches, bytes_of_one, merged, parse_bytes
 from harness.decoders.trace import LayerTrace
 from harness.errors import HarnessError
+from harness.fitting.calibrate import store_calibration
 from harness.flows.coupled import coupled_tarflow
+from harness.flows.discrete import DiscreteFlow
 from harness.flows.protocols import Guidance
 from harness.flows.tap import Tally, tap
 
@@ -79,6 +82,29 @@ def test_fewer_bytes_the_same_samples_and_iterations(flow, name, options, share,
     torch.testing.assert_close(parted.tokens, whole.tokens, rtol=1e-5, atol=1e-5)
     assert [trace.iterations for trace in parted.layers] == [trace.iterations for trace in whole.layers]
     assert parted.token_evaluations <= whole.token_evaluations * (1 + 1e-9)
+
+
+@pytest.fixture(scope="module")
+def classes():
+    """A small network, beside which the weights that each class has of its own are large."""
+    made = DiscreteFlow(torch.linspace(-1, 1, 5), torch.zeros(5, 1, 4, 4), 32, 2, 4).requires_grad_(False).eval()
+    torch.nn.init.normal_(made.layer.proj_out.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    store_calibration(made, samples=64)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ujd", {"initial": "fitted"}),
+        ("ujd", {"correction": "fitted"}),
+        ("fitted", {}),
+        ("frontier", {"initial": "fitted", "correction": "fitted", "window": 4}),
+    ],
+)
+def test_the_weights_of_each_samples_class_are_counted(classes, name, options):
+    finding = examine("memory", Case(name, classes, options=options))
+    assert finding.outcome == "passed", finding.evidence
 
 
 def test_samples_that_stop_together_still_do(flow):

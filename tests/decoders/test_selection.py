@@ -1,5 +1,7 @@
 """SeJD that selects: the measured choice finds the tough layer, is stored, and costs what the paper's does."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -113,7 +115,9 @@ def test_it_is_stored_beside_a_checkpoint_read_again_and_part_of_a_cells_identit
     assert build_decoder("sejd").fits_digest(again, 4) is None and not build_decoder("sejd").reads_fits
     (stored,) = (checkpoint.parent / "calibration").glob("*-layers.json")
     text = stored.read_text()
-    for damaged in ("{}", text[:-9], text.replace('"samples": 32', '"samples": 31')):
+    empty, negative = (re.sub(r'"errors": \[\[.*?\]\]', f'"errors": {rows}', text) for rows in ("[]", "[[-1.0]]"))
+    both = re.sub(r'"residuals": \[\[.*?\]\]', '"residuals": []', empty, count=1)
+    for damaged in ("{}", text[:-9], text.replace('"samples": 32', '"samples": 31'), empty, both, negative):
         stored.write_text(damaged)
         with pytest.raises(HarnessError, match="does not say what layers leave"):
             find_selection(load_flow(checkpoint))
