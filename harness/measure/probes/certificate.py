@@ -57,7 +57,7 @@ class CertificateProbe(Probe):
         return [(calibrated, self.batch), *((_build(spec), self.batch) for spec in self.decoders)]
 
     def units(self, flow: CausalFlow, subject: Subject) -> list[Unit]:
-        if not certifiable(flow.layers):
+        if not certifiable(flow):
             raise HarnessError(f"layers of '{subject.checkpoint}' define their own update: no call inverts them")
         return [Unit(spec, (subject,), 1.0, {"spec": spec}, ("certificates",)) for spec in self.decoders]
 
