@@ -7,7 +7,7 @@ where it begins is a number on the device, it looks at the cache up to the next 
 filled up, see `covering`. A call is captured when it is first asked for, and replayed in every later decode.
 
 Sound only for layers that say ``capturable``. What a graph puts out is overwritten by later ones, so callers are given
-what was made of it, or a copy. A flow that moves to another device leaves its graphs behind.
+what was made of it, or a copy. A flow that moves to another device or dtype leaves its graphs behind.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class GraphedLayer(LayerWrapper):
         return given
 
     def _replay(self, kept: _Kind, key: Any, call: Call) -> tuple[Tensor, ...]:
-        key = (self.number, *key)
+        key = (self.number, torch.get_float32_matmul_precision(), *key)  # a graph repeats its products as they were
         if key not in kept.graphs:
             kept.graphs[key] = self._graphs.capture(call)
         replay, outputs = kept.graphs[key]
@@ -210,8 +210,9 @@ def covering(window: int, start: int, length: int) -> tuple[int, int]:
 
 
 def captures(flow: CausalFlow) -> bool:
-    """Whether calls of a flow's layers can be captured: on CUDA, and where nobody watches them."""
-    return flow.device.type == "cuda" and any(layer.capturable for layer in flow.layers)
+    """Whether calls of a flow's layers can be captured: on the current CUDA device, and where nobody watches them."""
+    here = flow.device.type == "cuda" and flow.device.index == torch.cuda.current_device()
+    return here and any(layer.capturable for layer in flow.layers)
 
 
 def graphs_of(flow: CausalFlow) -> Graphs:

@@ -70,6 +70,15 @@ class FlowModule(nn.Module, CausalFlow):
         super().__init__()
         self.fits = Kept()
 
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        """As any module does. What was made for the flow is of its device, dtype and weights there, and goes."""
+        before = self.device, self.dtype
+        super()._apply(*arguments, **options)
+        if (self.device, self.dtype) != before:
+            for kept in (self.fits, *(layer.kept for layer in self.layers)):
+                kept.clear()
+        return self
+
     @property
     def device(self) -> torch.device:
         return next(self.buffers(recurse=False)).device

@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
 from harness.flows.graphs import KINDS, PARTS, Graphs, covering, graphed, graphs_of
-from harness.flows.precision import to_dtype
+from harness.flows.precision import products, to_dtype
 from harness.flows.protocols import Guidance
 from harness.flows.synthetic import synthetic_config
 from harness.flows.tarflow import TarFlow
@@ -209,6 +209,27 @@ def _counted(method, waits):
         return method(*arguments)
 
     return counting
+
+
+def test_a_graph_repeats_its_products_as_they_were(flow):
+    """One captured at full precision is not replayed for a decode in TF32."""
+    (layer, *_), capture = captured(flow)
+    tokens, condition = flow.sample_latents(2)[:, :-1], flow.condition(2)
+    counts = []
+    for tf32 in (False, True, False, True):
+        with torch.no_grad(), products(tf32):
+            layer.affine(tokens, None, 0, condition)
+        counts.append(capture.captured)
+    assert counts == [1, 2, 2, 2]
+
+
+def test_a_flow_that_moves_leaves_behind_what_was_made_for_it(flow):
+    captured(flow)
+    half, *_ = (layer.in_dtype(torch.bfloat16) for layer in flow.layers)
+    flow.to(device="cpu", dtype=torch.float32)
+    assert Graphs in flow.fits and flow.layers[0].in_dtype(torch.bfloat16) is half
+    flow.double()
+    assert not flow.fits and not any(layer.kept for layer in flow.layers)
 
 
 def test_layers_that_do_not_say_so_are_refused(flow):

@@ -169,8 +169,9 @@ class TimingTask:
                 key = (TimingTask, len(batch))
                 if key not in flow.fits:
                     layers, condition = flow.layers, flow.condition(len(batch), batch.labels)
-                    flow.fits[key], _ = graphs_of(flow).capture(lambda: encode_tokens(layers, tokens, condition))
-                seconds, _ = timed(flow.fits[key], flow.device.type)
+                    replay, _ = graphs_of(flow).capture(lambda: encode_tokens(layers, tokens, condition))
+                    flow.fits[key] = replay, tokens, condition  # what it reads is to stay there
+                seconds, _ = timed(flow.fits[key][0], flow.device.type)
                 return Attempt("ok", value=Timed(seconds, "captured", network_of(flow.device.type)))
             images = flow.to_images(tokens)
             data = tokens if images is None else images
