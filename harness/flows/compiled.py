@@ -33,7 +33,7 @@ def compiles(device: str) -> bool:
 def _works(device: str) -> bool:
     try:  # all the way to a kernel: triton, its C compiler and a folder to write in may each be missing
         return compiled(_is_traced)(torch.zeros(8, device=device)).sum().item() > 0
-    except Exception as error:
+    except Exception as error:  # each of them has errors of its own
         logger.warning("networks are not compiled, since torch's compiler does not work here: %s", error)
         return False
 
