@@ -3,7 +3,7 @@
 Normalisation, casts, GELU and residual additions are then one kernel each side of a linear map instead of one each.
 Attention and the cache are kernels of their own whatever is compiled, and stay outside: so there is nothing to compile
 again for a window, a prefix or a batch of another size. Weights reach the compiled code as arguments, so it serves all
-layers. On the CPU nothing is compiled: two minutes for a tenth of the time, see `benchmarks/tried.md`.
+layers. On the CPU nothing is compiled: minutes for a tenth of the time, see `benchmarks/tried.md`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from replays import Replays
 
 from harness.decoders import build_decoder
 from harness.decoders.micro_batches import LiveBytes
@@ -14,24 +15,6 @@ from harness.flows.precision import products, to_dtype
 from harness.flows.protocols import Guidance
 from harness.flows.synthetic import synthetic_config
 from harness.flows.tarflow import TarFlow
-
-
-class Replays:
-    """A capture that runs the call again, into the same outputs: what a graph does, without one."""
-
-    def __init__(self):
-        self.captured = self.replayed = 0
-
-    def __call__(self, call):
-        self.captured += 1
-        outputs = tuple(torch.full_like(part, float("nan")) for part in call())
-
-        def replay():
-            self.replayed += 1
-            for kept, new in zip(outputs, call(), strict=True):
-                kept.copy_(new)
-
-        return replay, outputs
 
 
 @pytest.fixture
