@@ -78,7 +78,7 @@ def solve_windows(
     correction: Correction | None = None,
     judged: bool = True,
 ) -> tuple[Tensor, LayerTrace]:
-    """Invert one layer by evaluating the windows of a windows.
+    """Invert one layer by evaluating windows of its tokens.
 
     Args:
         inputs: (B, L, D) z_in in the layer's order.

@@ -3,7 +3,7 @@
 Normalisation, casts, GELU and residual additions are then one kernel each side of a linear map instead of one each.
 Attention and the cache are kernels of their own whatever is compiled, and stay outside: so there is nothing to compile
 again for a window, a prefix or a batch of another size. Weights reach the compiled code as arguments, so it serves all
-layers. On the CPU nothing is compiled: two minutes for a tenth of the time, see `benchmarks/tried.md`.
+layers. On the CPU nothing is compiled: minutes for a tenth of the time, see `benchmarks/tried.md`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def compiles(device: str) -> bool:
 def _works(device: str) -> bool:
     try:  # all the way to a kernel: triton, its C compiler and a folder to write in may each be missing
         return compiled(_is_traced)(torch.zeros(8, device=device)).sum().item() > 0
-    except Exception as error:
+    except Exception as error:  # each of them has errors of its own
         logger.warning("networks are not compiled, since torch's compiler does not work here: %s", error)
         return False
 

@@ -55,6 +55,6 @@ def coupled_discrete(seed: int = 0, num_classes: int = 4) -> DiscreteFlow:
         torch.manual_seed(seed)
         flow = DiscreteFlow(torch.linspace(-1, 1, 17), torch.zeros(17, 1, 4, 4), 32, 2, num_classes)
         nn.init.normal_(flow.layer.proj_out.weight, std=0.5)
-        for weight in (flow.layer.embed, flow.layer.pos_embed, flow.layer.class_embed):
-            nn.init.normal_(weight, std=1.0)  # type: ignore[arg-type]
+        for weight in flow.layer.parameters(recurse=False):  # the embeddings
+            nn.init.normal_(weight)
     return flow.requires_grad_(False).eval()

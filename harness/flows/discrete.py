@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.errors import CheckpointError, HarnessError
-from harness.flows.modules import FlowModule, LayerModule, assign, dimensions, embedding
+from harness.flows.modules import FlowModule, LayerModule, assign, count_of, embedding, shape_of
 from harness.flows.protocols import Condition, Guidance, flows
-from harness.flows.tarflow_shape import count_of, shape_of
 from harness.flows.transformer import Context, KeyValueCache, TransformerLayer
 
 HEAD_DIM = 32
@@ -152,10 +151,7 @@ class DiscreteFlow(FlowModule):
 
     def log_probabilities(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) images -> (B, L-1, D) log probabilities of every level, in nats, and (B, L-1) the levels."""
-        if images.ndim != 4 or images.shape[1:] != self.image_shape:
-            raise HarnessError(
-                f"expected images of shape (B, {dimensions(self.image_shape)}), got {tuple(images.shape)}"
-            )
+        self.require_images(images)
         found = (images.flatten(1)[..., None] - self.levels).abs().argmin(dim=2)
         tokens = F.one_hot(F.pad(found, (1, 0)), self.token_dim).to(images.dtype)
         logits = self.layer.logits(tokens[:, :-1], None, 0, self.condition(len(images), labels))
@@ -200,13 +196,11 @@ class DiscreteFlow(FlowModule):
         """A flow that uses the tensors of a state dict as they are, its shape inferred from theirs."""
         unigram, (levels, channels) = shape_of(state, "blocks.0.unigram", 4), shape_of(state, "blocks.0.embed", 2)
         classes = shape_of(state, "blocks.0.class_embed", 2)[0] - 1 if "blocks.0.class_embed" in state else 0
-        with torch.device("meta"):
-            try:
-                flow = cls(
-                    torch.empty(levels), torch.empty(unigram), channels,
-                    count_of(state, "blocks.0.attn_blocks."), classes,
-                )  # fmt: skip
-            except HarnessError as error:
-                raise CheckpointError(str(error)) from error
+        layers = count_of(state, "blocks.0.attn_blocks.")
+        try:
+            with torch.device("meta"):
+                flow = cls(torch.empty(levels), torch.empty(unigram), channels, layers, classes)
+        except HarnessError as error:
+            raise CheckpointError(str(error)) from error
         assign(flow, state, "model of discrete tokens")
         return flow.requires_grad_(False).eval()

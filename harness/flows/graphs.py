@@ -7,7 +7,7 @@ where it begins is a number on the device, it looks at the cache up to the next 
 filled up, see `covering`. A call is captured when it is first asked for, and replayed in every later decode.
 
 Sound only for layers that say ``capturable``. What a graph puts out is overwritten by later ones, so callers are given
-what was made of it, or a copy. A flow that moves to another device leaves its graphs behind.
+what was made of it, or a copy. A flow that moves to another device or dtype leaves its graphs behind.
 """
 
 from __future__ import annotations
@@ -70,13 +70,17 @@ class _Kind:
     buffers: dict[Any, Tensor] = field(default_factory=dict)
     graphs: dict[Any, tuple[Callable[[], Any], tuple[Tensor, ...]]] = field(default_factory=dict)
 
-    def buffer(self, name: str, like: Tensor, *shape: int, room: int) -> Tensor:
-        """A part of one buffer of `room` numbers, in the dtype of `like`."""
-        key = (name, like.dtype)
+    def given(self, name: str, tokens: Tensor, size: int, length: int) -> Tensor:
+        """(B, size, D) what a graph reads, in a buffer for `length` tokens: (B, W, D) tokens, and zeros behind them."""
+        (batch, window, dim), key = tokens.shape, (name, tokens.dtype)
         if key not in self.buffers:
             with ordinary_tensors():
-                self.buffers[key] = like.new_zeros(room)
-        return self.buffers[key][: torch.Size(shape).numel()].view(shape)
+                self.buffers[key] = tokens.new_zeros(batch * length * dim)
+        given = self.buffers[key][: batch * size * dim].view(batch, size, dim)
+        given[:, :window] = tokens
+        if size > window:
+            given[:, window:] = 0
+        return given
 
 
 class Graphs:
@@ -144,11 +148,10 @@ class GraphedLayer(LayerWrapper):
     def explain(self, inputs: Tensor, tokens: Tensor, cache: Any, start: int, condition: Condition) -> Explained:
         if cache is not None or not _captured(condition):  # few decoders explain a window, and none many of them
             return self.layer.explain(inputs, tokens, cache, start, condition)
-        kept = self._kept(len(tokens), cache, condition)
-        whole = kept.buffer("inputs", inputs, *inputs.shape, room=inputs.numel())
-        whole.copy_(inputs)
-        given = self._given(kept, tokens, tokens.shape[1])
-        key = ("explain", tokens.shape[1], tokens.dtype)
+        kept, window = self._kept(len(tokens), cache, condition), tokens.shape[1]
+        whole = kept.given("inputs", inputs, self.num_tokens, self.num_tokens)
+        given = kept.given("tokens", tokens, window, self.num_tokens)
+        key = ("explain", window, tokens.dtype)
         known = self._replay(kept, key, lambda: self.layer.explain(whole, given, None, start, kept.condition))
         return Explained(*(part.clone() for part in known))
 
@@ -163,7 +166,7 @@ class GraphedLayer(LayerWrapper):
             size, bound = covering(window, start, self.num_tokens)
             kept.start.fill_(start)
             place = Place(kept.start, bound)
-        given = self._given(kept, tokens, size)
+        given = kept.given("tokens", tokens, size, self.num_tokens)
         log_scale, shift = self._replay(
             kept, (size, bound, tokens.dtype), lambda: self.layer.affine(given, cache, place, kept.condition)
         )
@@ -177,17 +180,8 @@ class GraphedLayer(LayerWrapper):
             raise ValueError(f"the cache of layer {self.number} was given to another solve")
         return self._solved
 
-    def _given(self, kept: _Kind, tokens: Tensor, size: int) -> Tensor:
-        """(B, size, D) what a graph reads: (B, W, D) tokens, and zeros behind them."""
-        batch, window, dim = tokens.shape
-        given = kept.buffer("tokens", tokens, batch, size, dim, room=batch * self.num_tokens * dim)
-        given[:, :window] = tokens
-        if size > window:
-            given[:, window:] = 0
-        return given
-
     def _replay(self, kept: _Kind, key: Any, call: Call) -> tuple[Tensor, ...]:
-        key = (self.number, *key)
+        key = (self.number, torch.get_float32_matmul_precision(), *key)  # a graph repeats its products as they were
         if key not in kept.graphs:
             kept.graphs[key] = self._graphs.capture(call)
         replay, outputs = kept.graphs[key]
@@ -210,8 +204,9 @@ def covering(window: int, start: int, length: int) -> tuple[int, int]:
 
 
 def captures(flow: CausalFlow) -> bool:
-    """Whether calls of a flow's layers can be captured: on CUDA, and where nobody watches them."""
-    return flow.device.type == "cuda" and any(layer.capturable for layer in flow.layers)
+    """Whether calls of a flow's layers can be captured: on the current CUDA device, and where nobody watches them."""
+    here = flow.device.type == "cuda" and flow.device.index == torch.cuda.current_device()
+    return here and any(layer.capturable for layer in flow.layers)
 
 
 def graphs_of(flow: CausalFlow) -> Graphs:

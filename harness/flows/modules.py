@@ -24,6 +24,25 @@ def dimensions(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape))
 
 
+def shape_of(state: dict[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
+    """The shape of a tensor that must be there, with so many dimensions."""
+    if name not in state:
+        raise CheckpointError(f"tensor '{name}' is missing")
+    if state[name].ndim != ndim or 0 in state[name].shape:
+        raise CheckpointError(
+            f"'{name}' has shape {dimensions(state[name].shape)}, expected {ndim} dimensions, none empty"
+        )
+    return tuple(state[name].shape)
+
+
+def count_of(state: dict[str, Tensor], prefix: str) -> int:
+    """How many numbered parts the names below a prefix tell of."""
+    parts = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
+    if parts != {str(i) for i in range(len(parts))}:
+        raise CheckpointError(f"'{prefix}*' is not numbered 0, 1, 2, ...")
+    return len(parts)
+
+
 def assign(module: nn.Module, state: Mapping[str, Tensor], title: str) -> None:
     """Let a module use the tensors of a state dict as they are; a `CheckpointError` where they are not its own."""
     wanted = module.state_dict()
@@ -70,6 +89,15 @@ class FlowModule(nn.Module, CausalFlow):
         super().__init__()
         self.fits = Kept()
 
+    def _apply(self, *arguments: Any, **options: Any) -> Any:
+        """As any module does. What was made for the flow is of its device, dtype and weights there, and goes."""
+        before = self.device, self.dtype
+        super()._apply(*arguments, **options)
+        if (self.device, self.dtype) != before:
+            for kept in (self.fits, *(layer.kept for layer in self.layers)):
+                kept.clear()
+        return self
+
     @property
     def device(self) -> torch.device:
         return next(self.buffers(recurse=False)).device
@@ -90,6 +118,12 @@ class FlowModule(nn.Module, CausalFlow):
         device = generator.device if generator is not None else torch.device("cpu")
         shape = (n, self.num_tokens, self.token_dim)
         return torch.randn(shape, generator=generator, device=device).to(self.device, self.dtype)
+
+    def require_images(self, images: Tensor) -> None:
+        """Raises HarnessError: they are not (B, C, H, W) of the flow's shape."""
+        shape = self.image_shape or ()
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise HarnessError(f"expected images of shape (B, {dimensions(shape)}), got {tuple(images.shape)}")
 
     def checked(self, labels: Tensor, batch: int) -> Tensor:
         """Labels on the flow's device; a `HarnessError` where it has no classes, or these are none of its own."""

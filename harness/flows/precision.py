@@ -60,4 +60,5 @@ def to_dtype(flow: Any, device: str | torch.device, dtype: Dtype) -> Any:
     flow = flow.to(device=device, dtype=torch.promote_types(dtype, torch.float32))
     for layer in flow.layers:
         layer.to(dtype=dtype)
+    flow.fits.clear()  # fitted to, or captured of, other networks
     return flow

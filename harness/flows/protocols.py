@@ -76,7 +76,7 @@ class Condition:
 
 
 class Kept(dict[Any, Any]):
-    """What was made of a flow or a layer and is kept for as long as that lives; a copy of it begins with nothing."""
+    """What was made of a flow or a layer and is kept while it lives and stays in place; a copy begins with nothing."""
 
     def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
         return Kept, ()

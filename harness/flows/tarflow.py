@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.errors import HarnessError
 from harness.flows.calls import encode_tokens
-from harness.flows.modules import FlowModule, LayerModule, assign, dimensions, embedding
+from harness.flows.modules import FlowModule, LayerModule, assign, embedding
 from harness.flows.protocols import Condition, Explained, Guidance, Place, flows
 from harness.flows.tarflow_shape import TarFlowConfig, infer_config
 from harness.flows.transformer import Context, KeyValueCache, Placed, TransformerLayer, placed
@@ -198,10 +198,7 @@ class TarFlow(FlowModule):
 
     def to_tokens(self, images: Tensor) -> Tensor:
         """(B, C, H, W) images to (B, L, D) patches in raster order, each channel-major, then row, then column."""
-        if images.ndim != 4 or images.shape[1:] != self.image_shape:
-            raise HarnessError(
-                f"expected images of shape (B, {dimensions(self.image_shape)}), got {tuple(images.shape)}"
-            )
+        self.require_images(images)
         patch, channels = self.config.patch, self.config.image_channels
         grid = self.config.image_size // patch
         x = images.reshape(-1, channels, grid, patch, grid, patch)

@@ -11,7 +11,7 @@ from math import isqrt
 from torch import Tensor
 
 from harness.errors import CheckpointError, HarnessError
-from harness.flows.modules import dimensions
+from harness.flows.modules import count_of, shape_of
 
 HEAD_DIM = 64
 
@@ -61,7 +61,6 @@ def infer_config(state: dict[str, Tensor], metadata: dict[str, str]) -> TarFlowC
 
     D is 3 * patch**2 or patch**2, which are never equal, and images are square, so nothing else is needed.
     """
-
     num_tokens, token_dim = shape_of(state, "var", 2)
     channels, _ = shape_of(state, "blocks.0.proj_in.weight", 2)
     image_channels, patch = _factor_token(token_dim)
@@ -91,25 +90,6 @@ def infer_config(state: dict[str, Tensor], metadata: dict[str, str]) -> TarFlowC
         head_dim=int(head_dim),
         turn_every=int(turn_every),
     )
-
-
-def shape_of(state: dict[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
-    """The shape of a tensor that must be there, with so many dimensions."""
-    if name not in state:
-        raise CheckpointError(f"tensor '{name}' is missing")
-    if state[name].ndim != ndim or 0 in state[name].shape:
-        raise CheckpointError(
-            f"'{name}' has shape {dimensions(state[name].shape)}, expected {ndim} dimensions, none empty"
-        )
-    return tuple(state[name].shape)
-
-
-def count_of(state: dict[str, Tensor], prefix: str) -> int:
-    """How many numbered parts the names below a prefix tell of."""
-    parts = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
-    if parts != {str(i) for i in range(len(parts))}:
-        raise CheckpointError(f"'{prefix}*' is not numbered 0, 1, 2, ...")
-    return len(parts)
 
 
 def _factor_token(token_dim: int) -> tuple[int, int]:

@@ -172,7 +172,7 @@ class ZukoFlow(FlowModule):
 
     def condition(self, batch: int, labels: Tensor | None = None, guidance: Guidance | None = None) -> Condition:
         if labels is not None:
-            raise HarnessError("labels were given, but this flow has no classes")
+            self.checked(labels, batch)
         if guidance is not None and guidance.scale != 0:
             raise HarnessError("this flow has no classes, so guidance can have no effect")
         return Condition()

@@ -15,7 +15,7 @@ from harness.decoders.exact import ExactBatch
 from harness.decoders.schedule import LayerChoice, LayerSchedule
 from harness.decoders.solver import solve_windows
 from harness.decoders.trace import Certificate, Ratio
-from harness.decoders.windows import Blocks
+from harness.decoders.windows import Blocks, Frontier
 from harness.errors import CheckpointError, HarnessError
 from harness.files import read_safetensors
 from harness.fitting import prepare
@@ -142,16 +142,17 @@ def test_a_sample_that_overflows_changes_no_other_and_is_said_to_be_above(flow):
     assert torch.allclose(with_it.tokens[kept], without.tokens[kept], atol=1e-4)
 
 
-def test_with_windows_of_their_own_samples_go_on_when_one_is_not_finite(flow):
+@pytest.mark.parametrize("windows", [Blocks(16, 1e-6), Blocks(4, 1e-6), Frontier(5, 1e-6)], ids=str)
+def test_with_windows_of_their_own_samples_go_on_when_one_is_not_finite(flow, windows):
     batch, layer = drawn(flow, 3), flow.layers[0]
     inputs = layer.arrange(flow.scale_latents(batch.latents))
     inputs[1, 0] = float("nan")
     options = {"norm": "inf", "scope": "sample"}
-    tokens, trace = solve_windows(layer, inputs, batch.condition, inputs.clone(), Blocks(16, 1e-6), **options)
+    tokens, trace = solve_windows(layer, inputs, batch.condition, inputs.clone(), windows, **options)
     assert not trace.converged and "non-finite" in trace.flags
     rows = torch.tensor([0, 2])
     alone, _ = solve_windows(
-        layer, inputs[rows], batch.condition.select(rows), inputs[rows].clone(), Blocks(16, 1e-6), **options
+        layer, inputs[rows], batch.condition.select(rows), inputs[rows].clone(), windows, **options
     )
     assert torch.allclose(tokens[rows], alone, atol=1e-5)
 

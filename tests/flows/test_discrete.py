@@ -126,6 +126,8 @@ def test_what_needs_an_affine_layer_is_refused_in_a_sentence(flow):
         flow.tempered(-1)
     with pytest.raises(HarnessError, match="temperature 0"):
         flow.tempered(0).encode(torch.zeros(1, 1, 4, 4))
+    with pytest.raises(HarnessError, match="no classes"):
+        coupled_discrete(num_classes=0).condition(1, torch.tensor([0]))
     with pytest.raises(HarnessError, match="expected images"):
         flow.encode(torch.zeros(1, 3, 4, 4))
 

@@ -1,7 +1,8 @@
-"""Replayed calls: that what they read and write is kept and brought up to date; the capture itself needs a GPU."""
+"""Replayed calls: that what they read and write is kept and brought up to date; the capture itself: `tests/gpu`."""
 
 import pytest
 import torch
+from replays import Replays
 
 from harness.decoders import build_decoder
 from harness.decoders.micro_batches import LiveBytes
@@ -10,28 +11,10 @@ from harness.errors import HarnessError
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
 from harness.flows.graphs import KINDS, PARTS, Graphs, covering, graphed, graphs_of
-from harness.flows.precision import to_dtype
+from harness.flows.precision import products, to_dtype
 from harness.flows.protocols import Guidance
 from harness.flows.synthetic import synthetic_config
 from harness.flows.tarflow import TarFlow
-
-
-class Replays:
-    """A capture that runs the call again, into the same outputs: what a graph does, without one."""
-
-    def __init__(self):
-        self.captured = self.replayed = 0
-
-    def __call__(self, call):
-        self.captured += 1
-        outputs = tuple(torch.full_like(part, float("nan")) for part in call())
-
-        def replay():
-            self.replayed += 1
-            for kept, new in zip(outputs, call(), strict=True):
-                kept.copy_(new)
-
-        return replay, outputs
 
 
 @pytest.fixture
@@ -211,19 +194,28 @@ def _counted(method, waits):
     return counting
 
 
+def test_a_graph_repeats_its_products_as_they_were(flow):
+    """One captured at full precision is not replayed for a decode in TF32."""
+    (layer, *_), capture = captured(flow)
+    tokens, condition = flow.sample_latents(2)[:, :-1], flow.condition(2)
+    counts = []
+    for tf32 in (False, True, False, True):
+        with torch.no_grad(), products(tf32):
+            layer.affine(tokens, None, 0, condition)
+        counts.append(capture.captured)
+    assert counts == [1, 2, 2, 2]
+
+
+def test_a_flow_that_moves_leaves_behind_what_was_made_for_it(flow):
+    captured(flow)
+    half, *_ = (layer.in_dtype(torch.bfloat16) for layer in flow.layers)
+    flow.to(device="cpu", dtype=torch.float32)
+    assert Graphs in flow.fits and flow.layers[0].in_dtype(torch.bfloat16) is half
+    flow.double()
+    assert not flow.fits and not any(layer.kept for layer in flow.layers)
+
+
 def test_layers_that_do_not_say_so_are_refused(flow):
     pytest.importorskip("zuko")
     with pytest.raises(HarnessError, match="cannot be captured"):
         Graphs(flow.device, Replays()).layer(load_flow("maf-breast-cancer").layers[0])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="captures CUDA graphs, which needs a GPU")
-@pytest.mark.parametrize("name", ["sequential", "ujd", "frontier", "gs-jacobi"])
-def test_captured_graphs_give_the_same_samples(name):
-    flow = load_flow("digits", device="cuda")
-    latents = flow.sample_latents(4, torch.Generator().manual_seed(0))
-    plain = build_decoder(name, cuda_graphs=False).decode(flow, latents)
-    for _ in range(2):
-        captured = build_decoder(name).decode(flow, latents)
-        torch.testing.assert_close(captured.tokens, plain.tokens, rtol=1e-4, atol=1e-4)

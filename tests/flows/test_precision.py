@@ -105,7 +105,7 @@ def test_a_torch_that_does_not_tell_is_taken_to_emulate(monkeypatch):
     assert not multiplies_bfloat16(torch.device("cpu"))
 
 
-def test_tf32_is_refused_where_no_gpu_multiplies(tmp_path):
+def test_tf32_is_refused_where_no_gpu_multiplies():
     with pytest.raises(HarnessError, match="tf32.*'cpu'.*float32"):
         load_flow("digits", dtype="tf32")
 

@@ -106,6 +106,13 @@ def test_two_batch_sizes_take_turns(device, stand_in, make):
             torch.testing.assert_close(on_cpu(found), wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_flow_that_went_away_and_came_back_is_decoded_as_before(device, stand_in, make):
+    flow, decoder = make(device), build_decoder("sequential")
+    before = decoder.decode(flow, latents(flow), LABELS).tokens
+    flow.to("cpu", torch.float64).to(device, torch.float32)
+    torch.testing.assert_close(decoder.decode(flow, latents(flow), LABELS).tokens, before, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["sequential", "ujd"])
 def test_a_bound_on_memory_changes_no_sample(name, device, make):
     here, there, options = make(), make(device), DECODERS[name]

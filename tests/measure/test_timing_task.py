@@ -1,6 +1,7 @@
 """How a decode and its floor are called is measured alike, and told; with a capture that runs again, without a GPU."""
 
 import pytest
+from replays import Replays
 
 from harness.errors import HarnessError
 from harness.flows.graphs import Graphs
@@ -25,27 +26,10 @@ def cells(*decoders, **more):
     return expand(build_matrix(tables | more, "the test"), None)
 
 
-class Counts:
-    """A stand-in for a captured graph that runs the call again, and counts."""
-
-    def __init__(self):
-        self.captured, self.replayed = 0, 0
-
-    def __call__(self, call):
-        self.captured += 1
-
-        def replay():
-            self.replayed += 1
-            self.outputs[:] = call()
-
-        self.outputs = list(call())
-        return replay, self.outputs
-
-
 def measured(found, monkeypatch, captures):
     bench, task = Bench("session"), TimingTask(rounds=1, warmup=1)
     flow = bench.flow(found[0])
-    graphs = flow.fits[Graphs] = Graphs(flow.device, Counts())
+    graphs = flow.fits[Graphs] = Graphs(flow.device, Replays())
     for module in ("harness.decoders.decoder", "harness.measure.tasks.timing"):
         monkeypatch.setattr(f"{module}.captures", lambda flow: captures)
     (unit,) = task.units(found)
