@@ -44,7 +44,7 @@ def shell(tmp_path, monkeypatch):
     return run
 
 
-def follow(document, shell, slow=False):
+def assert_it_runs(document, shell, slow=False):
     """Do what a document says, from its first block to its last."""
     write_files(document, shell.folder)
     names = {"__name__": "document"}
@@ -58,7 +58,7 @@ def follow(document, shell, slow=False):
 
 @pytest.mark.parametrize("name", [name for name, document in NAMES.items() if code(document)])
 def test_the_code_of_a_document_runs(name, shell):
-    follow(NAMES[name], shell)
+    assert_it_runs(NAMES[name], shell)
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_the_code_of_a_document_runs(name, shell):
     "name", [name for name, document in NAMES.items() if len(code(document, slow=True)) > len(code(document))]
 )
 def test_all_code_of_a_document_runs(name, shell):
-    follow(NAMES[name], shell, slow=True)
+    assert_it_runs(NAMES[name], shell, slow=True)
 
 
 def test_the_recipe_for_continuous_integration_in_a_scratch_repository(shell):

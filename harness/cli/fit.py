@@ -127,9 +127,7 @@ def calibrate_command(
         return
     loaded = _fitted_to(flow, device, weights)
     with reporter() as progress:
-        path = store_calibration(
-            loaded, samples, seed, progress, learned=learned, seconds=seconds, together=together
-        )  # fmt: skip
+        path = store_calibration(loaded, samples, seed, progress, learned=learned, seconds=seconds, together=together)
         store_selection(loaded, reporter=progress)
     print(path)
 

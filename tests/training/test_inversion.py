@@ -139,6 +139,7 @@ def test_an_order_that_cannot_be_is_a_sentence(tmp_path: Path, turn_every: str) 
         ({"layers": []}, "at least 1 item"),
         ({"decode_weight": -1}, "greater than or equal to 0"),
         ({"decode_weight": 1, "batch_size": 2}, "batch_size of 4 or more"),
+        ({"decode_weight": 1, "drop_nearest": 1, "batch_size": 4}, "batch_size of 8 or more"),
         ({"decode_iterations": 3}, "less than or equal to 2"),
     ],
 )
