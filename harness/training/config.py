@@ -207,7 +207,7 @@ def shipped_configs() -> list[str]:
     return sorted(path.stem for path in ASSETS.glob("*.toml"))
 
 
-def read_config(name_or_path: str, **overrides: object) -> tuple[str, FlowTraining]:
+def read_config(name_or_path: str, /, **overrides: object) -> tuple[str, FlowTraining]:
     """The name and the configuration of a shipped training, or of a TOML file; overrides of None leave its values.
 
     No such configuration, no TOML, an unknown key, or a value out of range are a `HarnessError`.

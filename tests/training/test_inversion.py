@@ -156,12 +156,16 @@ def test_more_cannot_be_dropped_than_there_is() -> None:
 
 
 def test_any_key_of_a_configuration_is_set_on_the_command_line() -> None:
-    assert _settings(("decode_weight=0.1", "layers=[2, 1]", "dataset = digits")) == {
+    assert _settings(("decode_weight=0.1", "layers=[2, 1]", "dataset = digits"), {"steps": 3, "seed": None}) == {
+        "steps": 3,
         "decode_weight": 0.1,
         "layers": [2, 1],
         "dataset": "digits",
     }
     for wrong in ("decode_weight", "=3", "a b=1"):
         with pytest.raises(HarnessError, match="should read key=value"):
-            _settings((wrong,))
+            _settings((wrong,), {})
+    for options, given in (({"steps": 3}, ("steps=4",)), ({}, ("sigma=1", "sigma=2"))):
+        with pytest.raises(HarnessError, match="a second time"):
+            _settings(given, options)
     assert json.loads(TarFlowTraining.model_validate(TINY | {"layers": 2}).model_dump_json())["layers"] == [2]
