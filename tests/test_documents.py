@@ -16,12 +16,21 @@ NAMES = {document.relative_to(ROOT).as_posix(): document for document in DOCUMEN
 GENERATED = ROOT / "docs" / "generated"
 
 
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """Features of real images, which take seconds and are the same in every document."""
+    return tmp_path_factory.mktemp("references")
+
+
 @pytest.fixture
-def shell(tmp_path, monkeypatch):
+def shell(tmp_path, monkeypatch, references):
     """Run a script in an empty folder with `harness` on its path and a home of its own; its exit code and output."""
     commands, home, folder = tmp_path / "bin", tmp_path / "home", tmp_path / "work"
     for made in (commands, home, folder):
         made.mkdir()
+    cache = home / "cache" / "nf-decoding-harness"
+    cache.mkdir(parents=True)
+    (cache / "references").symlink_to(references)
     (commands / "harness").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m harness "$@"\n')
     (commands / "harness").chmod(0o755)
     monkeypatch.chdir(folder)
