@@ -10,7 +10,7 @@ import difflib
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,7 +45,7 @@ TuningSamples = Annotated[int, Field(ge=8, le=MOST)]
 
 def several(value: Any) -> Any:
     """One value as a sequence of one."""
-    return value if isinstance(value, list | tuple) else (value,)
+    return value if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
 
 
 def parse_value(text: str) -> Any:

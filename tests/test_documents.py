@@ -16,12 +16,21 @@ NAMES = {document.relative_to(ROOT).as_posix(): document for document in DOCUMEN
 GENERATED = ROOT / "docs" / "generated"
 
 
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """Features of real images, which take seconds and are the same in every document."""
+    return tmp_path_factory.mktemp("references")
+
+
 @pytest.fixture
-def shell(tmp_path, monkeypatch):
+def shell(tmp_path, monkeypatch, references):
     """Run a script in an empty folder with `harness` on its path and a home of its own; its exit code and output."""
     commands, home, folder = tmp_path / "bin", tmp_path / "home", tmp_path / "work"
     for made in (commands, home, folder):
         made.mkdir()
+    cache = home / "cache" / "nf-decoding-harness"
+    cache.mkdir(parents=True)
+    (cache / "references").symlink_to(references)
     (commands / "harness").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m harness "$@"\n')
     (commands / "harness").chmod(0o755)
     monkeypatch.chdir(folder)
@@ -44,7 +53,7 @@ def shell(tmp_path, monkeypatch):
     return run
 
 
-def follow(document, shell, slow=False):
+def assert_it_runs(document, shell, slow=False):
     """Do what a document says, from its first block to its last."""
     write_files(document, shell.folder)
     names = {"__name__": "document"}
@@ -58,7 +67,7 @@ def follow(document, shell, slow=False):
 
 @pytest.mark.parametrize("name", [name for name, document in NAMES.items() if code(document)])
 def test_the_code_of_a_document_runs(name, shell):
-    follow(NAMES[name], shell)
+    assert_it_runs(NAMES[name], shell)
 
 
 @pytest.mark.slow
@@ -66,7 +75,7 @@ def test_the_code_of_a_document_runs(name, shell):
     "name", [name for name, document in NAMES.items() if len(code(document, slow=True)) > len(code(document))]
 )
 def test_all_code_of_a_document_runs(name, shell):
-    follow(NAMES[name], shell, slow=True)
+    assert_it_runs(NAMES[name], shell, slow=True)
 
 
 def test_the_recipe_for_continuous_integration_in_a_scratch_repository(shell):

@@ -21,7 +21,7 @@ from harness.measure.matrix import Matrix
 from harness.measure.recommend import CANDIDATES, SECONDS, free, measure_choices
 from harness.measure.run_matrix import run_matrix
 from harness.measure.sources import matrix_of
-from harness.options import parse_decoder
+from harness.options import parse_decoder, several
 from harness.progress import reporter
 from harness.runs.store import Run
 from harness.runs.tables import FLOW, IDENTITY, TABLES
@@ -137,7 +137,7 @@ def recommend(
         out: the run folder; by default ``runs/recommend-NAME``, or the next that is free.
         resume: finish what is there.
     """
-    allowed = [None if budget == "sejd" else budget for budget in _several(budgets)]
+    allowed = [None if budget == "sejd" else budget for budget in several(budgets)]
     if wrong := [budget for budget in allowed if not isinstance(budget, int | float | None)]:
         raise HarnessError(f"a budget is a deviation, such as 0.05, or 'sejd', not {wrong[0]!r}")
     if isinstance(checkpoint, CausalFlow):
@@ -149,15 +149,11 @@ def recommend(
         checkpoint = checkpoint.source
     folder = Path(out or Path("runs") / f"{name}-{checkpoint_path(checkpoint).stem}")
     measured = measure_choices(
-        str(checkpoint), folder if out or resume else free(folder), reporter(), batches=_several(batches),
+        str(checkpoint), folder if out or resume else free(folder), reporter(), batches=list(several(batches)),
         budgets=allowed, candidates=candidates, dataset=dataset, weights=weights, seconds=seconds, device=device,
         resume=resume, threads=threads, data_root=data_root, inception_weights=inception_weights,
     )  # fmt: skip
     return Recommended(recommendations(measured), measured)
-
-
-def _several(given: Any) -> list[Any]:
-    return [given] if given is None or isinstance(given, int | float | str) else list(given)
 
 
 def print_choice(run: Run) -> None:

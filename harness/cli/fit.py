@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -48,7 +47,7 @@ def train(
     from harness.training.config import command_line, read_config
     from harness.training.loop import train
 
-    name, parsed = read_config(config, **overrides, **_settings(settings))
+    name, parsed = read_config(config, **_settings(settings, overrides))
     if dry_run:
         print(Plan(f"training '{name}'", f"{parsed.steps:,} steps of {parsed.batch_size} samples"))
         return
@@ -57,14 +56,19 @@ def train(
     print(f"{folder / name}.safetensors, with its model card {name}.md and samples where there are images")
 
 
-def _settings(given: tuple[str, ...]) -> dict[str, Any]:
-    """The keys of a configuration that KEY=VALUE give, values as `parse_value` reads them."""
+def _settings(given: tuple[str, ...], options: dict[str, int | None]) -> dict[str, Any]:
+    """The keys of a configuration that options and KEY=VALUE give, values of these as `parse_value` reads them."""
     from harness.options import parse_value
 
-    pairs = [setting.partition("=") for setting in given]
-    if bad := next((setting for setting in given if not re.match(r"\s*\w+\s*=", setting)), None):
-        raise HarnessError(f"--set {bad!r} should read key=value, as decode_weight=0.1")
-    return {key.strip(): parse_value(value.strip()) for key, _, value in pairs}
+    found: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    for setting in given:
+        key, equals, value = (part.strip() for part in setting.partition("="))
+        if not (equals and key.isidentifier()):
+            raise HarnessError(f"--set {setting!r} should read key=value, as decode_weight=0.1")
+        if key in found:
+            raise HarnessError(f"--set {setting!r} gives '{key}' a second time")
+        found[key] = parse_value(value)
+    return found
 
 
 @app.command()
@@ -117,19 +121,18 @@ def calibrate_command(
     from harness.fitting.calibrate import store_calibration
     from harness.fitting.selection import store_selection
     from harness.flows import load_flow
+    from harness.measure.cells import resolve_device
     from harness.measure.planning import plan_calibration
     from harness.progress import reporter
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    learned = seconds != 0
+    learned, device = seconds != 0, resolve_device(device)
     if dry_run:
-        print(plan_calibration(load_flow(flow, weights=weights), samples, learned=learned))
+        print(plan_calibration(load_flow(flow, device, weights=weights), samples, seconds))
         return
     loaded = _fitted_to(flow, device, weights)
     with reporter() as progress:
-        path = store_calibration(
-            loaded, samples, seed, progress, learned=learned, seconds=seconds, together=together
-        )  # fmt: skip
+        path = store_calibration(loaded, samples, seed, progress, learned=learned, seconds=seconds, together=together)
         store_selection(loaded, reporter=progress)
     print(path)
 
@@ -166,6 +169,7 @@ def tune_command(
     from harness.decoders import build_decoder
     from harness.fitting import prepare
     from harness.fitting.tune import Tuner, store_schedule
+    from harness.measure.cells import resolve_device
     from harness.measure.planning import plan_choices
     from harness.measure.recommend import CLASSIC
     from harness.measure.sources import table_of
@@ -174,11 +178,12 @@ def tune_command(
     from harness.runs.store import require_new
 
     torch.set_num_threads(threads or torch.get_num_threads())
+    device = resolve_device(device)
     if dry_run:
         print(plan_choices(flow, batches, budgets, seconds or TUNE_S, weights, CLASSIC, tuned=True))
         return
     loaded = _fitted_to(flow, device, weights)
-    if seconds is None and loaded.device.type == "cuda":
+    if seconds is None and device == "cuda":
         seconds = TUNE_S
     tuning_s, measuring_s = (None, TUNE_S) if seconds is None else (TUNING * seconds, (1 - TUNING) * seconds)
     if out is not None:
@@ -206,9 +211,8 @@ def _fitted_to(flow: str, device: str, weights: str | None) -> CausalFlow:
     from harness.decoders.stored import storage
     from harness.files import require_writable
     from harness.flows import load_flow
-    from harness.measure.cells import resolve_device
 
-    loaded = load_flow(flow, resolve_device(device), weights=weights)
+    loaded = load_flow(flow, device, weights=weights)
     assert loaded.source is not None
     require_writable(storage(loaded.source, "").parent)
     return loaded

@@ -97,9 +97,11 @@ def recommend_command(checkpoint: str, out: Path | None, resume: bool, dry_run: 
     Killed at any moment, what was fitted is kept, and with --resume what was measured.
     """
     from harness.cli.face import print_choice, recommend
+    from harness.measure.cells import resolve_device
     from harness.measure.planning import plan_choices
 
     if dry_run:
+        resolve_device(options["device"])
         print(plan_choices(checkpoint, *(options[name] for name in ("batches", "budgets", "seconds", "weights"))))
         return
     print_choice(recommend(checkpoint, out=out, resume=resume, **options).run)

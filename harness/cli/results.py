@@ -27,13 +27,13 @@ def check(
     """Check a decoder, NAME or package.module:Class, against the contract every decoder keeps."""
     import torch
 
-    from harness.contract import CLAUSES, check, default_flows, print_findings
+    from harness.contract import check, planned, print_findings
     from harness.measure.planning import Plan
 
     torch.set_num_threads(threads or torch.get_num_threads())
     if dry_run:
-        on = ", ".join(flows or default_flows())
-        print(Plan(f"contract of {decoder}", f"{len(clauses or CLAUSES)} clauses on each of {on}"))
+        on, wanted = planned(decoder, flows, clauses)
+        print(Plan(f"contract of {decoder}", f"{len(wanted)} clauses on each of {', '.join(on)}"))
         return 0
     return print_findings(decoder, check(decoder, flows, seed, clauses, weights=weights))
 

@@ -6,7 +6,7 @@ contract tests run the same clauses; a new decoder is covered by being registere
 """
 
 from harness.contract.case import CLAUSES, Broken, Case, Finding, NotApplicable
-from harness.contract.checking import check, default_flows, examine, print_findings
+from harness.contract.checking import check, default_flows, examine, planned, print_findings
 
 __all__ = [
     "CLAUSES",
@@ -17,5 +17,6 @@ __all__ = [
     "check",
     "default_flows",
     "examine",
+    "planned",
     "print_findings",
 ]

@@ -10,7 +10,7 @@ from harness.contract.case import CLAUSES, Broken, Case, Finding, NotApplicable
 from harness.decoders import decoders
 from harness.errors import unknown
 from harness.flows import CausalFlow, load_flow
-from harness.flows.checkpoints import shipped
+from harness.flows.checkpoints import checkpoint_path, shipped
 from harness.flows.coupled import coupled_discrete, coupled_tarflow
 from harness.registry import first_line
 
@@ -35,16 +35,25 @@ def check(
     `flows` are names in `CONTRACT_FLOWS`, shipped flows or paths of checkpoints; by default `default_flows()`.
     `weights` are which ones of the checkpoints, see `load_flow`.
     """
-    decoders.get(decoder)
-    wanted = list(only) or list(CLAUSES)
-    for name in wanted:
-        if name not in CLAUSES:
-            raise unknown("clause", name, CLAUSES)
-    for flow_name in list(flows) or default_flows():
+    names, wanted = planned(decoder, flows, only)
+    for flow_name in names:
         flow = CONTRACT_FLOWS[flow_name](seed) if flow_name in CONTRACT_FLOWS else load_flow(flow_name, weights=weights)
         case = Case(decoder, flow, flow_name, seed, options=options or {})
         for name in wanted:
             yield examine(name, case)
+
+
+def planned(decoder: str, flows: Iterable[str], only: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Names of the flows and clauses that a decoder is checked on; one that is not there is a `HarnessError`."""
+    decoders.get(decoder)
+    names, wanted = list(flows) or default_flows(), list(only) or list(CLAUSES)
+    for name in wanted:
+        if name not in CLAUSES:
+            raise unknown("clause", name, CLAUSES)
+    for name in names:
+        if name not in CONTRACT_FLOWS:
+            checkpoint_path(name)
+    return names, wanted
 
 
 def default_flows() -> list[str]:

@@ -113,13 +113,14 @@ def plan_choices(
     return Plan(f"choices for {checkpoint}", f"{cells} cells", seconds, "fitting" if needs else "", missing)
 
 
-def plan_calibration(flow: CausalFlow, samples: int | None, learned: bool) -> Plan:
+def plan_calibration(flow: CausalFlow, samples: int | None, learn_s: float | None = None) -> Plan:
     """What `store_calibration` would fit; its time is that of the exact decodes, by what is stored of them."""
     count = samples_of(flow, samples)
     name = flow.source.stem if flow.source else "the flow"
     seconds = _Times(_stored()).exact(name, count)
+    learn_s = LEARN_S[flow.device.type] if learn_s is None else learn_s
     size = f"{count:,} samples decoded exactly, {flow.num_layers} layers fitted"
-    return Plan(f"calibration of {name}", size, seconds and seconds + LEARN_S[flow.device.type] * learned)
+    return Plan(f"calibration of {name}", size, seconds and seconds + learn_s)
 
 
 def plan_study(

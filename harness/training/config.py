@@ -16,10 +16,10 @@ from harness.options import Real, Seed, several
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
 SPREAD = 4
 """Samples from which the variance of a number is told, at the least."""
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 MAY_CHANGE = {"remark", "threads", "workers", "evaluate_every", "checkpoint_every", "held_out"}
 """Keys that a resumed run may have otherwise than the run it continues: they do not change what is learned."""
@@ -145,8 +145,9 @@ class TarFlowTraining(ImageTraining):
     def _fits(self) -> Self:
         if len(self.layers) > self.blocks:
             raise ValueError(f"layers are given for {len(self.layers)} blocks of {self.blocks}")
-        if self.decode_weight and self.batch_size < SPREAD:
-            raise ValueError(f"decode_weight needs a batch_size of {SPREAD} or more, to tell how far numbers spread")
+        least = 2 * SPREAD if self.drop_nearest else SPREAD
+        if self.decode_weight and self.batch_size < least:
+            raise ValueError(f"decode_weight needs a batch_size of {least} or more, to tell how far numbers spread")
         return self
 
     @property
@@ -206,7 +207,7 @@ def shipped_configs() -> list[str]:
     return sorted(path.stem for path in ASSETS.glob("*.toml"))
 
 
-def read_config(name_or_path: str, **overrides: object) -> tuple[str, FlowTraining]:
+def read_config(name_or_path: str, /, **overrides: object) -> tuple[str, FlowTraining]:
     """The name and the configuration of a shipped training, or of a TOML file; overrides of None leave its values.
 
     No such configuration, no TOML, an unknown key, or a value out of range are a `HarnessError`.

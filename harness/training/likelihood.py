@@ -88,16 +88,21 @@ class Splits:
         mass = fmean(float(log_noise_mass(one, self.levels, self.config).mean()) for one in noisy)
         return (entropy + mass) / math.log(2)
 
+    def image_rows(self, dataset: str) -> list[tuple[str, str]]:
+        """What a model card states of the images."""
+        return [
+            ("training images", f"{dataset}, {len(self.train):,}, SHA-256 {self.train.digest[:16]}"),
+            *([("corrupt images left out", f"{self.skipped:,}")] if self.skipped else []),
+        ]
+
     def card_rows(self, flow: CausalFlow, dataset: str, held_out: float) -> list[tuple[str, str]]:
         """What a model card states of the images and of the bits per dimension, `held_out` of them known already."""
-        train, noise = self.train, self.config.noise
         # Undistorted, so that the gap between training and held-out bits is overfitting.
-        learned = bits_per_dim(flow, train.first(len(self.held_out)), self.levels, self.config)
+        learned = bits_per_dim(flow, self.train.first(len(self.held_out)), self.levels, self.config)
         return [
-            ("training images", f"{dataset}, {len(train):,}, SHA-256 {train.digest[:16]}"),
-            *([("corrupt images left out", f"{self.skipped:,}")] if self.skipped else []),
+            *self.image_rows(dataset),
             ("held-out bits/dim", f"{held_out:.4f} on {len(self.held_out):,} images of the test split, {DRAWS} draws"),
             ("of these, the noise's own", f"{self.noise_bits_per_dim():.4f}, the least that any flow can reach"),
             ("training bits/dim", f"{learned:.4f} on as many training images"),
-            ("noise", f"{noise}, sigma {self.config.sigma} in image units ([-1, 1])"),
+            ("noise", f"{self.config.noise}, sigma {self.config.sigma} in image units ([-1, 1])"),
         ]

@@ -105,7 +105,7 @@ class _Run:
             torch.manual_seed(self.config.seed)
             self.network = target.network().to(accelerator.device)
         self.averaged = copy.deepcopy(self.network).requires_grad_(False).eval()
-        target.place(accelerator.device)
+        self._here = target.place(accelerator.device).type == "cpu"  # what is made where it is learned needs no help
         decay, parameters = self.config.weight_decay, self.network.parameters()
         optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.95), weight_decay=decay, fused=target.fused)
         auto = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -116,13 +116,12 @@ class _Run:
 
     def train(self, start: int) -> None:
         config, accelerator = self.config, self.accelerator
-        here = self.target.device.type == "cpu"  # batches made on the device that trains need no help
         loader = DataLoader(
             Batches(self.target.batch, accelerator.process_index, accelerator.num_processes),
             batch_size=None,
             sampler=range(start, config.steps),
-            num_workers=config.workers if here else 0,
-            pin_memory=here and accelerator.device.type == "cuda",
+            num_workers=config.workers if self._here else 0,
+            pin_memory=self._here and accelerator.device.type == "cuda",
         )
         # Only the first process writes; the others never call this.
         writer: Any = self.files.writer(start) if self.main else nullcontext()

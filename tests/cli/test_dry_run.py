@@ -4,13 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from analysis.studies.stored import store_took, took
 from harness.cli import app
+from harness.errors import HarnessError
+from harness.flows import load_flow
 from harness.measure.expand import expand
 from harness.measure.matrix import build_matrix
-from harness.measure.planning import plan_matrix, plan_probe
+from harness.measure.planning import plan_calibration, plan_matrix, plan_probe
 from harness.measure.probes.probe import build_probe
 from harness.measure.run_matrix import run_matrix
 from harness.progress import SILENT
@@ -44,6 +47,28 @@ def test_every_command_that_measures_or_fits_says_what_it_would_do_and_does_noth
     commands = app.commands if name != "probe" else {"probe": app.commands["probe"].get_command(None, "layers")}
     options = {option for param in commands[name].params for option in param.opts}
     assert {"--threads", "--dry-run"} <= options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "digits", "--steps", "3", "--set", "steps=4"], "gives 'steps' a second time"),
+        (["train", "digits", "--set", "name_or_path=4"], "unknown key 'name_or_path'"),
+        (["check", "sejdd"], "did you mean 'sejd'"),
+        (["check", "sejd", "--clause", "exakt"], "unknown clause 'exakt'"),
+        (["check", "sejd", "--flow", "digitz"], "did you mean 'digits'"),
+        *([] if torch.cuda.is_available() else [(["calibrate", "digits", "--device", "cuda"], "no CUDA device")]),
+    ],
+)
+def test_what_could_not_be_done_is_said_before(arguments, said):
+    error = CliRunner().invoke(app, [*arguments, "--dry-run"], standalone_mode=False).exception
+    assert isinstance(error, HarnessError) and said in str(error)
+
+
+def test_a_calibration_takes_the_seconds_it_is_given():
+    """Beside those of its exact decodes."""
+    flow = load_flow("digits")
+    assert plan_calibration(flow, 64, 30.0).seconds == pytest.approx(plan_calibration(flow, 64, 0.0).seconds + 30)
 
 
 def matrix(checkpoint, **changes):

@@ -50,33 +50,33 @@ def matrix(tmp_path, tiny_checkpoint):
     return write
 
 
-def refused(result, *parts):
+def assert_refused(result, *parts):
     code, out, err = result
     assert code == 2 and err.count("\n") == 1 and err.startswith("error: ") and "Traceback" not in err, err
     assert all(part in err for part in parts), err
 
 
 def test_matrices_that_are_wrong(harness, matrix):
-    refused(harness("run", "quickstrat"), "did you mean 'quickstart'")
-    refused(harness("run", "absent.toml"), "there is no matrix at 'absent.toml'")
-    refused(harness("run", matrix(decoder="sejdd")), "unknown decoder 'sejdd'", "did you mean 'sejd'")
-    refused(harness("run", matrix(more="tau = -0.5")), "'decoders[0].tau[0]'", "-0.5")
-    refused(harness("run", matrix(more="[grid]\nbatch_sizes = [0]")), "'grid.batch_sizes[0]'", "not 0")
-    refused(harness("run", matrix(more="initail = 3")), "did you mean 'initial'")
-    refused(harness("run", matrix(), "--profile", "fats"), "profile")
-    refused(harness("run", matrix(), "--decoder", "ujd tau=-1"), "tau")
-    refused(harness("run", matrix(), "--decoder", "no_such_module:Thing"), "cannot import decoder")
+    assert_refused(harness("run", "quickstrat"), "did you mean 'quickstart'")
+    assert_refused(harness("run", "absent.toml"), "there is no matrix at 'absent.toml'")
+    assert_refused(harness("run", matrix(decoder="sejdd")), "unknown decoder 'sejdd'", "did you mean 'sejd'")
+    assert_refused(harness("run", matrix(more="tau = -0.5")), "'decoders[0].tau[0]'", "-0.5")
+    assert_refused(harness("run", matrix(more="[grid]\nbatch_sizes = [0]")), "'grid.batch_sizes[0]'", "not 0")
+    assert_refused(harness("run", matrix(more="initail = 3")), "did you mean 'initial'")
+    assert_refused(harness("run", matrix(), "--profile", "fats"), "profile")
+    assert_refused(harness("run", matrix(), "--decoder", "ujd tau=-1"), "tau")
+    assert_refused(harness("run", matrix(), "--decoder", "no_such_module:Thing"), "cannot import decoder")
 
 
 def test_checkpoints_that_are_wrong(harness, matrix, tmp_path, tiny_checkpoint):
-    refused(harness("run", matrix(checkpoint="absent.pth")), "there is no checkpoint at 'absent.pth'")
-    refused(harness("run", matrix(checkpoint="digitz")), "did you mean 'digits'")
+    assert_refused(harness("run", matrix(checkpoint="absent.pth")), "there is no checkpoint at 'absent.pth'")
+    assert_refused(harness("run", matrix(checkpoint="digitz")), "did you mean 'digits'")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(tiny_checkpoint.read_bytes()[:1000])
-    refused(harness("run", matrix(checkpoint=cut)), "cut.safetensors", "safetensors")
+    assert_refused(harness("run", matrix(checkpoint=cut)), "cut.safetensors", "safetensors")
     pickle = tmp_path / "evil.pth"
     pickle.write_bytes(b"cos\nsystem\n(S'touch hacked'\ntR.")
-    refused(harness("run", matrix(checkpoint=pickle)), "evil.pth")
+    assert_refused(harness("run", matrix(checkpoint=pickle)), "evil.pth")
     assert not (tmp_path / "hacked").exists() and not (tmp_path / "runs").exists()
 
 
@@ -89,29 +89,31 @@ def test_guidance_that_the_flow_cannot_have(harness, tmp_path):
     save_file(TarFlow(TarFlowConfig(1, 8, 4, 64, 1, 1)).state_dict(), path)
     toml = tmp_path / "matrix.toml"
     toml.write_text(MATRIX.format(path, "ujd", "[grid]\nguidance = [{ scale = 1.0 }]"))
-    refused(harness("run", toml, "--out", tmp_path / "run"), "plain.safetensors", "no classes")
+    assert_refused(harness("run", toml, "--out", tmp_path / "run"), "plain.safetensors", "no classes")
 
 
 def test_folders_that_are_not_ours(harness, matrix, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     for resume in ([], ["--resume"]):
-        refused(harness("run", matrix(), "--out", tmp_path / "mine", *resume), "manifest.json")
-    refused(harness("run", matrix(), "--out", tmp_path / "mine" / "thesis.txt"), "cannot write to")
-    refused(harness("run", matrix(), "--out", tmp_path / "mine" / "thesis.txt" / "run"), "cannot write to")
+        assert_refused(harness("run", matrix(), "--out", tmp_path / "mine", *resume), "manifest.json")
+    assert_refused(harness("run", matrix(), "--out", tmp_path / "mine" / "thesis.txt"), "cannot write to")
+    assert_refused(harness("run", matrix(), "--out", tmp_path / "mine" / "thesis.txt" / "run"), "cannot write to")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "mine"
 
 
 def test_samples_that_cannot_be_drawn(harness, tmp_path, tiny_checkpoint):
-    refused(harness("sample", "digitz"), "did you mean 'digits'")
-    refused(harness("sample", tiny_checkpoint, "--decoder", "sejdd"), "did you mean 'sejd'")
-    refused(harness("sample", tiny_checkpoint, "--tau", "-1"), "'--tau' should be greater than or equal to 0")
-    refused(harness("sample", tiny_checkpoint, "-n", "0"), "0")
-    refused(harness("sample", tiny_checkpoint, "--labels", "3,12"), "label 12 is out of range", "0 to 9")
-    refused(harness("sample", tiny_checkpoint, "--denoise"), "does not tell the noise", "as a number")
-    refused(harness("sample", tiny_checkpoint, "--temperature", "0", "--guidance", "1"), "temperature")
+    assert_refused(harness("sample", "digitz"), "did you mean 'digits'")
+    assert_refused(harness("sample", tiny_checkpoint, "--decoder", "sejdd"), "did you mean 'sejd'")
+    assert_refused(harness("sample", tiny_checkpoint, "--tau", "-1"), "'--tau' should be greater than or equal to 0")
+    assert_refused(harness("sample", tiny_checkpoint, "-n", "0"), "0")
+    assert_refused(harness("sample", tiny_checkpoint, "--labels", "3,12"), "label 12 is out of range", "0 to 9")
+    assert_refused(harness("sample", tiny_checkpoint, "--denoise"), "does not tell the noise", "as a number")
+    assert_refused(harness("sample", tiny_checkpoint, "--temperature", "0", "--guidance", "1"), "temperature")
     (tmp_path / "file").write_text("")
-    refused(harness("sample", tiny_checkpoint, "-n", "1", "--out", tmp_path / "file" / "x.png"), "cannot write to")
+    assert_refused(
+        harness("sample", tiny_checkpoint, "-n", "1", "--out", tmp_path / "file" / "x.png"), "cannot write to"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
@@ -133,7 +135,7 @@ ODD = {
 @pytest.mark.parametrize("option", ODD)
 def test_values_out_of_range_are_one_sentence_that_names_the_option(harness, tiny_checkpoint, option):
     for value in ODD[option]:
-        refused(harness("sample", tiny_checkpoint, option, value), option if len(option) > 2 else "--number")
+        assert_refused(harness("sample", tiny_checkpoint, option, value), option if len(option) > 2 else "--number")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_values_out_of_range_are_one_sentence_that_names_the_option(harness, tin
 )
 def test_every_command_reads_numbers_alike(harness, command, option, values):
     for value in values:
-        refused(harness(*command, option, value), option)
+        assert_refused(harness(*command, option, value), option)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_every_command_reads_numbers_alike(harness, command, option, values):
     [("seed", BIG), ("seed", "-1"), ("tau", "nan"), ("tau", "inf"), ("samples", "1e9"), ("samples", BIG)],
 )
 def test_options_of_probes_have_the_same_ranges(harness, tiny_checkpoint, option, value):
-    refused(harness("probe", "crm", tiny_checkpoint, f"--{option}", value), f"'{option}'")
+    assert_refused(harness("probe", "crm", tiny_checkpoint, f"--{option}", value), f"'{option}'")
 
 
 def test_no_two_seeds_give_the_same_latents(tiny_checkpoint):
@@ -177,11 +179,15 @@ def test_no_two_seeds_give_the_same_latents(tiny_checkpoint):
 
 def test_nothing_is_given_twice(harness, tiny_checkpoint):
     sample = "sample", tiny_checkpoint
-    refused(harness(*sample, "--decoder", "sejd tau=0.5 tau=0.1"), "gives 'tau' twice")
-    refused(harness(*sample, "--decoder", "sejd tau=0.5", "--tau", "0.1"), "gives 'tau', and --tau gives another")
-    refused(harness(*sample, "--seed", "1", "--seed", "2"), "--seed is given 2 times")
-    refused(harness(*sample, "-n", "1", "--number", "2"), "--number is given 2 times")
-    refused(harness("probe", "convergence", tiny_checkpoint, "--samples", "1", "--samples", "2"), "--samples is given")
+    assert_refused(harness(*sample, "--decoder", "sejd tau=0.5 tau=0.1"), "gives 'tau' twice")
+    assert_refused(
+        harness(*sample, "--decoder", "sejd tau=0.5", "--tau", "0.1"), "gives 'tau', and --tau gives another"
+    )
+    assert_refused(harness(*sample, "--seed", "1", "--seed", "2"), "--seed is given 2 times")
+    assert_refused(harness(*sample, "-n", "1", "--number", "2"), "--number is given 2 times")
+    assert_refused(
+        harness("probe", "convergence", tiny_checkpoint, "--samples", "1", "--samples", "2"), "--samples is given"
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,10 +208,12 @@ def test_values_of_decoders_are_read_whole(spec, table):
 def test_a_matrix_too_large_to_be_meant_is_refused_before_it_is_made(harness, matrix):
     many = f"[{', '.join(map(str, range(1, 101)))}]"
     grid = f"[grid]\nbatch_sizes={many}\nseeds={many}\n"
-    refused(harness("run", matrix(more=f"max_iterations = {{ grid = {many} }}\n{grid}")), "1,000,000 cells", "10,000")
-    refused(harness("run", matrix(more=f"{grid}[timing]\nrounds = 1000\n")), "10,010,000 decodes", "1,000,000")
-    refused(harness("run", matrix(more="[grid]\nbatch_sizes=[100000]")), "'grid.batch_sizes[0]'", "65536")
-    refused(harness("run", matrix(more="[quality]\nnum_samples=100000000")), "'quality.num_samples'", "10000000")
+    assert_refused(
+        harness("run", matrix(more=f"max_iterations = {{ grid = {many} }}\n{grid}")), "1,000,000 cells", "10,000"
+    )
+    assert_refused(harness("run", matrix(more=f"{grid}[timing]\nrounds = 1000\n")), "10,010,000 decodes", "1,000,000")
+    assert_refused(harness("run", matrix(more="[grid]\nbatch_sizes=[100000]")), "'grid.batch_sizes[0]'", "65536")
+    assert_refused(harness("run", matrix(more="[quality]\nnum_samples=100000000")), "'quality.num_samples'", "10000000")
 
 
 def test_a_run_and_its_summary(harness, matrix, tmp_path):
@@ -222,8 +230,8 @@ def test_a_run_and_its_summary(harness, matrix, tmp_path):
         assert 0 < float(forward) < 10_000 and 0 < float(fpe) <= 64 and float(depth) >= len(iterations.split())
     for part in ("sejd", "sequential", "speed-up", "FID", "deviation", "FPE", str(tmp_path / "run")):
         assert part in out
-    refused(harness(*arguments), "--resume")
-    refused(harness(*arguments, "--resume", "--against", "digits-cpuu"), "unknown baseline 'digits-cpuu'")
+    assert_refused(harness(*arguments), "--resume")
+    assert_refused(harness(*arguments, "--resume", "--against", "digits-cpuu"), "unknown baseline 'digits-cpuu'")
     code, out, _ = harness(*arguments, "--resume", "--against", tmp_path / "run")
     # of itself no change, or, beside other tests, no verdict
     assert code == 0 and re.search("same|not quiet", out.partition("draws it")[2])
@@ -232,12 +240,12 @@ def test_a_run_and_its_summary(harness, matrix, tmp_path):
 def test_what_cannot_be_written_is_told_before_it_is_made(harness, tmp_path, tiny_checkpoint, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("harness.training.features.load_dataset", None)  # nothing is loaded
-    refused(harness("train-features", "digits", "--out", tmp_path / "file" / "x"), "cannot write to")
-    refused(harness("sample", tiny_checkpoint, "--out", tmp_path / "file" / "x.png"), "cannot write to")
-    refused(harness("sample", tiny_checkpoint, "-n", "9000000", "--out", "x.png"), "give as --out a folder")
+    assert_refused(harness("train-features", "digits", "--out", tmp_path / "file" / "x"), "cannot write to")
+    assert_refused(harness("sample", tiny_checkpoint, "--out", tmp_path / "file" / "x.png"), "cannot write to")
+    assert_refused(harness("sample", tiny_checkpoint, "-n", "9000000", "--out", "x.png"), "give as --out a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    refused(harness("calibrate", "digits"), "cannot write to")
-    refused(harness("tune", "digits", "--batch", "4"), "cannot write to")
+    assert_refused(harness("calibrate", "digits"), "cannot write to")
+    assert_refused(harness("tune", "digits", "--batch", "4"), "cannot write to")
 
 
 @pytest.mark.parametrize(
@@ -277,9 +285,9 @@ def test_the_weights_of_a_wrapped_checkpoint_are_chosen_on_every_command(
     assert code == 0 and "'model', as chosen" in err
     assert (tmp_path / "chosen.png").read_bytes() != (tmp_path / "samples.png").read_bytes()
     for command in (("sample",), ("calibrate",), ("tune", "--batch", "1"), ("probe", "convergence"), ("run",)):
-        refused(harness(*command, "x.pth", "--weights", "none"), "has no weights 'none'; it has 'ema', 'model'")
-    refused(harness("check", "ujd", "--flow", "x.pth", "--weights", "none"), "has no weights 'none'")
-    refused(harness("run", matrix(), "--weights", "ema"), "a matrix says weights = 'KEY'")
+        assert_refused(harness(*command, "x.pth", "--weights", "none"), "has no weights 'none'; it has 'ema', 'model'")
+    assert_refused(harness("check", "ujd", "--flow", "x.pth", "--weights", "none"), "has no weights 'none'")
+    assert_refused(harness("run", matrix(), "--weights", "ema"), "a matrix says weights = 'KEY'")
     small = "[timing]\nrounds=1\n[quality]\nenabled=false\n[memory]\nenabled=false\n[residuals]\nenabled=false\n"
     grid = "[grid]\nbatch_sizes=[2]\n"
     path = matrix(tmp_path / "x.pth", more=f"{grid}{small}")
@@ -313,7 +321,7 @@ def test_a_checkpoint_with_nan_draws_nothing(harness, tmp_path, tiny_checkpoint)
     state = load_file(tiny_checkpoint)
     state["blocks.0.proj_in.bias"][0] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
-    refused(harness("sample", "nan.pth", "-n", "1"), "nan.pth'", "'blocks.0.proj_in.bias' holds NaN")
+    assert_refused(harness("sample", "nan.pth", "-n", "1"), "nan.pth'", "'blocks.0.proj_in.bias' holds NaN")
     assert not (tmp_path / "samples.png").exists()
 
 
@@ -326,7 +334,7 @@ def test_a_checkpoint_with_nan_draws_nothing(harness, tmp_path, tiny_checkpoint)
     ],
 )  # fmt: skip
 def test_numbers_that_no_sample_can_be_drawn_with(harness, tiny_checkpoint, tmp_path, options):
-    refused(harness("sample", tiny_checkpoint, "-n", "1", *options))
+    assert_refused(harness("sample", tiny_checkpoint, "-n", "1", *options))
     assert not list(tmp_path.iterdir())
 
 
@@ -339,7 +347,7 @@ def test_numbers_that_no_sample_can_be_drawn_with(harness, tiny_checkpoint, tmp_
     ],
 )  # fmt: skip
 def test_numbers_that_no_matrix_can_have(harness, matrix, line):
-    refused(harness("run", matrix(more=f"[grid]\n{line}")), line.partition(" ")[0])
+    assert_refused(harness("run", matrix(more=f"[grid]\n{line}")), line.partition(" ")[0])
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

@@ -57,20 +57,21 @@ def test_no_stage_takes_the_next_one_with_it(gpu, tmp_path, monkeypatch):
     writes = f"import pathlib; p = pathlib.Path({str(made)!r}); p.mkdir(parents=True); (p / 'table').write_text('rows')"
     monkeypatch.setattr(gpu, "ENDS_S", 0.2)
     monkeypatch.setattr(gpu, "PACK_EVERY_S", 0.5)
+    monkeypatch.setattr(gpu, "LOOK_EVERY_S", 0.1)
     packed, pack = [], gpu.Driver.pack
     monkeypatch.setattr(gpu.Driver, "pack", lambda self, stage: packed.append(stage.state) or pack(self, stage))
     stages = [
         gpu.Stage("fails", python("print('oh'); raise SystemExit(3)"), 1),
-        gpu.Stage("hangs", python(f"{writes}; import time; time.sleep(600)"), 1, [made]),
+        gpu.Stage("hangs", python(f"{writes}; import time; time.sleep(600)"), 0.4, [made]),
         gpu.Stage("idle", lambda seconds: None, 1),
-        gpu.Stage("eats", python("x = bytearray(10**9)\nfor i in range(0, 10**9, 4096): x[i] = 1\nimport time; time.sleep(600)"), 40),  # noqa: E501
+        gpu.Stage("eats", python("x = b'1' * 2 * 10**8; import time; time.sleep(600)"), 40),
         gpu.Stage("works", python("print('all is well')"), 40, shown=True),
     ]  # fmt: skip
-    driver = gpu.Driver(tmp_path / "out", stages, 600.0, {}, memory=400 * 2**20)
+    driver = gpu.Driver(tmp_path / "out", stages, 600.0, {}, memory=100 * 2**20)
     assert driver.run() == 1
     states = {stage.name: stage.state for stage in stages}
     assert states["fails"] == "failed, exit code 3" and states["works"] == "done"
-    assert states["hangs"].startswith("ended after its") and states["eats"].startswith("ended, over its 0.4 GiB")
+    assert states["hangs"].startswith("ended after its") and states["eats"].startswith("ended, over its 0.1 GiB")
     assert archived(tmp_path / "out" / "hangs.tar.gz") == ["made/table"] and "running" in packed
     summary = (tmp_path / "out" / "summary.md").read_text()
     assert all(f"| {name} | {state} |" in summary for name, state in states.items())

@@ -1,6 +1,7 @@
 """Training of discrete tokens: the same file from the same seed, exact bits per dimension, and what is shipped."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,6 +44,13 @@ def test_a_released_model_is_the_one_that_was_judged(tmp_path, conditional):
     assert "sigma" not in facts and facts["dataset"] == "digits"
     assert f"held-out bits/dim | {facts['held_out_bits_per_dim']} on 20 images" in (release / "tiny.md").read_text()
     assert (release / "tiny.png").is_file()
+
+
+def test_a_card_says_how_many_images_were_left_out():
+    config = configured()
+    target = DiscreteTarget(config, replace(Splits.load(config, "digits", None, None, False), skipped=3))
+    rows = target.card_rows(target.network(), 1.0, build_decoder("sequential").decode)
+    assert dict(rows)["corrupt images left out"] == "3"
 
 
 def test_an_untrained_network_codes_pixels_by_how_often_their_levels_are_seen():

@@ -322,12 +322,12 @@ def test_a_card_states_images_per_second(tmp_path: Path) -> None:
 def test_images_are_kept_where_they_fit(monkeypatch) -> None:
     images = Images(torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 3)
     kept, wanted = target(images), target(images)
-    kept.place(torch.device("cpu"))
+    assert kept.place(torch.device("cpu")).type == "cpu"
     for mine, theirs in zip(kept.batch(3), wanted.batch(3), strict=True):
         assert torch.equal(mine, theirs)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 80 * 2**30))
-    kept.place(torch.device("cuda"))  # of which there is none here: it is not asked for
-    assert kept.device.type == "cpu" and kept.train.pixels.device.type == "cpu"
+    # of a card there is none here: it is not asked for
+    assert kept.place(torch.device("cuda")).type == "cpu" and kept.train.pixels.device.type == "cpu"
 
 
 def test_the_configuration_of_the_papers_shape_is_shipped() -> None:
@@ -513,7 +513,8 @@ def test_what_can_be_known_is_told_before_the_first_step(
 
 def test_a_class_of_the_test_split_alone_is_no_matter_without_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TarFlowTraining.model_validate(TINY | {"conditional": False})
-    TarFlowTarget(config, Splits.of(BLACK, replace(BLACK, labels=torch.arange(8)), config))
+    splits = Splits.of(BLACK, replace(BLACK, labels=torch.arange(8)), config)
+    assert TarFlowTarget(config, splits).num_classes == 0
 
 
 def test_what_was_released_is_not_replaced_by_another_training(tmp_path: Path) -> None:

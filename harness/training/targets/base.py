@@ -55,8 +55,6 @@ class Target(ABC):
     """SHA-256 of the data that are learned from; empty where there are none."""
     tested = ""
     """SHA-256 of the data that are held out; empty where there are none."""
-    device = torch.device("cpu")
-    """Where batches are made."""
     fused = False
     """Which of torch's two AdamW trains the network: they differ in the last bits, and shipped flows had either."""
 
@@ -64,12 +62,13 @@ class Target(ABC):
     def network(self) -> nn.Module:
         """A new network, its weights drawn from torch's global generator."""
 
-    def place(self, device: torch.device) -> None:  # noqa: B027 - a hook
-        """Keep the data on the device that trains, and make batches there, where that is possible and they fit."""
+    def place(self, device: torch.device) -> torch.device:
+        """Where batches are made: on the device that trains, where that is possible and the data fit there."""
+        return torch.device("cpu")
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """What the step, counted from 0, learns from: tensors whose first dimension is the batch, on `device`."""
+        """What step, from 0 on, is learned from, where `place` says: tensors whose first dimension is the batch."""
 
     @abstractmethod
     def loss(self, network: Any, *batch: Tensor) -> Tensor:
@@ -109,14 +108,15 @@ class ImageTarget(Target):
         self.num_classes = splits.num_classes if config.conditional else 0
         if self.num_classes:
             splits.require_known_classes()
+        self.device = torch.device("cpu")
         self.classes = f"{self.num_classes} classes" if self.num_classes else "unconditional"
 
-    def place(self, device: torch.device) -> None:
+    def place(self, device: torch.device) -> torch.device:
         pixels, labels = self.splits.train.pixels, self.splits.train.labels
-        if device.type == "cuda" and pixels.nbytes > ROOM * torch.cuda.mem_get_info(device)[0]:
-            return
-        self.device = device
-        self.train = Images(pixels.to(device), None if labels is None else labels.to(device))
+        if device.type != "cuda" or pixels.nbytes <= ROOM * torch.cuda.mem_get_info(device)[0]:
+            self.device = device
+            self.train = Images(pixels.to(device), None if labels is None else labels.to(device))
+        return self.device
 
     def batch(self, step: int) -> Batch:
         """Images (B, C, H, W) and labels (B,), -1 where a label is dropped or none is."""

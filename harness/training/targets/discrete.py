@@ -62,10 +62,10 @@ class DiscreteTarget(ImageTarget):
         return total / len(images) / math.log(2)
 
     def card_rows(self, network: Any, score: float, decode: Decode) -> list[tuple[str, str]]:
-        train, count = self.splits.train, len(self.splits.held_out)
-        learned = train.first(count)
+        count = len(self.splits.held_out)
+        learned = self.bits_per_dim(network, self.splits.train.first(count))
         return [
-            ("training images", f"{self.config.dataset}, {len(train):,}, SHA-256 {train.digest[:16]}"),
+            *self.splits.image_rows(self.config.dataset),
             ("held-out bits/dim", f"{score:.4f} on {count:,} images of the test split"),
-            ("training bits/dim", f"{self.bits_per_dim(network, learned):.4f} on as many training images"),
+            ("training bits/dim", f"{learned:.4f} on as many training images"),
         ]
