@@ -47,20 +47,8 @@ def data(runs: Runs, measure: str) -> pd.DataFrame:
     kept = frame[~frame["valid"].isin([INVALID, UNDECIDED])]
     for _, panel in kept.groupby(["flow", "batch_size", "fid_features"], dropna=False):
         frame.loc[panel.index, "front"] = on_front(panel[measure].to_numpy(), panel["speedup"].to_numpy())
-    keep = [
-        "flow",
-        "batch_size",
-        "decoder",
-        "series",
-        "tau",
-        "seed",
-        "title",
-        measure,
-        "speedup",
-        "low",
-        "high",
-        "coverage",
-    ]
+    keep = ["flow", "batch_size", "decoder", "series", "tau", "seed", "title", measure]
+    keep += ["speedup", "low", "high", "coverage"]
     extra = {"deviation_rmse": [], "fid": ["fid_features"], "kid": ["kid_std", "fid_features"]}[measure]
     return frame[[*keep, *extra, "pairs", "num_samples", "valid", "front"]].reset_index(drop=True)
 

@@ -146,7 +146,7 @@ def test_trainings_are_compared_with_the_published_one_of_their_seed():
     row = table.set_index("training")
     assert row["given_up"].to_dict() == pytest.approx({"published": 0, "decode-1": 0.1, "drop-1": 0.2, "turn-2": -0.1})
     assert row.loc["decode-1", ["saved", "saved_low", "saved_high"]].tolist() == pytest.approx([1.25, 1.0, 1.5])
-    assert row["on_frontier"].to_dict() == {"published": True, "decode-1": True, "drop-1": False, "turn-2": True}
+    assert row["on_frontier"].to_dict() == {"published": "yes", "decode-1": "yes", "drop-1": "no", "turn-2": "yes"}
     claim = training._claim("digits", table)
     assert claim.agrees and "decode-1 gives up 0.1 bits/dim and saves 1.25 (2 seeds)" in claim.measured
     assert "drop-1 gives up 0.2 bits/dim and saves 0.5 (1 seed)" in claim.measured and "turn-2" not in claim.measured
@@ -156,6 +156,10 @@ def test_trainings_are_compared_with_the_published_one_of_their_seed():
     claim = training._claim("digits", training._trainings(nothing))
     assert claim.agrees is False and "none of turn-2 saves any" in claim.measured, "not with every seed"
     assert training._claim("digits", training._trainings(flows[flows["seed"] == 0])).agrees is None, "one seed"
+    flows.loc[flows["training"].eq("decode-1") & flows["seed"].eq(1), "passes"] = float("nan")
+    table = training._trainings(flows)
+    assert table.set_index("training").loc["decode-1", ["passes", "on_frontier"]].tolist()[1] == "no"
+    assert "decode-1" not in training._claim("digits", table).measured, "one of its seeds stays too far away"
 
 
 def test_a_text_is_written_from_its_tables(sweep, tmp_path):
