@@ -215,10 +215,10 @@ def finding(frame: pd.DataFrame) -> str:
 
 READING = (
     "Median wall time over rounds; the speed-up is the median of per-round ratios to sequential with its 95 % "
-    "interval by order statistics, empty where there are too few rounds for one; forward passes are the wall "
-    "time over that of encoding "
-    "the same batch; deviation is the RMSE to the sequential samples in image units. The column marked published is a "
-    f"reference, {CITATION}: never comparable in absolute time, nor in FID where flow or features differ."
+    "interval by order statistics, empty where there are too few rounds for one; forward passes are the wall time "
+    "over that of encoding the same batch; deviation is the RMSE to the sequential samples in image units. The column "
+    f"marked published is a reference, {CITATION}: never comparable in absolute time, nor in FID where flow or "
+    "features differ."
 )
 
 TABLES = [Table("table1", "Table 1", READING, data, finding, HEADINGS, {"md": markdown, "tex": latex})]

@@ -10,7 +10,7 @@ from synthetic import cells, deviation, write_run
 from analysis.load import load
 from analysis.studies.base import Finding
 from analysis.studies.breaks import findings as breaks
-from analysis.studies.claims import checked, claims, measured, read_findings, rows, score, write_findings
+from analysis.studies.claims import checked, claims, measured, read_findings, rows, score, verdict, write_findings
 from analysis.studies.partial import findings as partial
 from analysis.studies.reconstruction import findings as reconstruction
 from analysis.studies.render import claim_table, render_study
@@ -275,3 +275,13 @@ def test_redundancy_is_told_without_fid_and_masked_flows_of_other_flows(sweep, t
 
 def test_names_of_flows_are_no_markup_in_the_claim_table():
     assert r"\`x\` \*y\*" in measured("s", Finding("finite", "`x` *y*", "m", True, "c"), "agree")
+
+
+@pytest.mark.skipif(not (RESULTS / "README.md").is_file(), reason="no study is stored yet")
+def test_the_stored_pages_tell_the_stored_verdicts():
+    for study in ("convergence", "redundancy"):
+        page = (RESULTS / f"{study}.md").read_text(encoding="utf-8")
+        own = [finding for name, finding in read_findings(RESULTS) if name == study]
+        lines = [f"{one.measured}. **{verdict(one).capitalize()}** ({one.criterion})." for one in own]
+        assert own and all(line in page for line in lines)
+    assert verdict(Finding("finite", "digits", "m", "undecided", "c")) == "undecided"
