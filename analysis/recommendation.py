@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.drift import quiet_run
+from analysis.drift import Quiet
 from analysis.quality import UNDECIDED, VALID, exact_fid
 from analysis.statistics import BASELINE, median_interval, ratios_to
 from analysis.text import duration, quantity, speedup
@@ -41,8 +41,8 @@ class Recommendation:
         return f"{self.where}: {self.sentence}"
 
 
-def recommendation(run: Run, setting: Mapping[str, Any], group: pd.DataFrame) -> Recommendation:
-    """What the rows of one setting in `analysis.summary.summarise` say."""
+def recommendation(run: Run, quiet: Quiet, setting: Mapping[str, Any], group: pd.DataFrame) -> Recommendation:
+    """What the rows of one setting in `analysis.summary.summarise` say; `quiet` are the run's timings."""
     best = best_of(group)
     exact = group[group["decoder"] == BASELINE]
     chosen: dict[Any, Any] = best or next(iter(exact.to_dict("records")), {})
@@ -52,10 +52,10 @@ def recommendation(run: Run, setting: Mapping[str, Any], group: pd.DataFrame) ->
         f"{setting['dataset']}, batch {setting['batch_size']}, {setting['device']}, {setting['dtype']}, "
         f"{setting['threads']} thread{'' if setting['threads'] == 1 else 's'}"
     )
-    parts = _figures(run, best, group) if best else [_no_other(group)]
+    parts = _figures(run, quiet, best, group) if best else [_no_other(group)]
     rate = chosen.get("images_per_s")
     parts += [] if pd.isna(rate) else [f"1,000 images in about {duration(1000 / rate)}"]
-    noisy = group["group_id"].isin(quiet_run(run).noisy).any()
+    noisy = group["group_id"].isin(quiet.noisy).any()
     parts += ["times doubtful, since the machine was not quiet"] if noisy else []
     words = f"use {title(chosen['label'], chosen['tau'], chosen['options'])} (--decoder '{spec}')" if chosen else "none"
     sentence = f"{words}: {', '.join(parts)}."
@@ -98,21 +98,20 @@ def _no_other(group: pd.DataFrame) -> str:
     return f"no other decoder is faster than {BASELINE} and valid here"
 
 
-def _figures(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> list[str]:
+def _figures(run: Run, quiet: Quiet, best: Mapping[str, Any], group: pd.DataFrame) -> list[str]:
     words = f"{_times(*(best[name] for name in ('speedup', 'low', 'high', 'coverage')))} faster than sequential"
     unsure = " (its interval includes 1)" if best["low"] <= 1 else ""
     doubt = [f"whether it is valid is undecided ({best['why']})"] if best["valid"] == UNDECIDED else []
-    return [words + unsure, _over_rival(run, best, group), _deviation(best), _fid(run, best, group), *doubt]
+    return [words + unsure, _over_rival(quiet, best, group), _deviation(best), _fid(run, best, group), *doubt]
 
 
-def _over_rival(run: Run, best: Mapping[str, Any], group: pd.DataFrame) -> str:
+def _over_rival(quiet: Quiet, best: Mapping[str, Any], group: pd.DataFrame) -> str:
     rival = _rival(group)
     if rival is None:
         return "SeJD not measured"
     if rival["cell_id"] == best["cell_id"]:
         return "which is SeJD itself"
-    timings = quiet_run(run).timings
-    good = timings[timings["status"] == "ok"].drop_duplicates(["cell_id", "session", "round"])
+    good = quiet.timings[quiet.timings["status"] == "ok"].drop_duplicates(["cell_id", "session", "round"])
     mine, theirs = (good[good["cell_id"] == cell] for cell in (best["cell_id"], rival["cell_id"]))
     ratio = median_interval(ratios_to(mine, theirs)["ratio"])
     return f"{_times(*ratio)} {'faster than' if ratio.value >= 1 else 'as fast as'} SeJD at tau {rival['tau']:g}"

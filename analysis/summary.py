@@ -20,8 +20,6 @@ from harness.runs.store import Run
 from harness.runs.titles import parsed, title
 
 _QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_rmse", "valid", "why"]
-
-
 _NUMBERS = ("tau", "time s", "speed-up", "fwd", "FID", "KID", "deviation", "FPE", "depth")
 _LESS_NEEDED = ("KID", "depth", "iterations per layer", "FPE", "fwd", "FID", "time s")
 """Columns that a narrow terminal goes without, the first one first."""
@@ -77,8 +75,8 @@ def print_summary(run: Run, console: Console) -> None:
         "\nTime is the median of a batch's rounds; speed-up the median of paired rounds against sequential with its "
         "95 % interval; fwd the time in forward passes; deviation the RMSE to the sequential samples, in image units; "
         f"FPE forward-pass equivalents; done: a fixed amount of work, which no stopping rule judges. "
-        f"{_validity(frame, limits)}; all with 95 % "
-        "confidence, else undecided (?); a speed-up in brackets is of an invalid cell.",
+        f"{_validity(frame, limits)}; all with 95 % confidence, else undecided (?); a speed-up in brackets "
+        "is of an invalid cell.",
         style="dim",
         highlight=False,
     )
@@ -93,11 +91,11 @@ def print_summary(run: Run, console: Console) -> None:
     for row in frame[frame["status"] != "ok"].to_dict("records"):
         sentence = f"{_name(row)}, batch {row['batch_size']}, {row['pass']}: {escape(str(row['error']))}"
         console.print(sentence, highlight=False)
-    noisy = quiet_run(run).sentences(run.table("cells"))
-    for sentence in [*noisy, *doubts(run.table("cells"), run.table("sentinels"), run.table("devices"))]:
+    quiet, measured = quiet_run(run), run.table("cells")
+    for sentence in [*quiet.sentences(measured), *doubts(measured, run.table("sentinels"), run.table("devices"))]:
         console.print(escape(sentence), style="yellow", highlight=False)
     for setting, group in _settings(frame):
-        told = escape(str(recommendation(run, setting, group)))
+        told = escape(str(recommendation(run, quiet, setting, group)))
         console.print(f"\n{told}", style="bold", highlight=False, soft_wrap=not console.is_terminal)
 
 
@@ -113,9 +111,9 @@ def _validity(frame: pd.DataFrame, limits: dict[str, float]) -> str:
 
 def recommendations(run: Run) -> list[Recommendation]:
     """What a run comes to: one sentence for every flow, batch size and setting that it measured."""
-    frame = summarise(run)
+    frame, quiet = summarise(run), quiet_run(run)
     measured = frame[~(frame["status"].eq("skipped") & frame["pass"].eq("timings"))]
-    return [recommendation(run, setting, group) for setting, group in _settings(measured)]
+    return [recommendation(run, quiet, setting, group) for setting, group in _settings(measured)]
 
 
 def _settings(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:

@@ -128,6 +128,15 @@ def speedup(value: float, low: float, high: float, coverage: float = 0.95) -> st
     return f"{value:.2f}x" + ("" if pd.isna(low) else f" [{low:.2f}, {high:.2f}{short_of(coverage)}]")
 
 
+def times_to(low: float, high: float, coverage: float) -> str:
+    """The interval of a factor; one that covers less often than 95 % says so.
+
+    >>> times_to(1.5, 2.0, 0.9375)
+    '1.50× to 2.00×; 93.8 %'
+    """
+    return f"{times(low)} to {times(high)}{short_of(coverage)}"
+
+
 def short_of(coverage: float) -> str:
     """How often an interval covers, where that is less than the 95 % that are meant."""
     return f"; {percent(coverage, 1)}" if coverage < 0.95 else ""

@@ -31,7 +31,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """A point per sample; the line is a true estimate, the band what calibration says of 90 % of samples."""
     looks, ratio = styles(frame), frame.iloc[0]
     ends = np.array([frame["deviation_rmse"].min() / 1.5, frame["deviation_rmse"].max() * 1.5])
-    with panels(4.6, 4.2) as (_fig, (ax,), handles):
+    with panels(4.6, 4.2) as (fig, (ax,), handles):
         low, high = (ends * ratio[name] / ratio["ratio_median"] for name in ("ratio_low", "ratio_high"))
         handles["5 to 95 %"] = ax.fill_between(ends, low, high, color=INK, alpha=0.1, lw=0)
         (handles["estimate = deviation"],) = ax.plot(ends, ends, color=INK, lw=0.9, alpha=0.6)
@@ -43,7 +43,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         for axis in (ax.xaxis, ax.yaxis):
             log_axis(axis)
         ax.set(xlim=ends, xlabel="deviation from the exact sample", ylabel="estimated from the certificate")
-    return _fig
+    return fig
 
 
 def finding(frame: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ from analysis.figures.plot import Omitted, Plot, require
 from analysis.figures.style import INK, PAPER, log_axis, panels, styles
 from analysis.load import BASELINE, Runs, highest, lowest, ranked, title_of
 from analysis.quality import INVALID, UNDECIDED, VALID, valid_cells
-from analysis.text import listing, quantity, short_of, times
+from analysis.text import listing, quantity, times, times_to
 
 MEASURES = {
     "deviation_rmse": ("deviation", "deviation (RMSE, image units)"),
@@ -47,20 +47,8 @@ def data(runs: Runs, measure: str) -> pd.DataFrame:
     kept = frame[~frame["valid"].isin([INVALID, UNDECIDED])]
     for _, panel in kept.groupby(["flow", "batch_size", "fid_features"], dropna=False):
         frame.loc[panel.index, "front"] = on_front(panel[measure].to_numpy(), panel["speedup"].to_numpy())
-    keep = [
-        "flow",
-        "batch_size",
-        "decoder",
-        "series",
-        "tau",
-        "seed",
-        "title",
-        measure,
-        "speedup",
-        "low",
-        "high",
-        "coverage",
-    ]
+    keep = ["flow", "batch_size", "decoder", "series", "tau", "seed", "title", measure]
+    keep += ["speedup", "low", "high", "coverage"]
     extra = {"deviation_rmse": [], "fid": ["fid_features"], "kid": ["kid_std", "fid_features"]}[measure]
     return frame[[*keep, *extra, "pairs", "num_samples", "valid", "front"]].reset_index(drop=True)
 
@@ -153,12 +141,8 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     return sentence
 
 
-def _interval(row: dict[str, Any]) -> str:
-    return f"interval {times(row['low'])} to {times(row['high'])}{short_of(row['coverage'])}"
-
-
 def _described(row: dict[str, Any], measure: str) -> str:
-    interval = "" if pd.isna(row["low"]) else f" ({_interval(row)})"
+    interval = "" if pd.isna(row["low"]) else f" (interval {times_to(row['low'], row['high'], row['coverage'])})"
     return (
         f"{row['title']} at batch {row['batch_size']}: {times(row['speedup'])}{interval} "
         f"at {MEASURES[measure][0]} {quantity(row[measure])}"

@@ -12,7 +12,7 @@ from analysis.load import BASELINE, PAPER_TAU, Runs, highest, lowest, nearest_ta
 from analysis.published import CITATION, reference
 from analysis.quality import INVALID, UNDECIDED, VALID, valid_cells
 from analysis.statistics import layer_costs, median_interval, ratios_to
-from analysis.text import DASH, as_text, latex_text, listing, quantity, rows_of, short_of, times
+from analysis.text import DASH, as_text, latex_text, listing, quantity, rows_of, times, times_to
 from analysis.text import markdown as as_markdown
 
 HEADINGS = {
@@ -81,14 +81,10 @@ def _with_interval(row: pd.Series) -> str:
     if pd.isna(row["speedup"]):
         return DASH
     sharp = pd.isna(row["low"]) or row["low"] == row["high"]
-    return times(row["speedup"]) + ("" if sharp else f" [{_interval(*row[list(_ENDS)])}]")
+    return times(row["speedup"]) + ("" if sharp else f" [{times_to(*row[list(_ENDS)])}]")
 
 
 _ENDS = ("low", "high", "coverage")
-
-
-def _interval(low: float, high: float, coverage: float) -> str:
-    return f"{times(low)} to {times(high)}{short_of(coverage)}"
 
 
 def _plus_minus(value: float, error: float) -> str:
@@ -145,7 +141,7 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
             found.append(Headline(str(flow), DASH, f"no {kind}cell has a speed-up over {BASELINE}"))
             continue
         best = highest(good, "speedup")
-        interval = "no interval, too few rounds" if pd.isna(best["low"]) else _interval(*(best[name] for name in _ENDS))
+        interval = "no interval, too few rounds" if pd.isna(best["low"]) else times_to(*(best[name] for name in _ENDS))
         deviation = "" if pd.isna(best["deviation_rmse"]) else f", deviation {quantity(best['deviation_rmse'])}"
         words = (
             f"{best['title']} at batch {best['batch_size']}, the fastest {kind}cell ({interval}); "
@@ -179,7 +175,7 @@ def against_baselines(frame: pd.DataFrame, runs: Runs) -> list[str]:
             rounds = (good[good["cell_id"] == cell["_cell_id"]] for cell in (best, other))
             ratio = median_interval(ratios_to(*rounds)["ratio"])
             if pd.notna(ratio.value):
-                interval = "too few rounds for an interval" if pd.isna(ratio.low) else _interval(*ratio[1:])
+                interval = "too few rounds for an interval" if pd.isna(ratio.low) else times_to(*ratio[1:])
                 apart = "" if pd.isna(other["deviation_rmse"]) else f", deviation {quantity(other['deviation_rmse'])}"
                 words.append(f"{times(ratio.value)} as fast as {other['title']} ({interval}{apart})")
         if words:
@@ -215,10 +211,10 @@ def finding(frame: pd.DataFrame) -> str:
 
 READING = (
     "Median wall time over rounds; the speed-up is the median of per-round ratios to sequential with its 95 % "
-    "interval by order statistics, empty where there are too few rounds for one; forward passes are the wall "
-    "time over that of encoding "
-    "the same batch; deviation is the RMSE to the sequential samples in image units. The column marked published is a "
-    f"reference, {CITATION}: never comparable in absolute time, nor in FID where flow or features differ."
+    "interval by order statistics, empty where there are too few rounds for one; forward passes are the wall time "
+    "over that of encoding the same batch; deviation is the RMSE to the sequential samples in image units. The column "
+    f"marked published is a reference, {CITATION}: never comparable in absolute time, nor in FID where flow or "
+    "features differ."
 )
 
 TABLES = [Table("table1", "Table 1", READING, data, finding, HEADINGS, {"md": markdown, "tex": latex})]

@@ -23,7 +23,7 @@ STORED = ("claims.csv", "claims-timed.csv")
 
 _VERDICTS = {True: "agree", False: "disagree", None: "mixed", UNDECIDED: UNDECIDED}
 _ANSWERS = {True: "answered", False: "open", None: "partly answered", UNDECIDED: UNDECIDED}
-_OWN = {True: "agree", False: "disagree", None: "not measurable", UNDECIDED: UNDECIDED}
+_OWN = _VERDICTS | {None: "not measurable"}
 _NOTHING = ("not measurable here", "not run")
 _STORED: dict[str, Any] = {"True": True, "False": False, UNDECIDED: UNDECIDED}
 
@@ -134,8 +134,13 @@ def summary(found: Sequence[Row]) -> str:
     return markdown_table([["the paper says", "where", "verdict"], *lines])
 
 
-def measured(study: str, finding: Finding, verdict: str) -> str:
-    """A finding as a line of Markdown; it tells its own verdict where they are mixed."""
-    own = f" ({_OWN[finding.agrees]})" if verdict == "mixed" else ""
+def verdict(finding: Finding) -> str:
+    """What one finding says of its claim."""
+    return _OWN[finding.agrees]
+
+
+def measured(study: str, finding: Finding, whole: str) -> str:
+    """A finding as a line of Markdown; it tells its own verdict where the `whole` row's is mixed."""
+    own = f" ({verdict(finding)})" if whole == "mixed" else ""
     clock = " ⏱" if finding.timed else ""
     return f"[{markdown_text(finding.flow)}]({study}.md){clock}: {finding.measured}{own}"

@@ -19,7 +19,7 @@ from analysis.figures.files import save, settle, write_csv
 from analysis.figures.plot import Omitted
 from analysis.load import Runs, load
 from analysis.studies.base import Findings
-from analysis.studies.claims import checked, measured, read_findings, rows, score, summary, write_findings
+from analysis.studies.claims import checked, measured, read_findings, rows, score, summary, verdict, write_findings
 from analysis.studies.stored import ROUNDED, TIMED, Comparison, compare
 from analysis.text import listing, markdown, percent, quantity, times
 from harness.errors import HarnessError, StoreError
@@ -128,6 +128,7 @@ def _text(study: Path, name: str, title: str, profile: str, found: Findings, whe
         timed=found.timed,
         values=found.values,
         claims=found.claims,
+        verdict=verdict,
         machine=where,
         figure=lambda label, caption="": f"![{caption or label}]({name}/{label}.png)",
     )

@@ -25,6 +25,7 @@ from harness.options import parse_decoder, several
 from harness.progress import reporter
 from harness.runs.store import Run
 from harness.runs.tables import FLOW, IDENTITY, TABLES
+from harness.runs.titles import parsed
 
 Budget = float | Literal["sejd"] | None
 
@@ -180,6 +181,8 @@ def print_run(run: Run, as_json: bool = False) -> None:
         return
     if as_json:
         cells = json.loads(summarise(run).to_json(orient="records", double_precision=15))
+        for cell in cells:
+            cell |= {"options": parsed(cell["options"]), "guidance": parsed(cell["guidance"]) or None}
         choices = [vars(found) for found in recommendations(run)]
         print(json.dumps({"run": str(run.path), "recommendations": choices, "cells": cells}, indent=2, allow_nan=False))
         return

@@ -10,7 +10,7 @@ from synthetic import cells, deviation, write_run
 from analysis.load import load
 from analysis.studies.base import Finding
 from analysis.studies.breaks import findings as breaks
-from analysis.studies.claims import checked, claims, measured, read_findings, rows, score, write_findings
+from analysis.studies.claims import checked, claims, measured, read_findings, rows, score, verdict, write_findings
 from analysis.studies.partial import findings as partial
 from analysis.studies.reconstruction import findings as reconstruction
 from analysis.studies.render import claim_table, render_study
@@ -146,7 +146,7 @@ def test_trainings_are_compared_with_the_published_one_of_their_seed():
     row = table.set_index("training")
     assert row["given_up"].to_dict() == pytest.approx({"published": 0, "decode-1": 0.1, "drop-1": 0.2, "turn-2": -0.1})
     assert row.loc["decode-1", ["saved", "saved_low", "saved_high"]].tolist() == pytest.approx([1.25, 1.0, 1.5])
-    assert row["on_frontier"].to_dict() == {"published": True, "decode-1": True, "drop-1": False, "turn-2": True}
+    assert row["on_frontier"].to_dict() == {"published": "yes", "decode-1": "yes", "drop-1": "no", "turn-2": "yes"}
     claim = training._claim("digits", table)
     assert claim.agrees and "decode-1 gives up 0.1 bits/dim and saves 1.25 (2 seeds)" in claim.measured
     assert "drop-1 gives up 0.2 bits/dim and saves 0.5 (1 seed)" in claim.measured and "turn-2" not in claim.measured
@@ -156,6 +156,10 @@ def test_trainings_are_compared_with_the_published_one_of_their_seed():
     claim = training._claim("digits", training._trainings(nothing))
     assert claim.agrees is False and "none of turn-2 saves any" in claim.measured, "not with every seed"
     assert training._claim("digits", training._trainings(flows[flows["seed"] == 0])).agrees is None, "one seed"
+    flows.loc[flows["training"].eq("decode-1") & flows["seed"].eq(1), "passes"] = float("nan")
+    table = training._trainings(flows)
+    assert table.set_index("training").loc["decode-1", ["passes", "on_frontier"]].tolist()[1] == "no"
+    assert "decode-1" not in training._claim("digits", table).measured, "one of its seeds stays too far away"
 
 
 def test_a_text_is_written_from_its_tables(sweep, tmp_path):
@@ -271,3 +275,13 @@ def test_redundancy_is_told_without_fid_and_masked_flows_of_other_flows(sweep, t
 
 def test_names_of_flows_are_no_markup_in_the_claim_table():
     assert r"\`x\` \*y\*" in measured("s", Finding("finite", "`x` *y*", "m", True, "c"), "agree")
+
+
+@pytest.mark.skipif(not (RESULTS / "README.md").is_file(), reason="no study is stored yet")
+def test_the_stored_pages_tell_the_stored_verdicts():
+    for study in ("convergence", "redundancy"):
+        page = (RESULTS / f"{study}.md").read_text(encoding="utf-8")
+        own = [finding for name, finding in read_findings(RESULTS) if name == study]
+        lines = [f"{one.measured}. **{verdict(one).capitalize()}** ({one.criterion})." for one in own]
+        assert own and all(line in page for line in lines)
+    assert verdict(Finding("finite", "digits", "m", "undecided", "c")) == "undecided"

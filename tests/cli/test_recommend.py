@@ -108,7 +108,9 @@ def test_show_tells_it_again(done):
         call("show", path, "--json").stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
     )
     assert told["recommendations"][0]["sentence"] == found.sentence
-    assert {"sequential", "sejd", "auto"} <= {cell["decoder"] for cell in told["cells"]}
+    cells = {cell["decoder"]: cell for cell in told["cells"]}
+    assert {"sequential", "sejd", "auto"} <= set(cells)
+    assert cells["auto"]["options"].items() >= {("budget", None)} and cells["auto"]["guidance"] is None
     with pytest.raises(HarnessError, match="no run folder at"):
         raise call("show", folder / "absent").exception
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 
 from analysis.load import BASELINE, PAPER_TAU, Runs, load
 from analysis.quality import CONDITIONS, MAX_FID_INCREASE, UNDECIDED, break_conditions, fid_rises, warnings, within
-from analysis.studies.base import Finding, Findings
+from analysis.studies.base import Finding, Findings, Verdict
 
 _HELD = {
     "iterations": "no layer takes more than L iterations",
@@ -83,6 +82,6 @@ def _claims(counts: pd.DataFrame) -> Iterator[Finding]:
         )
         if above["cells"].sum():
             words += f", above it in {above['broken'].sum()} of {above['cells'].sum()}"
-        held: Any = False if broken else UNDECIDED if open_ else True
+        held: Verdict = False if broken else UNDECIDED if open_ else True
         criterion = f"up to tau = {PAPER_TAU:g} {_HELD[str(condition)]}"
         yield Finding(f"break-{condition}", str(flow), words, held if of else None, criterion)

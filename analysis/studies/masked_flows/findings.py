@@ -91,10 +91,9 @@ def _claims(times: pd.DataFrame, observed: pd.DataFrame) -> list[Finding]:
             f"UJD at tau = {PAPER_TAU:g}, batch {row['batch_size']:,}: {with_interval(row)} over sequential decoding "
             f"without a cache, the paper's baseline, {with_interval(cached)} over sequential decoding with one"
         )
-        reported = published().query("quantity == 'speedup' and key == @PAPER[@flow]")["value"]
         half = half_of_published("ujd", (PAPER[str(flow)],))
         agrees = reaches(row, half)
-        criterion = f"at least half of the paper's {reported.iloc[0]:g}x over its baseline with all of the interval"
+        criterion = f"at least half of the paper's {2 * half:g}x over its baseline with all of the interval"
         kept = largest(observed) if flow == "ising" else {}
         if kept:
             moved = [f"{name} by {percent(share, 1)}" for name, share in kept.items()]

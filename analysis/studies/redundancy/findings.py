@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any
 
 import pandas as pd
 
@@ -11,7 +10,7 @@ from analysis.figures.plot import Omitted
 from analysis.figures.redundancy import READINGS, data, draw, draw_strips, strips
 from analysis.load import Runs, lowest
 from analysis.quality import MIN_SAMPLES, UNDECIDED
-from analysis.studies.base import Finding, Findings
+from analysis.studies.base import Finding, Findings, Verdict
 from analysis.text import quantity
 
 PAPER_O = (1, 2, 5)
@@ -93,7 +92,8 @@ def _fits(turns: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
         if len(paper):
             allowed = drawn["fid_exact"].iloc[0] + mild(drawn["fid_features"].iloc[0])
             row |= {"fid_exact": drawn["fid_exact"].iloc[0], "fid_most": paper["fid"].max(), "fid_allowed": allowed}
-            row["images"] = "yes" if (paper["fid"] <= allowed).all() else "no"
+            if pd.notna(allowed):
+                row["images"] = "yes" if (paper["fid"] <= allowed).all() else "no"
         rows.append(row)
     columns = ["flow", "reading", "times_least", "times_largest", "first_layer", "fid_exact", "fid_most"]
     columns += ["fid_allowed", "images"]
@@ -143,7 +143,7 @@ def _claims(flow: str, frame: pd.DataFrame, turns: pd.DataFrame, images: pd.Data
         words = ", ".join(
             f"{rise:+.3g} at o = {o}" + (" (more)" if rise > allowed else "") for o, rise in rises.items()
         )
-        verdict: Any = UNDECIDED if count < MIN_SAMPLES else all(rise <= allowed for rise in rises.values())
+        verdict: Verdict = UNDECIDED if count < MIN_SAMPLES else all(rise <= allowed for rise in rises.values())
         claims.append(
             Finding(
                 "redundancy-images",

@@ -160,7 +160,8 @@ def _speed(times: pd.DataFrame) -> Iterator[Finding]:
                 if long
                 else f"not comparable: the claim is of L = {LONG_TOKENS}, and no trained flow here is so long"
             )
-            yield Finding("ujd-loses", where, measured, bool(ujd["high"] < 1) if long else None, criterion, timed=True)
+            loses = bool(ujd["high"] < 1) if long and pd.notna(ujd["high"]) else None
+            yield Finding("ujd-loses", where, measured, loses, criterion, timed=True)
 
 
 def draw(cells: pd.DataFrame) -> Figure:

@@ -105,20 +105,25 @@ def _trainings(flows: pd.DataFrame) -> pd.DataFrame:
         given_up=pairs["bits_per_dim"] - pairs["bits_per_dim_published"],
         saved=pairs["passes_published"] - pairs["passes"],
     )
+    for name in ("passes", "saved"):  # of a training, unless each of its seeds has them
+        known = pairs.groupby(["dataset", "training"])[name].transform(lambda values: values.notna().all())
+        pairs[name] = pairs[name].where(known)
     grouped = pairs.groupby(["dataset", "training"])
     found = grouped[[*MEASURED, "given_up", "saved"]].mean()
     for name in ("bits_per_dim", "passes", "saved", "given_up"):
         found[f"{name}_low"], found[f"{name}_high"] = grouped[name].min(), grouped[name].max()
     found.insert(0, "seeds", grouped.size())
     found = found.reset_index()
-    better = [
-        not ((part["bits_per_dim"] <= row["bits_per_dim"]) & (part["passes"] < row["passes"])).any()
+    unbeaten = [
+        pd.notna(row["passes"])
+        and not ((part["bits_per_dim"] <= row["bits_per_dim"]) & (part["passes"] < row["passes"])).any()
         and not ((part["bits_per_dim"] < row["bits_per_dim"]) & (part["passes"] <= row["passes"])).any()
         for row in found.to_dict("records")
         for part in [found[found["dataset"] == row["dataset"]]]
     ]
     order = ["dataset", "published_first", "bits_per_dim"]
-    found = found.assign(on_frontier=better, published_first=found["training"] != PUBLISHED)
+    on_frontier = ["yes" if one else "no" for one in unbeaten]
+    found = found.assign(on_frontier=on_frontier, published_first=found["training"] != PUBLISHED)
     return found.sort_values(order, ascending=[False, True, True], ignore_index=True).drop(columns="published_first")
 
 
@@ -155,7 +160,7 @@ def _word(given_up: float) -> str:
 def draw(trainings: pd.DataFrame) -> Figure:
     """Forward passes against bits per dimension, a panel per dataset; bars are the range over seeds."""
     names = trainings["training"].unique().tolist()
-    looks = dict(zip(names, zip(palette(len(names)), MARKERS * len(names), strict=False), strict=False))
+    looks = dict(zip(names, zip(palette(len(names)), MARKERS * len(names), strict=False), strict=True))
     datasets = trainings["dataset"].unique().tolist()
     with panels(3.6 * len(datasets), 3.4, len(datasets)) as (fig, axes, handles):
         for ax, dataset in zip(axes, datasets, strict=True):
