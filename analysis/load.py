@@ -166,17 +166,18 @@ def _one_version(tables: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFram
     cells = tables["cells"]
     superseded = cells[cells.duplicated("cell_key", keep="first")]
     versions = cells.loc[~_foreign(cells), "code_version"].nunique()
-    made = f"These runs were made by {versions} versions of the code. " if versions > 1 else ""
-    note = (
-        f"{made}{len(superseded)} cells were measured by several versions of what decodes; the page shows those of the "
-        "run named last."
-    )
+    notes = [f"These runs were made by {versions} versions of the code."] if versions > 1 else []
+    if len(superseded):
+        notes.append(
+            f"{len(superseded)} cells were measured by several versions of what decodes; the page shows those of the "
+            "run named last."
+        )
     stale = set(superseded["cell_id"]) | _superseded_probes(tables["probes"])
     kept = {  # tables that tell of groups rather than cells stay whole
         name: frame[~frame["cell_id"].isin(stale)].reset_index(drop=True) if "cell_id" in frame else frame
         for name, frame in tables.items()
     }
-    return kept, (note,) if versions > 1 or len(superseded) else ()
+    return kept, tuple(notes)
 
 
 def _foreign(cells: pd.DataFrame) -> pd.Series:

@@ -127,7 +127,7 @@ class Headline:
 
 
 def headlines(frame: pd.DataFrame) -> list[Headline]:
-    """Of each flow the fastest cell that keeps its quality."""
+    """Of each flow the fastest cell that keeps its quality, where that is faster than the baseline."""
     found = []
     for flow, rows in frame.groupby("flow", sort=False):
         if rows.loc[rows["decoder"] == BASELINE, "wall_s"].isna().all():
@@ -136,9 +136,9 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
         judged = rows.loc[rows["decoder"] != BASELINE, "valid"].notna().any()
         kind = "valid " if judged else ""
         good = rows[rows["valid"].eq(VALID) if judged else rows["failure"].isna()]
-        good = good[good["decoder"] != BASELINE].dropna(subset=["speedup"])
+        good = good[good["decoder"].ne(BASELINE) & good["speedup"].gt(1)]
         if good.empty:
-            found.append(Headline(str(flow), DASH, f"no {kind}cell has a speed-up over {BASELINE}"))
+            found.append(Headline(str(flow), DASH, f"no {kind}cell is faster than {BASELINE}"))
             continue
         best = highest(good, "speedup")
         interval = "no interval, too few rounds" if pd.isna(best["low"]) else times_to(*(best[name] for name in _ENDS))
