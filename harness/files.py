@@ -74,8 +74,8 @@ def file_name(kind: str, name: str) -> str:
     Letters, digits, ``_``, ``.``, ``+`` and ``-``, the first no punctuation, at most `LONGEST_NAME`; a `HarnessError`,
     which says what `kind` of thing is called so, for any other.
 
-    >>> file_name("a matrix", "cifar10-jpeg_0.5")
-    'cifar10-jpeg_0.5'
+    >>> file_name("a matrix", "cifar10_0.5")
+    'cifar10_0.5'
     """
     if _NAME.fullmatch(name) and len(name) <= LONGEST_NAME:
         return name

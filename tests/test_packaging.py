@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import HarnessError
-from harness.flows import load_flow
-from harness.flows.checkpoints import ASSETS, REPOSITORY_ONLY
+from harness.flows.checkpoints import ASSETS
 
 ROOT = Path(__file__).parents[1]
 PACKED = ("harness", "analysis", "results/baselines")
@@ -36,17 +34,11 @@ def packed_files():
     }  # fmt: skip
 
 
-def test_what_is_packed_stays_small_and_flows_left_out_are_said_to_be():
+def test_what_is_packed_stays_small_and_holds_every_flow():
     sizes = {name: (ROOT / name).stat().st_size for name in packed_files()}
     assert sum(sizes.values()) < LARGEST, sorted(sizes.items(), key=lambda one: -one[1])[:20]
     flows = {path.stem for path in ASSETS.glob("*.safetensors")}
-    assert {flow for flow in flows if f"harness/flows/assets/{flow}.safetensors" not in sizes} == set(REPOSITORY_ONLY)
-
-
-def test_a_flow_that_the_wheel_leaves_out_is_told_to_lie_in_the_repository(monkeypatch, tmp_path):
-    monkeypatch.setattr("harness.flows.checkpoints.ASSETS", tmp_path)
-    with pytest.raises(HarnessError, match="'cifar10-jpeg-2h' lies in the repository only"):
-        load_flow("cifar10-jpeg-2h")
+    assert {f"harness/flows/assets/{flow}.safetensors" for flow in flows} <= sizes.keys()
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +96,10 @@ def test_the_installed_harness_is_that_of_the_wheel_and_knows_what_is_shipped(in
     assert str(ROOT) not in where and "site-packages" in where
     listed = installed("list")
     assert listed.returncode == 0, listed.stderr
-    for name in ("sejd", "digits", "cifar10-jpeg", "redundancy", "paper-table1", "digits-cpu"):
+    for name in ("sejd", "digits", "cifar10", "redundancy", "paper-table1", "digits-cpu"):
         assert f"  {name} " in listed.stdout
     drawn = installed("sample", "digits", "-n", "2", "--decoder", "auto", "--out", "grid.png")
     assert drawn.returncode == 0, drawn.stderr
-    absent = installed("sample", "cifar10-jpeg-2h")
-    assert absent.returncode == 2 and "lies in the repository only" in absent.stderr
     refused = installed("train", "digit")
     assert refused.returncode == 2 and "did you mean 'digits'" in refused.stderr
 

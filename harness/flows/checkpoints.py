@@ -34,22 +34,18 @@ from harness.files import (
     not_as,
     read_safetensors,
     replacing,
-    shown,
 )
 from harness.flows.held import held_state
 from harness.flows.modules import nonfinite
 from harness.flows.precision import Dtype, to_dtype
 from harness.flows.protocols import CausalFlow, flows
-from harness.flows.published import SUFFIXES, find_checkpoint, folders, not_there, published, sigma_in_name
+from harness.flows.published import SUFFIXES, find_checkpoint, not_there, published, sigma_in_name
 from harness.flows.synthetic import synthetic_checkpoint
 from harness.flows.wrapped import State, choose, weights_in
 
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(str(files("harness.flows"))) / "assets"
-
-REPOSITORY_ONLY = ("afhq-cat-64-2h", "cifar10-jpeg-1pct", "cifar10-jpeg-25pct", "cifar10-jpeg-2h", "cifar10-jpeg-5pct")
-"""Flows that the wheel leaves out, as pyproject.toml says."""
 
 
 def shipped() -> list[str]:
@@ -83,10 +79,6 @@ def checkpoint_path(name_or_path: str | Path, root: Path | str | None = None) ->
         return found
     if name in published():
         raise not_there(name, root)
-    if name in REPOSITORY_ONLY:
-        *_, last = folders(root)
-        place = f"'{shown(last / name)}.safetensors'"
-        raise CheckpointError(f"the flow '{name}' lies in the repository only, not in the package; put it at {place}")
     known = [*shipped(), *published()]
     raise CheckpointError(f"{unknown('flow', name, known)}; or give the path of a .pth or .safetensors file")
 

@@ -124,7 +124,7 @@ def test_reconstruction_is_compared_with_the_papers_largest(sweep, scale, agrees
 
 
 def test_snapshots_are_ordered_by_their_share_of_the_training():
-    names = ["cifar10-jpeg", "cifar10-jpeg-5pct", "cifar10-jpeg-25pct", "cifar10-jpeg-1pct"]
+    names = [f"cifar10-jpeg-{share}pct.safetensors" for share in (100, 5, 25, 1)]
     assert sorted(map(partial.trained, names)) == [0.01, 0.05, 0.25, 1.0]
 
 

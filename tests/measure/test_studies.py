@@ -69,7 +69,7 @@ def test_a_profile_overrides_the_matrix_and_a_shipped_one_is_found_by_name(write
     digits, cats = load_plan("small").run
     assert (digits.parse("fast").timing.rounds, digits.parse("full").timing.rounds) == (1, 9)
     assert digits.parse("fast").grid.tau == [0.5, 2.0]
-    assert (cats.parse("full").grid.tau, cats.parse("full").datasets[0].checkpoint) == ([0.1], "afhq-cat-64")
+    assert (cats.parse("full").grid.tau, cats.parse("full").datasets[0].name) == ([0.1], "afhq-cat")
 
 
 def test_a_probe_of_several_flows_has_a_run_for_each(write):

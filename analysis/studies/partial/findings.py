@@ -35,10 +35,10 @@ def findings(runs: Runs) -> Findings:
 def trained(checkpoint: str) -> float:
     """The share of the training that a snapshot has seen, told by its name.
 
-    >>> trained("cifar10-jpeg-25pct"), trained("cifar10-jpeg")
-    (0.25, 1.0)
+    >>> trained("cifar10-jpeg-25pct.safetensors")
+    0.25
     """
-    found = re.search(r"-(\d+)pct$", checkpoint)
+    found = re.search(r"-(\d+)pct\.", checkpoint)
     return int(found[1]) / 100 if found else 1.0
 
 

@@ -55,8 +55,10 @@ def findings(runs: Runs) -> Findings:
 def training_of(checkpoint: str, dataset: str) -> tuple[str, int]:
     """How a flow was trained, and its seed, told by the name of its file; a snapshot is named after its share.
 
-    >>> training_of("digits-decode-0.1-s2.safetensors", "digits"), training_of("cifar10-jpeg-5pct", "cifar10-jpeg")
-    (('decode-0.1', 2), ('published', 0))
+    >>> training_of("digits-decode-0.1-s2.safetensors", "digits")
+    ('decode-0.1', 2)
+    >>> training_of("cifar10-jpeg-5pct.safetensors", "cifar10-jpeg")
+    ('published', 0)
     """
     name = checkpoint.removesuffix(".safetensors").removeprefix(dataset)
     seed = re.search(r"-s(\d+)$", name)

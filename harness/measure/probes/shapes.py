@@ -12,9 +12,7 @@ from harness.flows.tarflow import TarFlow
 def tarflow_of(flow: CausalFlow) -> TarFlow:
     """The flow itself. Raises HarnessError: it is no TarFlow."""
     if not isinstance(flow, TarFlow):
-        raise HarnessError(
-            "this probe needs the shape of a TarFlow; give one, such as cifar10-jpeg or random:4-128-6-2@32"
-        )
+        raise HarnessError("this probe needs the shape of a TarFlow; give one, such as cifar10 or random:4-128-6-2@32")
     return flow
 
 

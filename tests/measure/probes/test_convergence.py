@@ -109,7 +109,7 @@ def test_the_command_fills_its_tables_and_the_fitted_guess_is_the_nearest(tmp_pa
 
 def test_jacobians_are_left_out_of_large_flows(tmp_path):
     probe = build_probe("convergence", samples=1, iterations=1, initial="zeros")
-    run = run_probe(probe, "cifar10-jpeg", tmp_path / "run", LineReporter())
+    run = run_probe(probe, "cifar10", tmp_path / "run", LineReporter())
     assert len(run.table("jacobians")) == 0 and len(run.table("convergence")) == 6 * 2
 
 
