@@ -10,6 +10,7 @@ import pandas as pd
 from analysis.statistics import MIN_ROUNDS
 from analysis.text import listing
 from harness.runs.store import Run
+from harness.runs.titles import flow_title
 
 DRIFT = 0.1
 """Share by which the sentinels of a group may differ before its seconds are doubted."""
@@ -43,7 +44,7 @@ def doubts(cells: pd.DataFrame, sentinels: pd.DataFrame, devices: pd.DataFrame) 
     drift = sentinel_drift(sentinels)
     groups = cells.drop_duplicates("group_id")
     return [
-        f"{group['dataset']}, batch {group['batch_size']}: {'; '.join(words)}. Absolute seconds of this group are "
+        f"{flow_title(group)}, batch {group['batch_size']}: {'; '.join(words)}. Absolute seconds of this group are "
         "doubtful; ratios are taken within rounds and suffer less."
         for group in groups.to_dict("records")
         if (words := list(_reasons(group["group_id"], drift, sentinels, devices)))
@@ -79,7 +80,7 @@ class Quiet(NamedTuple):
     def sentences(self, cells: pd.DataFrame) -> list[str]:
         """One for each group of these cells that had a noisy round."""
         groups = cells.drop_duplicates("group_id").to_dict("records")
-        named = [(f"{group['dataset']}, batch {group['batch_size']}", group["group_id"]) for group in groups]
+        named = [(f"{flow_title(group)}, batch {group['batch_size']}", group["group_id"]) for group in groups]
         return [f"{name}: {self.told[group]}." for name, group in named if group in self.told]
 
 

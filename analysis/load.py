@@ -17,6 +17,7 @@ import pyarrow as pa
 from analysis.drift import quiet_rounds
 from analysis.statistics import BASELINE, DESCRIPTION, paired_speedups
 from analysis.summary import recommendations, summarise
+from analysis.text import flow_titles
 from harness.errors import StoreError
 from harness.runs.store import MANIFEST, Run, read_run
 from harness.runs.tables import TABLES, Table
@@ -35,13 +36,13 @@ CONTEXT = ["flow", "series", "tau", "batch_size", "seed", "decoder", "label", "n
 """What `Runs.joined` adds to the rows of a table."""
 
 SHOWN = {
-    "dataset": "flow", "batch_size": "batch", "label": "decoder", "tau": "tau", "wall_s": "time (s)",
+    "flow": "flow", "batch_size": "batch", "label": "decoder", "tau": "tau", "wall_s": "time (s)",
     "speedup": "speed-up", "low": "from", "high": "to", "fid": "FID", "deviation_rmse": "deviation", "fpe": "FPE",
     "iterations": "iterations per layer", "state": "state", "valid": "valid",
 }  # fmt: skip
 """The columns of a summary that a notebook shows, and their headings."""
 
-_SETTING = ["checkpoint", "guidance", "device", "dtype", "threads"]
+_SETTING = ["dataset", "checkpoint", "guidance", "device", "dtype", "threads"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -202,11 +203,11 @@ def _described(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _flows(cells: pd.DataFrame) -> pd.Series:
-    """The dataset, and of checkpoint, guidance, device, dtype and threads those that differ within it."""
-    names = cells["dataset"].astype(str)
+    """The flow's name or dataset, and of what else is set what differs within it."""
+    names = base = flow_titles(cells)
     for column in _SETTING:
         text = cells[column].map(lambda value: "none" if pd.isna(value) else str(value))
-        varies = text.groupby(cells["dataset"]).transform("nunique") > 1
+        varies = text.groupby(base).transform("nunique") > 1
         if column == "checkpoint":  # most checkpoints are named after their dataset
             named_after = [one.startswith(of) for one, of in zip(text, names, strict=True)]
             words = text.where(pd.Series(named_after, index=cells.index), names + ", " + text)

@@ -15,7 +15,7 @@ from analysis.quality import UNDECIDED, VALID, exact_fid
 from analysis.statistics import BASELINE, median_interval, ratios_to
 from analysis.text import duration, quantity, speedup
 from harness.runs.store import Run
-from harness.runs.titles import parsed, title
+from harness.runs.titles import flow_title, parsed, title
 
 SETTING = ["dataset", "checkpoint", "guidance", "denoise", "batch_size", "seed", "device", "dtype", "threads"]
 """What cells share whose decoders are compared with each other."""
@@ -49,7 +49,7 @@ def recommendation(run: Run, quiet: Quiet, setting: Mapping[str, Any], group: pd
     named, options = _given(run, chosen)
     spec = " ".join([named, *(f"{name}={_toml(value)}" for name, value in options.items())])
     where = (
-        f"{setting['dataset']}, batch {setting['batch_size']}, {setting['device']}, {setting['dtype']}, "
+        f"{flow_title(setting)}, batch {setting['batch_size']}, {setting['device']}, {setting['dtype']}, "
         f"{setting['threads']} thread{'' if setting['threads'] == 1 else 's'}"
     )
     parts = _figures(run, quiet, best, group) if best else [_no_other(group)]

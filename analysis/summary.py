@@ -14,10 +14,10 @@ from analysis.drift import doubts, quiet_run
 from analysis.quality import INVALID, UNDECIDED, VALID, break_conditions, valid_cells, warnings
 from analysis.recommendation import SETTING, Recommendation, best_of, recommendation
 from analysis.statistics import BASELINE, layer_costs, paired_speedups
-from analysis.text import print_table, speedup
+from analysis.text import flow_titles, print_table, speedup
 from harness.errors import StoreError
 from harness.runs.store import Run
-from harness.runs.titles import parsed, title
+from harness.runs.titles import flow_title, parsed, title
 
 _QUALITY = ["fid", "fid_features", "kid", "kid_std", "num_samples", "deviation_rmse", "valid", "why"]
 _NUMBERS = ("tau", "time s", "speed-up", "fwd", "FID", "KID", "deviation", "FPE", "depth")
@@ -37,7 +37,8 @@ def summarise(run: Run) -> pd.DataFrame:
     frame = frame.merge(quality[["cell_id", *_QUALITY]], on="cell_id", how="left")
     shape = run.table("cells")[["cell_id", "num_tokens", "num_layers"]]
     costs = layer_costs(run.table("layers").merge(shape, on="cell_id"))
-    return frame.merge(costs, on="cell_id", how="left").merge(_outcomes(run), on="cell_id", how="left")
+    frame = frame.merge(costs, on="cell_id", how="left").merge(_outcomes(run), on="cell_id", how="left")
+    return frame.assign(flow=flow_titles(frame))
 
 
 def tolerance(run: Run) -> dict[str, float]:
@@ -135,11 +136,13 @@ def _left_out(run: Run) -> list[str]:
 
 
 def _heading(setting: dict[str, Any]) -> str:
-    checkpoint = "" if setting["checkpoint"] == setting["dataset"] else f" ({setting['checkpoint']})"
+    name, checkpoint = flow_title(setting), setting["checkpoint"]
+    other = {setting["dataset"], checkpoint} - {name}
+    told = f" ({', '.join(sorted(map(str, other)))})" if other else ""
     guidance = "" if pd.isna(setting["guidance"]) else f", guidance {json.loads(setting['guidance'])['scale']:g}"
     guidance += "" if pd.isna(setting["denoise"]) else f", denoised by {setting['denoise']:g}"
     return (
-        f"{setting['dataset']}{checkpoint}{guidance}, batch {setting['batch_size']}, seed {setting['seed']}, "
+        f"{name}{told}{guidance}, batch {setting['batch_size']}, seed {setting['seed']}, "
         f"{setting['device']}, {setting['dtype']}, {setting['threads']} threads"
     )
 

@@ -15,6 +15,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from harness.runs.titles import flow_title
+
 DASH = "–"
 
 
@@ -49,6 +51,12 @@ def times(value: float) -> str:
     if pd.isna(value):
         return "not measured"
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}×"
+
+
+def flow_titles(rows: pd.DataFrame) -> pd.Series:
+    """What the flow of each row is called, see `flow_title`; `rows` have its dataset and checkpoint."""
+    titles = [flow_title(row) for row in rows[["dataset", "checkpoint"]].to_dict("records")]
+    return pd.Series(titles, index=rows.index, dtype=object)
 
 
 def listing(names: list[str]) -> str:

@@ -17,7 +17,7 @@ from analysis.compare.runs import TOLERANCE, CellVerdict, compare_runs
 from analysis.compare.verdicts import UNTIMED, VERDICTS, Comparison, Verdict
 from analysis.text import markdown_table, print_table, room
 from harness.runs.store import Run
-from harness.runs.titles import parsed
+from harness.runs.titles import flow_title, parsed
 
 
 def text(comparison: Comparison, shown: Sequence[Verdict]) -> str:
@@ -83,7 +83,7 @@ def junit(comparison: Comparison, shown: Sequence[CellVerdict]) -> str:
     suite = ElementTree.Element("testsuite", name="harness compare", errors="0", tests=str(len(shown)))
     for cell in shown:
         about = cell.description
-        place = {"classname": f"{about['dataset']}, batch {about['batch_size']}", "name": cell.row()[2]}
+        place = {"classname": f"{flow_title(about)}, batch {about['batch_size']}", "name": cell.row()[2]}
         case = ElementTree.SubElement(suite, "testcase", {name: _legal(text) for name, text in place.items()})
         told = _legal("; ".join(cell.evidence))
         if cell.regressed:

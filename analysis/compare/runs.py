@@ -17,7 +17,7 @@ from analysis.text import quantity, speedup
 from harness.errors import HarnessError
 from harness.runs.environment import decisive
 from harness.runs.store import Run
-from harness.runs.titles import title
+from harness.runs.titles import flow_title, title
 
 TOLERANCE = 0.05
 """Changes of time, cost or deviation up to this share are none."""
@@ -31,7 +31,7 @@ DEVIATION_FLOOR = 1e-4
 class CellVerdict(Verdict):
     """What became of one cell; `base` and `new` are speed-ups over sequential, NaN if unknown."""
 
-    HEADINGS: ClassVar = ("verdict", "dataset", "decoder", "batch", "speed-up", "finds", "evidence")
+    HEADINGS: ClassVar = ("verdict", "flow", "decoder", "batch", "speed-up", "finds", "evidence")
     PLURAL: ClassVar = "cells"
 
     cell_key: str
@@ -46,7 +46,7 @@ class CellVerdict(Verdict):
     def row(self) -> list[str]:
         cell = self.description
         speedups = " -> ".join(f"{value:.2f}x" for value in (self.base, self.new) if not np.isnan(value))
-        named = [cell["dataset"], title(cell["label"], cell["tau"]), str(cell["batch_size"])]
+        named = [flow_title(cell), title(cell["label"], cell["tau"]), str(cell["batch_size"])]
         verdict = "; ".join(filter(None, [self.verdict, self.state])) + " !" * self.regressed
         finds = "" if np.isnan(self.finds) else f"{self.finds:+.1%}"
         return [verdict, *named, speedups, finds, "; ".join(self.evidence)]
@@ -100,7 +100,7 @@ def _notes(
     if differences:
         yield f"times are not comparable ({', '.join(differences)}); only costs that need no clock are judged"
     noisy = {
-        f"{side}, {cell.description['dataset']}, batch {cell.description['batch_size']}: {cell.told}"
+        f"{side}, {flow_title(cell.description)}, batch {cell.description['batch_size']}: {cell.told}"
         for side, cells in (("base", before), ("new", after))
         for cell in cells.values()
         if cell.told and not differences

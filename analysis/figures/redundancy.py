@@ -14,7 +14,7 @@ from PIL import Image
 from analysis.figures.plot import Plot, require
 from analysis.figures.style import add_legend, figure, finish, layer_lines, theme
 from analysis.load import Runs, highest, lowest
-from analysis.text import quantity
+from analysis.text import flow_titles, quantity
 
 STRIPS = "redundancy"
 """Folder of a run for image strips, named ``CHECKPOINT_READING_oNN.png``."""
@@ -50,9 +50,10 @@ def probed(runs: Runs, table: str, probe: str, where: str = "") -> pd.DataFrame:
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
-    """A probe's rows with `flow`: the dataset, or the checkpoint where a dataset has several."""
-    alone = rows.groupby("dataset")["checkpoint"].transform("nunique") < 2
-    return rows.assign(flow=rows["dataset"].where(alone, rows["checkpoint"]))
+    """A probe's rows with `flow`: its name or dataset, or the checkpoint where several share that."""
+    names = flow_titles(rows)
+    alone = rows["checkpoint"].groupby(names).transform("nunique") < 2
+    return rows.assign(flow=names.where(alone, rows["checkpoint"]))
 
 
 def draw(frame: pd.DataFrame) -> Figure:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 
@@ -13,6 +15,19 @@ def parsed(options: object) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def flow_title(row: Mapping[str, Any]) -> str:
+    """A flow's name, or the dataset where it has none: a file's, and random weights.
+
+    >>> flow_title({"dataset": "cifar10-jpeg", "checkpoint": "cifar10"})
+    'cifar10'
+    >>> flow_title({"dataset": "cifar10", "checkpoint": "random:2-256-6-6@32"})
+    'cifar10'
+    """
+    checkpoint = row["checkpoint"]
+    named = isinstance(checkpoint, str) and ":" not in checkpoint and not PurePath(checkpoint).suffix
+    return str(checkpoint if named else row["dataset"])
 
 
 def title(label: str, tau: float | None, options: object = None) -> str:
