@@ -118,12 +118,8 @@ class LayerFit(nn.Module):
 
     @property
     def gated(self) -> Correction:
-        """A window's tokens by what was learned for their iteration; linear where nothing was."""
-        return (
-            GatedCorrection(list(self.learned), LinearCorrection(list(self.beside)), self.linear)
-            if self.learned
-            else self.linear
-        )
+        """Every token by what was learned for its own number of updates; linear where nothing was."""
+        return GatedCorrection(list(self.learned), LinearCorrection(list(self.beside))) if self.learned else self.linear
 
 
 class Calibration(nn.Module):

@@ -32,20 +32,23 @@ class LinearCorrection(Correction):
 
 @dataclass(frozen=True)
 class GatedCorrection(Correction):
-    """What was learned for a window's iteration, beside the linear one; `linear` where tokens are of several."""
+    """What was learned for a token's own number of updates, beside the linear one; a linear one alone after those."""
 
     maps: list[GatedMap]
     beside: Correction
-    linear: Correction
 
     def asks(self, visits: list[Visit]) -> bool:
-        """Only where all tokens of a window were updated equally often, as those were that it was fitted on."""
-        return len(visits) == 1 and visits[0][2] < len(self.maps)
+        """Where any token was updated less often than something was learned for."""
+        return any(updates < len(self.maps) for _, _, updates in visits)
 
     def __call__(
         self, change: Tensor, known: Explained | None, labels: Tensor | None, start: int, visits: list[Visit]
     ) -> Tensor:
-        if len(visits) > 1:
-            return self.linear(change, known, labels, start, visits)
+        """Each map sees all of the window that is before its own tokens' end, whatever these were updated."""
         error = self.beside(change, known, labels, start, visits)
-        return error if known is None else error + self.maps[visits[0][2]](change, known.scaled, known.hidden)
+        if known is not None:
+            for first, end, updates in visits:
+                if updates < len(self.maps):
+                    seen = (of[:, :end] for of in (change, known.scaled, known.hidden))
+                    error[:, first:end] += self.maps[updates](*seen)[:, first:]
+        return error

@@ -52,9 +52,6 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
     """What a layer may be decoded by, each a fixed amount of work; in half precision too where that gains."""
     longest = flow.num_tokens - 1
     fitted: list[dict[str, Any]] = [{"iterations": [n]} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
-    found = find_calibration(flow)
-    if found is not None and any(len(fit.learned) for fit in found.layers):
-        fitted += [options | {"correction": "learned"} for options in fitted]
     strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 8]
     shared = {"initial": "fitted", "correction": "fitted", "fallback": "leave"}
     slides = [
@@ -63,6 +60,9 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
         for times in (2, 3, 4)
         if times * stride <= longest
     ]
+    found = find_calibration(flow)
+    if found is not None and any(len(fit.learned) for fit in found.layers):
+        fitted, slides = ([*of, *(options | {"correction": "learned"} for options in of)] for of in (fitted, slides))
     choices: list[tuple[str, dict[str, Any]]] = [
         *(("fitted", options) for options in fitted),
         *(("frontier", options) for options in slides),

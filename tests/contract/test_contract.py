@@ -51,10 +51,12 @@ def test_every_registered_decoder_keeps_every_clause(decoder, clause, flow, flow
 
 
 @pytest.mark.parametrize("clause", CLAUSES)
-@pytest.mark.parametrize("decoder", ["fitted", "sejd"])
-def test_learned_corrections_keep_every_clause(decoder, clause, flows):
-    """Other kinds of windows than a whole layer's are in the tests of the fits."""
-    options = {"initial": "fitted", "correction": "learned"}
+@pytest.mark.parametrize(
+    ("decoder", "windows"), [("fitted", {}), ("sejd", {}), ("frontier", {"window": 4, "advance": 2})]
+)
+def test_learned_corrections_keep_every_clause(decoder, windows, clause, flows):
+    """Other kinds of windows than these are in the tests of the fits."""
+    options = {"initial": "fitted", "correction": "learned", **windows}
     finding = examine(clause, Case(decoder, flows[SMALL], SMALL, options=options))
     if finding.outcome == "not applicable":
         pytest.skip(finding.evidence)

@@ -26,6 +26,7 @@ from harness.fitting.tune import store_schedule
 from harness.flows import load_flow
 from harness.flows.checkpoints import ASSETS
 from harness.flows.coupled import coupled_tarflow
+from harness.flows.protocols import Explained
 from harness.flows.tap import Tally, tap
 
 TOLERANCE = 1e-4
@@ -286,6 +287,32 @@ def test_learned_corrections_leave_less_than_linear_ones(flow, learned):
         build_decoder("fitted", iterations=2, correction=kind, calibration=learned) for kind in ("fitted", "learned")
     )
     assert errors(flow, gated) < 0.9 * errors(flow, linear)
+
+
+def test_learned_corrections_leave_less_than_linear_ones_in_a_sliding_window(flow, learned):
+    options = {"window": 4, "advance": 2, "initial": "fitted", "calibration": learned, "fallback": "leave"}
+    linear, gated = (build_decoder("frontier", correction=kind, **options) for kind in ("fitted", "learned"))
+    assert errors(flow, gated) < 0.9 * errors(flow, linear)
+
+
+def test_a_token_of_a_window_gets_what_was_learned_for_its_own_number_of_updates(flow, learned):
+    found = learned.layers[0]
+    gated, other = found.learned[0], copy.deepcopy(found.learned[0])
+    torch.nn.init.normal_(other.leave)
+    fit = LayerFit(found.guess, list(found.corrections), [gated, other], [found.beside[n] for n in (0, 1, 1)])
+    visits = [(0, 2, 2), (2, 4, 1), (4, 6, 0)]
+    size, dim, hidden = 6, flow.token_dim, flow.layers[0].hidden_dim
+    change, told = torch.randn(3, size, dim), Explained(*(torch.randn(3, size, n) for n in (dim, dim, hidden)))
+    assert fit.gated.asks(visits) and not fit.gated.asks([(0, 2, 2)])
+    given = fit.gated(change, told, None, 1, visits)
+    for first, end, updates in visits:
+        whole = fit.gated(change, told, None, 1, [(0, size, updates)])
+        torch.testing.assert_close(given[:, first:end], whole[:, first:end])
+    change[:, :3] = 0
+    given = fit.gated(change, told, None, 1, visits)
+    assert not given[:, :4].any() and given[:, 4:].any()
+    change[:, 4] += 1
+    assert torch.equal(fit.gated(change, told, None, 1, visits)[:, :5], given[:, :5])
 
 
 @pytest.mark.parametrize("decoder", ["ujd", "sejd", "frontier", "gs-jacobi", "fitted"])
