@@ -125,6 +125,13 @@ class LayerFit(nn.Module):
             else self.linear
         )
 
+    def going_on(self, guided: bool) -> Correction:
+        """For further iterations of what was decoded: the last one each time, learned or, under guidance, linear."""
+        linear = LinearCorrection(list(self.corrections)[-1:])
+        if guided or not self.learned:
+            return linear
+        return GatedCorrection(list(self.learned)[-1:], LinearCorrection(list(self.beside)[-2:-1]), linear, lasting=True)
+
 
 class Calibration(nn.Module):
     """The fits of all layers of one checkpoint, in decoding order.

@@ -32,15 +32,20 @@ class LinearCorrection(Correction):
 
 @dataclass(frozen=True)
 class GatedCorrection(Correction):
-    """What was learned for a window's iteration, beside the linear one; `linear` where tokens are of several."""
+    """What was learned for a window's iteration, beside the linear one; `linear` where tokens are of several.
+
+    Args:
+        lasting: whether the last one holds for all iterations after its own: where they go on from a good iterate.
+    """
 
     maps: list[GatedMap]
     beside: Correction
     linear: Correction
+    lasting: bool = False
 
     def asks(self, visits: list[Visit]) -> bool:
         """Only where all tokens of a window were updated equally often, as those were that it was fitted on."""
-        return len(visits) == 1 and visits[0][2] < len(self.maps)
+        return len(visits) == 1 and (self.lasting or visits[0][2] < len(self.maps))
 
     def __call__(
         self, change: Tensor, known: Explained | None, labels: Tensor | None, start: int, visits: list[Visit]
@@ -48,4 +53,4 @@ class GatedCorrection(Correction):
         if len(visits) > 1:
             return self.linear(change, known, labels, start, visits)
         error = self.beside(change, known, labels, start, visits)
-        return error if known is None else error + self.maps[visits[0][2]](change, known.scaled, known.hidden)
+        return error if known is None else error + self.maps[min(visits[0][2], len(self.maps) - 1)](change, known.scaled, known.hidden)
