@@ -130,7 +130,8 @@ class LayerFit(nn.Module):
         linear = LinearCorrection(list(self.corrections)[-1:])
         if guided or not self.learned:
             return linear
-        return GatedCorrection(list(self.learned)[-1:], LinearCorrection(list(self.beside)[-2:-1]), linear, lasting=True)
+        beside = LinearCorrection(list(self.beside)[-2:-1])
+        return GatedCorrection(list(self.learned)[-1:], beside, linear, lasting=True)
 
 
 class Calibration(nn.Module):

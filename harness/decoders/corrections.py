@@ -53,4 +53,5 @@ class GatedCorrection(Correction):
         if len(visits) > 1:
             return self.linear(change, known, labels, start, visits)
         error = self.beside(change, known, labels, start, visits)
-        return error if known is None else error + self.maps[min(visits[0][2], len(self.maps) - 1)](change, known.scaled, known.hidden)
+        gated = self.maps[min(visits[0][2], len(self.maps) - 1)]
+        return error if known is None else error + gated(change, known.scaled, known.hidden)

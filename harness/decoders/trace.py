@@ -135,14 +135,16 @@ class Ratio:
     polished_levels: tuple[Level, ...] = ()
 
     def of(self, name: Literal["median", "low"], rms: Tensor, polished: Tensor) -> Tensor:
-        """(B,) the ratio, or what it is above, of samples by their certificates and whether they were polished."""
-        every = (Level(math.inf, self.median, self.low),)
-        every_polished = (Level(math.inf, self.polished_median, self.polished_low),)
-        return torch.where(
-            polished,
-            _by_level(self.polished_levels or every_polished, name, rms),
-            _by_level(self.levels or every, name, rms),
-        )
+        """(B,) the ratio, or what it is above, of samples by their certificates and whether they were polished.
+
+        The latter is no more for polished samples than for others, by which they were polished when it was measured.
+        """
+        plain = _by_level(self.levels or (Level(math.inf, self.median, self.low),), name, rms)
+        every = (Level(math.inf, self.polished_median, self.polished_low),)
+        after = _by_level(self.polished_levels or every, name, rms)
+        if name == "low" and self.polished_levels:
+            after = after.minimum(plain)
+        return torch.where(polished, after, plain)
 
 
 def _by_level(levels: Sequence[Level], name: str, rms: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def decoders_of(calibration: Calibration) -> list[list[Decoder]]:
     kept = {"calibration": calibration, "correction": "learned" if calibration.complete else "fitted"}
     jacobi: list[tuple[str, dict[str, Any]]] = [("sejd", {"tau": 0.5}), ("sejd", {"tau": 0.1}), ("ujd", {"tau": 0.5})]
     fitted = [("fitted", kept | {"iterations": iterations}) for iterations in ([1], [2, 1], [4, 2], [7, 3])]
-    polished = [(*which, tolerance) for which in (jacobi[0], fitted[1]) for tolerance in POLISHED]
+    polished = [(*which, tolerance) for which in (jacobi[0], *fitted[:2]) for tolerance in POLISHED]
     return [
         [build_decoder(name, certify="state", **options) for name, options in (*jacobi, *fitted)],
         [build_decoder(name, certify=tolerance, **options) for name, options, tolerance in polished],
@@ -66,7 +67,10 @@ def measured_ratios(
 
 
 def _pairs(batch: ExactBatch, exact: Tensor, decoder: Decoder, reporter: Reporter) -> Tensor:
-    """(2, n) certificates and ratios of the samples of one decoder that deviate by more than rounding; of one that polishes, of those it polished."""
+    """(2, n) certificates and ratios of a decoder's samples that deviate by more than rounding.
+
+    Of one that polishes: of those that it polished.
+    """
     reporter.advance(1.0)
     reporter.unit("calibrate", f"certificates of several decoders, {len(batch)} samples")
     results = [part.result(decoder) for part in batch.split(BATCH)]
@@ -80,20 +84,24 @@ def _pairs(batch: ExactBatch, exact: Tensor, decoder: Decoder, reporter: Reporte
 def levels_of(found: Sequence[Tensor]) -> tuple[Level, ...]:
     """Levels of as many certificates each, from (2, n) certificates and ratios of every decoder.
 
-    Of a level `low` is the least of those of the decoders that have enough samples there, and of all samples there.
+    Of a level `low` is the least of those of the decoders that have enough samples there, of all samples there, and of
+    the levels beside it: other decoders than these leave errors that are told a little otherwise.
     """
     pooled = torch.cat(list(found), dim=1)
     count = pooled.shape[1]
     if not count:
         return ()
-    levels, bottom = [], -math.inf
+    levels, bottom = list[Level](), -math.inf
     for part in pooled[0].sort().values.chunk(min(MOST_LEVELS, max(1, count // LEVEL))):
         top = float(part[-1])
         ratios = [ratio[(rms > bottom) & (rms <= top)] for rms, ratio in (pooled, *found)]
         low = min(conformal_low(some) for some in ratios[:1] + [some for some in ratios[1:] if len(some) >= ENOUGH])
         levels.append(Level(top, float(ratios[0].median()), low))
         bottom = top
-    return tuple(levels)
+    near = [levels[max(0, place - 1) : place + 2] for place in range(len(levels))]
+    return tuple(
+        replace(level, low=min(other.low for other in others)) for level, others in zip(levels, near, strict=True)
+    )
 
 
 def conformal_low(values: Tensor) -> float:

@@ -42,6 +42,9 @@ ERRORS, TIMING = 0.4, 0.5
 SAMPLES = 256
 """Latents that errors are measured on, and as many to confirm a schedule."""
 
+SLACK = 1.3
+"""Deviations are predicted too large by less than this: errors of layers partly cancel."""
+
 SEQUENTIAL = LayerChoice("sequential")
 HALF = "bfloat16"
 
@@ -55,7 +58,7 @@ def candidates(flow: CausalFlow) -> list[LayerChoice]:
     found = find_calibration(flow)
     if found is not None and any(len(fit.learned) for fit in found.layers):
         fitted += [options | {"correction": "learned"} for options in fitted]
-    strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 8]
+    strides = [stride for stride in (2, 4, 8, 16, 32) if stride <= flow.num_tokens // 8][-1:]  # no other was chosen
     shared = {"initial": "fitted", "correction": "fitted", "fallback": "leave"}
     slides = [
         {"window": times * stride, "advance": stride, **shared}
@@ -141,9 +144,10 @@ class Tuner:
     def _within(self, allowed: float, seconds: Sequence[float]) -> Layers:
         """The fastest schedule whose deviation on the latents held out is surely within what is allowed.
 
-        After one that is not, the next to be tried is predicted to be as much safer as was missing.
+        What is predicted may be too much, so schedules are tried from `SLACK` times what is allowed. After one that is
+        not within it, the next to be tried is predicted to be as much safer as was missing.
         """
-        safe = allowed**2
+        safe = (SLACK * allowed) ** 2
         for places in _pareto(seconds, self.errors, safe):
             predicted = sum(errors[place] for errors, place in zip(self.errors, places, strict=True))
             if predicted <= safe:
