@@ -28,7 +28,7 @@ from harness.flows.calls import invert
 from harness.flows.modules import LayerWrapper
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition
 
-SHARES = (1.0, 0.25, 0.05)
+SHARES = (0.4, 0.1, 0.02)
 """Of the tolerance: the RMS of a sample's last update in a layer, round by round of polishing. After them the samples
 that are still above are decoded token by token."""
 
