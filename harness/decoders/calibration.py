@@ -121,6 +121,14 @@ class LayerFit(nn.Module):
         """Every token by what was learned for its own number of updates; linear where nothing was."""
         return GatedCorrection(list(self.learned), LinearCorrection(list(self.beside))) if self.learned else self.linear
 
+    def going_on(self, guided: bool) -> Correction:
+        """For further iterations of what was decoded: the last one each time, learned or, under guidance, linear."""
+        linear = LinearCorrection(list(self.corrections)[-1:])
+        if guided or not self.learned:
+            return linear
+        beside = LinearCorrection(list(self.beside)[-2:-1])
+        return GatedCorrection(list(self.learned)[-1:], beside, lasting=True)
+
 
 class Calibration(nn.Module):
     """The fits of all layers of one checkpoint, in decoding order.

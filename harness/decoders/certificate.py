@@ -7,8 +7,8 @@ measures. So what is told is an estimate, and an upper quantile of it; it is no 
 constant of the inverse.
 
 Samples whose upper quantile is above a tolerance are *polished*: every layer is iterated on from the output that it
-had, with the input that it gets by now, until its update is small. A layer that was exact and whose input has not
-changed is left alone.
+had, with the input that it gets by now and the last correction that was fitted to it, until its update is small. A
+layer that was exact and whose input has not changed is left alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from harness.decoders.calibration import find_calibration
-from harness.decoders.solver import solve_sequential, solve_windows
+from harness.decoders.calibration import Calibration, find_calibration
+from harness.decoders.solver import Correction, solve_sequential, solve_windows
 from harness.decoders.trace import Certificate, Laps, LayerTrace, Ratio
 from harness.decoders.windows import Blocks
 from harness.errors import HarnessError
@@ -28,7 +28,7 @@ from harness.flows.calls import invert
 from harness.flows.modules import LayerWrapper
 from harness.flows.protocols import CausalFlow, CausalLayer, Condition
 
-SHARES = (0.5, 0.1, 0.02)
+SHARES = (0.4, 0.1, 0.02)
 """Of the tolerance: the RMS of a sample's last update in a layer, round by round of polishing. After them the samples
 that are still above are decoded token by token."""
 
@@ -42,6 +42,7 @@ class Walked:
         latents: (B, L, D) on the prior's scale.
         outputs: (B, L, D) of every layer, in its own order.
         traces: of every layer; what certifying and polishing take is added.
+        calibration: what polishing corrects iterations by; None for a flow that nothing is fitted to.
     """
 
     layers: Sequence[CausalLayer]
@@ -50,6 +51,7 @@ class Walked:
     outputs: list[Tensor]
     traces: list[LayerTrace]
     laps: Laps
+    calibration: Calibration | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -89,13 +91,17 @@ class Walked:
                 if tau is None:
                     solved, trace = solve_sequential(layer, inputs[rows], condition)
                 else:
-                    windows = Blocks(layer.num_tokens, tau)
                     solved, trace = solve_windows(
-                        layer, inputs[rows], condition, start, windows, norm="rms", scope="sample"
-                    )
+                        layer, inputs[rows], condition, start, Blocks(layer.num_tokens, tau),
+                        norm="rms", scope="sample", correction=self._correction(layer),
+                    )  # fmt: skip
                 self.outputs[place], changed = self.outputs[place].index_copy(0, rows, solved), True
                 self._add(place, trace.token_evaluations, trace.depth, len(rows), "polished")
             tokens = layer.restore(self.outputs[place])
+
+    def _correction(self, layer: CausalLayer) -> Correction | None:
+        guided = self.condition.guidance is not None
+        return None if self.calibration is None else self.calibration.fit(layer).going_on(guided)
 
     def _add(self, place: int, token_evaluations: float, depth: int, samples: int, *flags: str) -> None:
         trace = self.traces[place]

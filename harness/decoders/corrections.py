@@ -32,23 +32,28 @@ class LinearCorrection(Correction):
 
 @dataclass(frozen=True)
 class GatedCorrection(Correction):
-    """What was learned for a token's own number of updates, beside the linear one; a linear one alone after those."""
+    """What was learned for a token's own number of updates, beside the linear one; a linear one alone after those.
+
+    Args:
+        lasting: whether the last one holds for all iterations after its own: where they go on from a good iterate.
+    """
 
     maps: list[GatedMap]
     beside: Correction
+    lasting: bool = False
 
     def asks(self, visits: list[Visit]) -> bool:
         """Where any token was updated less often than something was learned for."""
-        return any(updates < len(self.maps) for _, _, updates in visits)
+        return self.lasting or any(updates < len(self.maps) for _, _, updates in visits)
 
     def __call__(
         self, change: Tensor, known: Explained | None, labels: Tensor | None, start: int, visits: list[Visit]
     ) -> Tensor:
         """Each map sees all of the window that is before its own tokens' end, whatever these were updated."""
-        error = self.beside(change, known, labels, start, visits)
+        error, last = self.beside(change, known, labels, start, visits), len(self.maps) - 1
         if known is not None:
             for first, end, updates in visits:
-                if updates < len(self.maps):
+                if self.lasting or updates <= last:
                     seen = (of[:, :end] for of in (change, known.scaled, known.hidden))
-                    error[:, first:end] += self.maps[updates](*seen)[:, first:]
+                    error[:, first:end] += self.maps[min(updates, last)](*seen)[:, first:]
         return error

@@ -232,7 +232,8 @@ class Decoder(ABC):
             traces.append(trace)
             laps.lap(place)
         if self.certify is not None:
-            walked = Walked(flow.layers, flow.scale_latents(latents), condition, outputs, traces, laps)
+            scaled, calibration = flow.scale_latents(latents), find_calibration(flow)
+            walked = Walked(flow.layers, scaled, condition, outputs, traces, laps, calibration)
             certificate = walked.certify(self.certified_to, ratio)
             tokens = walked.tokens
         seconds = laps.seconds(len(traces))

@@ -93,8 +93,26 @@ class Laps:
 
 
 @dataclass(frozen=True)
+class Level:
+    """What certificates of one size are to deviations.
+
+    Args:
+        rms: the largest such certificate; the last level is for all that are larger too, the first for all smaller.
+        median: of the ratio.
+        low: at least 95 % of ratios are above it, by a conformal quantile, whichever of the decoders made the sample.
+    """
+
+    rms: float
+    median: float
+    low: float
+
+
+@dataclass(frozen=True)
 class Ratio:
     """What a flow's certificates are to the deviations of its samples, over samples of several decoders.
+
+    The ratio depends on how large errors are, and a tolerance picks samples by their certificates: so it is told level
+    by level, where it was measured so.
 
     Args:
         median: of all of them.
@@ -103,6 +121,8 @@ class Ratio:
         polished_median: of samples iterated on as polishing does, whose errors are told otherwise.
         polished_low: likewise.
         samples: of each decoder.
+        levels: by the size of the certificate, ascending; none in files of before.
+        polished_levels: likewise of samples that were polished.
     """
 
     median: float
@@ -111,6 +131,25 @@ class Ratio:
     polished_median: float
     polished_low: float
     samples: int
+    levels: tuple[Level, ...] = ()
+    polished_levels: tuple[Level, ...] = ()
+
+    def of(self, name: Literal["median", "low"], rms: Tensor, polished: Tensor) -> Tensor:
+        """(B,) the ratio, or what it is above, of samples by their certificates and whether they were polished.
+
+        The latter is no more for polished samples than for others, by which they were polished when it was measured.
+        """
+        plain = _by_level(self.levels or (Level(math.inf, self.median, self.low),), name, rms)
+        every = (Level(math.inf, self.polished_median, self.polished_low),)
+        after = _by_level(self.polished_levels or every, name, rms)
+        if name == "low" and self.polished_levels:
+            after = after.minimum(plain)
+        return torch.where(polished, after, plain)
+
+
+def _by_level(levels: Sequence[Level], name: str, rms: Tensor) -> Tensor:
+    edges = rms.new_tensor([level.rms for level in levels[:-1]])
+    return rms.new_tensor([getattr(level, name) for level in levels])[torch.bucketize(rms, edges)]
 
 
 @dataclass(frozen=True)
@@ -141,11 +180,9 @@ class Certificate:
         """(B,) what 95 % of the deviations are below, as far as calibration goes; no bound."""
         return self._over("low")
 
-    def _over(self, name: str) -> Tensor | None:
+    def _over(self, name: Literal["median", "low"]) -> Tensor | None:
         """The certificate over this of its kind of samples."""
-        if self.ratio is None:
-            return None
-        return self.rms / torch.where(self.polished, getattr(self.ratio, f"polished_{name}"), getattr(self.ratio, name))
+        return None if self.ratio is None else self.rms / self.ratio.of(name, self.rms, self.polished)
 
     @property
     def above(self) -> Tensor:

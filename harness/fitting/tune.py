@@ -42,6 +42,9 @@ ERRORS, TIMING = 0.4, 0.5
 SAMPLES = 256
 """Latents that errors are measured on, and as many to confirm a schedule."""
 
+SLACK = 1.3
+"""Deviations are predicted too large by less than this: errors of layers partly cancel."""
+
 SEQUENTIAL = LayerChoice("sequential")
 HALF = "bfloat16"
 
@@ -50,19 +53,17 @@ Layers = tuple[LayerChoice, ...]
 
 def candidates(flow: CausalFlow) -> list[LayerChoice]:
     """What a layer may be decoded by, each a fixed amount of work; in half precision too where that gains."""
-    longest = flow.num_tokens - 1
-    fitted: list[dict[str, Any]] = [{"iterations": [n]} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
-    strides = [stride for stride in (2, 4, 8, 16, 32) if flow.num_tokens // 32 <= stride <= flow.num_tokens // 8]
-    shared = {"initial": "fitted", "correction": "fitted", "fallback": "leave"}
+    longest, found = flow.num_tokens - 1, find_calibration(flow)
+    learned = found is not None and any(len(fit.learned) for fit in found.layers)
+    correction = {"correction": "learned" if learned else "fitted"}
+    fitted = [{"iterations": [n], **correction} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
+    strides = [2**power for power in range(1, 16) if longest // 8 < 2**power <= longest // 4 + 1]
     slides = [
-        {"window": times * stride, "advance": stride, **shared}
+        {"window": times * stride, "advance": stride, "initial": "fitted", **correction, "fallback": "leave"}
         for stride in strides
         for times in (2, 3, 4)
         if times * stride <= longest
     ]
-    found = find_calibration(flow)
-    if found is not None and any(len(fit.learned) for fit in found.layers):
-        fitted, slides = ([*of, *(options | {"correction": "learned"} for options in of)] for of in (fitted, slides))
     choices: list[tuple[str, dict[str, Any]]] = [
         *(("fitted", options) for options in fitted),
         *(("frontier", options) for options in slides),
@@ -141,9 +142,10 @@ class Tuner:
     def _within(self, allowed: float, seconds: Sequence[float]) -> Layers:
         """The fastest schedule whose deviation on the latents held out is surely within what is allowed.
 
-        After one that is not, the next to be tried is predicted to be as much safer as was missing.
+        What is predicted may be too much, so schedules are tried from `SLACK` times what is allowed. After one that is
+        not within it, the next to be tried is predicted to be as much safer as was missing.
         """
-        safe = allowed**2
+        safe = (SLACK * allowed) ** 2
         for places in _pareto(seconds, self.errors, safe):
             predicted = sum(errors[place] for errors, place in zip(self.errors, places, strict=True))
             if predicted <= safe:

@@ -62,6 +62,16 @@ def test_no_schedule_within_the_budget_is_faster(seed):
     assert _pareto(seconds, [[1.0] * 4] * 3, allowed) == []
 
 
+@pytest.mark.parametrize(("true", "expected"), [(0.8, 0), (0.99, 1), (5.0, None)])
+def test_a_schedule_predicted_a_little_too_large_is_tried(monkeypatch, true, expected):
+    """Of one layer whose candidates are predicted to leave 0.12, 0.1 and 0.05, and leave `true` times that."""
+    tuner, choices = object.__new__(Tuner), [LayerChoice("fitted", {"iterations": [n]}) for n in (1, 2, 3)]
+    tuner.choices, tuner.errors, tuner.flow = choices, [[0.12**2, 0.1**2, 0.05**2]], SimpleNamespace(num_layers=1)
+    left = {str((choice,)): true * error for choice, error in zip(choices, (0.12, 0.1, 0.05), strict=True)}
+    monkeypatch.setattr(Tuner, "_held", lambda self, layers: SimpleNamespace(upper=left[str(layers)]))
+    assert tuner._within(0.1, [1.0, 2.0, 3.0]) == ((SEQUENTIAL if expected is None else choices[expected]),)
+
+
 @pytest.fixture(scope="module")
 def tuner(flow):
     """On a processor that multiplies bfloat16, whatever this one does."""
