@@ -82,7 +82,7 @@ def _spread(iterations: pd.DataFrame) -> pd.DataFrame:
     found = found.assign(best=totals.idxmin(axis=1), best_total=totals.min(axis=1))
     found = found.assign(worst=totals.idxmax(axis=1), worst_total=totals.max(axis=1))
     if "fitted" in iterations:
-        found["fitted_total"] = grouped["fitted"].sum()
+        found["fitted_total"] = grouped["fitted"].sum(min_count=1)
     return found.reset_index()
 
 
@@ -191,7 +191,8 @@ def _claims(
     known = [name for name in PAPER_GUESSES if name in steps]
     totals = steps[known].sum()
     first, others = steps[steps["layer"] == 1][FROM], steps[steps["layer"] > 1][FROM]
-    fitted = f", {int(steps['fitted'].sum())} from the fitted guess" if "fitted" in steps else ""
+    own_guess = steps["fitted"] if "fitted" in steps else pd.Series([pd.NA])
+    fitted = f", {int(own_guess.sum())} from the fitted guess" if own_guess.notna().all() else ""
     return [
         Finding(
             "superlinear",

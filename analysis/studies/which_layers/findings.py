@@ -15,6 +15,7 @@ from analysis.load import Runs, highest, lowest
 from analysis.quality import MIN_SAMPLES, UNDECIDED
 from analysis.statistics import median_interval
 from analysis.studies.base import Finding, Findings, Verdict
+from analysis.studies.cells import largest_batch
 from analysis.text import listing, quantity
 
 PAPER, NONE, AUTO = "1", "none", "auto"
@@ -265,8 +266,7 @@ def _claims(sets: pd.DataFrame) -> tuple[Finding, ...]:
 
 def draw(sets: pd.DataFrame, cost: str, label: str, timed: pd.DataFrame | None = None) -> Figure:
     """Cost against deviation of every choice, a panel per flow at its largest batch; the front as a line."""
-    largest = sets[sets["batch_size"] == sets.groupby("checkpoint")["batch_size"].transform("max")]
-    cases = list(largest.groupby(CASE, sort=False))
+    cases = list(largest_batch(sets, "checkpoint").groupby(CASE, sort=False))
     if not cases:
         raise Omitted("no choice of layers was measured")
     with panels(max(3.4 * len(cases), 4.4), 4.2, len(cases), 3) as (fig, axes, handles):
