@@ -49,6 +49,7 @@ def run_studies(
             f"{OF_ITSELF:g} of itself, {OF_COLUMN:g} of its column's largest or {FLOAT32:g}, each count the same, and "
             f"what rounding alone decides (*{ROUNDED}) not compared"
         )
-        said = f"every deterministic table of {name} is as stored in '{results}'"
+        of = ", of the flows that are here," if compared.kept else ""
+        said = f"every deterministic table of {name}{of} is as stored in '{results}'"
         print(said + (rounding if compared.rounded else ""))
     return 1 if compared.differing else 0
