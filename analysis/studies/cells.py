@@ -59,6 +59,11 @@ def rounds(runs: Runs) -> pd.DataFrame:
     return ranked(runs.cells[["cell_id", *NAMES]].merge(paired[columns], on="cell_id"), "round").drop(columns="cell_id")
 
 
+def largest_batch(frame: pd.DataFrame, by: str = "flow") -> pd.DataFrame:
+    """Of each flow the rows of its largest batch."""
+    return frame[frame["batch_size"] == frame.groupby(by)["batch_size"].transform("max")]
+
+
 def reaches(row: dict, factor: float) -> Verdict:
     """Whether a speed-up is at least so large with all of its interval; None where too few rounds support one.
 

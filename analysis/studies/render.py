@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,21 +20,28 @@ from analysis.figures.plot import Omitted
 from analysis.load import Runs, load
 from analysis.studies.base import Findings
 from analysis.studies.claims import checked, measured, read_findings, rows, score, summary, verdict, write_findings
-from analysis.studies.stored import ROUNDED, TIMED, Comparison, compare
+from analysis.studies.stored import ROUNDED, TIMED, Comparison, compare, rests_on
 from analysis.text import listing, markdown, percent, quantity, times
 from harness.errors import HarnessError, StoreError
 
 SHIPPED = Path(__file__).parent
 TABLE, TEXT = "README.md", "text.md.j2"
+_KEPT = (
+    "what is stored of study '{name}' stays: it rests on {flows} too, which is not here; what the other flows gave is "
+    "'{staging}/{name}.md', and --results stores it elsewhere"
+)
 
 
 def render_study(
-    study: Path, title: str, profile: str, folders: Sequence[Path], staging: Path, results: Path, check: bool = False
-) -> Comparison:
+    study: Path, title: str, profile: str, folders: Sequence[Path], staging: Path, results: Path, check: bool = False,
+    absent: Collection[str] = (),
+) -> Comparison:  # fmt: skip
     """Write the text, tables and figures of the study in a folder into `results`, and the claim table anew.
 
     With `check`, what is stored is left alone where a deterministic CSV differs from it, and the new ones stay in
-    `staging`; the comparison is returned. A `HarnessError` without a text, or where a finding answers no claim.
+    `staging`; the comparison is returned. So is what rests on an optional flow that is `absent` here, with `check` or
+    without: nothing here could measure its rows again. A `HarnessError` without a text, or where a finding answers no
+    claim.
     """
     require_text(study)
     name = study.resolve().name.replace("_", "-")
@@ -48,8 +55,11 @@ def render_study(
             (staging / name).mkdir(parents=True)
             _write_files(found, staging / name)
         (staging / f"{name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
-        compared = compare(staging / name, results / name) if check else Comparison()
-        if not compared.differing:
+        lacking = rests_on(results / name, absent)
+        compared = compare(staging / name, results / name, lacking) if check else Comparison()
+        if lacking:
+            compared += Comparison(kept=(_KEPT.format(name=name, flows=listing(lacking), staging=staging),))
+        elif not compared.differing:
             results.mkdir(parents=True, exist_ok=True)
             for old in (results / name).glob("*.*"):  # folders are no study's to write: flows lie in one
                 if old.is_file():

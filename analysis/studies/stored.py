@@ -7,7 +7,7 @@ another order, and float32's rounding (6e-8) has grown a few hundredfold when it
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ RISE = "_rise"
 TOOK = f"took{TIMED}"
 """How long a study was measured, with its profile."""
 
+_NAMED = {"flow", "checkpoint"}
+"""Columns that tell flows apart."""
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -36,9 +38,10 @@ class Comparison:
 
     differing: tuple[str, ...] = ()  # a sentence for each that is another one
     rounded: tuple[str, ...] = ()  # names of those that are the same up to rounding
+    kept: tuple[str, ...] = ()  # a sentence for each study that was not stored again: it rests on a flow not here
 
     def __add__(self, other: Comparison) -> Comparison:
-        return Comparison(self.differing + other.differing, self.rounded + other.rounded)
+        return Comparison(self.differing + other.differing, self.rounded + other.rounded, self.kept + other.kept)
 
 
 def store_took(folder: Path, profile: str, runs: Sequence[Run]) -> None:
@@ -57,20 +60,44 @@ def took(study: str, results: Sequence[Path]) -> tuple[str, float] | None:
     return None
 
 
-def compare(new: Path, stored: Path) -> Comparison:
-    """The deterministic CSVs of two folders; those of clocks (`TIMED`) are left out."""
+def rests_on(stored: Path, flows: Collection[str]) -> list[str]:
+    """Those of some flows that a stored CSV has rows of."""
+    tables = [_text(path) for path in sorted(stored.glob("*.csv"))]
+    return [flow for flow in flows if any(len(_without(table, [flow])) < len(table) for table in tables)]
+
+
+def compare(new: Path, stored: Path, absent: Collection[str] = ()) -> Comparison:
+    """The deterministic CSVs of two folders; those of clocks (`TIMED`) are left out.
+
+    Of flows that are `absent` from the new ones the stored rows are left out too, and so are tables that do not tell
+    flows apart.
+    """
     names = {path.name for folder in (new, stored) for path in folder.glob("*.csv") if not path.name.endswith(TIMED)}
-    return sum((_compare(new / name, stored / name) for name in sorted(names)), Comparison())
+    return sum((_compare(new / name, stored / name, absent) for name in sorted(names)), Comparison())
 
 
-def _compare(new: Path, stored: Path) -> Comparison:
+def _text(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def _without(table: pd.DataFrame, flows: Collection[str]) -> pd.DataFrame:
+    """The rows of other flows: those whose `flow` or `checkpoint` is none of these, alone or as in "NAME, batch 4"."""
+    for column in _NAMED & {*table}:
+        table = table[[{*flows}.isdisjoint(cell.split(", ")) for cell in table[column]]]
+    return table
+
+
+def _compare(new: Path, stored: Path, absent: Collection[str]) -> Comparison:
     if not stored.is_file():
         return Comparison((f"'{stored}' is not stored yet; the new one is '{new}'",))
+    before = _text(stored)
+    if absent and (_NAMED.isdisjoint(before) or (len(before) and _without(before, absent).empty)):
+        return Comparison()
     if not new.is_file():
         return Comparison((f"'{stored}' was not made again",))
     if new.read_bytes() == stored.read_bytes():
         return Comparison()
-    before, after = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (stored, new))
+    before, after = (_without(table, absent).reset_index(drop=True) for table in (before, _text(new)))
     if list(before) != list(after) or len(before) != len(after):
         return Comparison((f"'{stored}' has other columns or rows than '{new}'",))
     names = map(str, before)

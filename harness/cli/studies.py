@@ -34,11 +34,14 @@ def run_studies(
         execute(plan, profile, out, reporter, resume=resume, data_root=root, threads=threads)
         measured = [out / one for one in (*plan.reads, plan.name) if any((out / one).rglob(MANIFEST))]
         staging = out / "rendered" / plan.name
-        compared += render_study(plan.folder, plan.title, profile, measured, staging, results, check)
-        runs = [read_run(path.parent) for path in sorted((out / plan.name).rglob(MANIFEST))]
-        store_took(results / plan.name, profile, runs)
-        print(results / f"{plan.name}.md")
-    for sentence in compared.differing:
+        absent = {name for one in wanted if one.name in (*plan.reads, plan.name) for name in one.absent(profile, root)}
+        found = render_study(plan.folder, plan.title, profile, measured, staging, results, check, sorted(absent))
+        compared += found
+        if not found.kept:
+            runs = [read_run(path.parent) for path in sorted((out / plan.name).rglob(MANIFEST))]
+            store_took(results / plan.name, profile, runs)
+            print(results / f"{plan.name}.md")
+    for sentence in (*compared.kept, *compared.differing):
         print(sentence, file=sys.stderr)
     if check and not compared.differing:
         rounding = (
@@ -46,6 +49,7 @@ def run_studies(
             f"{OF_ITSELF:g} of itself, {OF_COLUMN:g} of its column's largest or {FLOAT32:g}, each count the same, and "
             f"what rounding alone decides (*{ROUNDED}) not compared"
         )
-        said = f"every deterministic table of {name} is as stored in '{results}'"
+        of = ", of the flows that are here," if compared.kept else ""
+        said = f"every deterministic table of {name}{of} is as stored in '{results}'"
         print(said + (rounding if compared.rounded else ""))
     return 1 if compared.differing else 0

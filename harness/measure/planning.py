@@ -20,7 +20,7 @@ from harness.flows.protocols import CausalFlow
 from harness.measure.cells import BASELINE, Cell
 from harness.measure.expand import expand
 from harness.measure.matrix import Matrix
-from harness.measure.probes.probe import Probe, build_probe
+from harness.measure.probes.probe import Probe
 from harness.measure.recommend import CANDIDATES
 from harness.measure.references import reference_digest, references
 from harness.measure.run_probe import subject_of
@@ -88,9 +88,11 @@ def plan_matrix(matrix: Matrix, out: Path, resume: bool = False, data_root: str 
     return Plan(f"matrix '{matrix.name}'", size, seconds if known else None, left_out, tuple(lacking))
 
 
-def plan_probe(name: str, probe: Probe, checkpoint: str, weights: str | None = None) -> Plan:
+def plan_probe(
+    name: str, probe: Probe, checkpoint: str, weights: str | None = None, data_root: str | None = None
+) -> Plan:
     """What `run_probe` would measure."""
-    subject = subject_of(probe, checkpoint, None, "cpu", weights=weights)
+    subject = subject_of(probe, checkpoint, None, "cpu", data_root, weights)
     flow = subject.load()
     missing = [one for decoder, batch in probe.reads() for one in to_be_made(decoder.needs(flow, batch), flow)]
     return Plan(
@@ -128,14 +130,13 @@ def plan_study(
 ) -> list[Plan]:
     """What `execute` would measure: all of it, as long as it `took` in this profile before, then run by run."""
     folder = out / study.name
-    runs = [plan_matrix(run.parse(profile), folder / run.name, resume, data_root) for run in study.run]
-    runs += [
-        plan_probe(run.probe, build_probe(run.probe, **run.settings(profile)), flow)
-        for run in study.probe
-        for _, flow in run.flows
-    ]
+    absent = study.absent(profile, data_root)
+    matrices, probes = study.work(profile, absent)
+    runs = [plan_matrix(matrix, folder / name, resume, data_root) for name, matrix in matrices]
+    runs += [plan_probe(name, probe, flow, data_root=data_root) for _, name, probe, flow in probes]
     seconds = took[1] if took and took[0] == profile else None
-    return [Plan(f"study {study.name}, profile {profile}", f"{len(runs)} runs", seconds), *runs]
+    whole = Plan(f"study {study.name}, profile {profile}", f"{len(runs)} runs", seconds, missing=(*absent.values(),))
+    return [whole, *runs]
 
 
 def to_be_made(needs: Iterable[Any], flow: CausalFlow) -> Iterator[str]:

@@ -126,7 +126,7 @@ def subject_of(
     weights: str | None = None,
 ) -> Subject:
     """What a probe measures; its id hashes what determines the result, the probe's options and sources included."""
-    given = checkpoint_path(checkpoint)
+    given = checkpoint_path(checkpoint, data_root)
     path = unwrapped(given, weights)
     return Subject.of(
         path,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -10,10 +10,11 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from harness.errors import HarnessError, unknown
-from harness.measure.matrix import Matrix, build_matrix, matrix_path, merged, read_toml
-from harness.measure.probes.probe import build_probe
+from harness.measure.matrix import DatasetTable, Matrix, build_matrix, matrix_path, merged, read_toml
+from harness.measure.probes.probe import Probe, build_probe
 from harness.measure.run_matrix import run_matrix
 from harness.measure.run_probe import run_probe
+from harness.measure.sources import source_of
 from harness.options import Processes, Table, sentence
 from harness.progress import Reporter
 
@@ -21,6 +22,12 @@ SHIPPED = Path(str(files("analysis"))) / "studies"
 PROFILES = ("fast", "full")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+
+
+MatrixWork = tuple[str, Matrix]
+"""A run folder, and the matrix that is measured into it."""
+ProbeWork = tuple[str, str, Probe, str]
+"""A run folder, a probe by name and with its options, and the flow it is run on."""
 
 
 class MatrixRun(Table):
@@ -45,11 +52,15 @@ class MatrixRun(Table):
 
 
 class ProbeRun(Table):
-    """Runs of a probe: their name, one flow or several, and the probe's options, which `profiles` override."""
+    """Runs of a probe: their name, one flow or several, and the probe's options, which `profiles` override.
+
+    With `optional`, as with that of a matrix's dataset, a flow whose checkpoint is not there is left out.
+    """
 
     name: Name
     probe: str
     flow: str | list[str]
+    optional: bool = False
     options: dict[str, Any] = {}
     profiles: dict[str, dict[str, Any]] = {}
 
@@ -98,6 +109,28 @@ class StudyPlan(Table):
                 if profile not in PROFILES:
                     raise ValueError(f"run '{run.name}' has {unknown('profile', profile, PROFILES)}")
         return self
+
+    def absent(self, profile: str, data_root: str | None = None) -> dict[str, str]:
+        """Optional flows whose checkpoint is not there, with a sentence that says so."""
+        tables = [dataset for run in self.run for dataset in run.parse(profile).datasets if dataset.optional]
+        flows = [flow for run in self.probe if run.optional for _, flow in run.flows]
+        tables += [DatasetTable(name=flow, checkpoint=flow, optional=True) for flow in flows]
+        sources = [source_of(table, data_root) for table in tables]
+        return {source.name: source.absent for source in sources if source.absent}
+
+    def work(self, profile: str, absent: Collection[str] = ()) -> tuple[list[MatrixWork], list[ProbeWork]]:
+        """What is to be measured under a profile without the optional flows that are `absent`."""
+        matrices, probes = list[MatrixWork](), list[ProbeWork]()
+        for run in self.run:
+            matrix = run.parse(profile)
+            there = [one for one in matrix.datasets if not (one.optional and (one.checkpoint or one.name) in absent)]
+            if there:
+                matrices.append((run.name, matrix.model_copy(update={"datasets": there})))
+        for one in self.probe:
+            probe = build_probe(one.probe, **one.settings(profile))
+            flows = [(name, flow) for name, flow in one.flows if not (one.optional and flow in absent)]
+            probes += [(name, one.probe, probe, flow) for name, flow in flows]
+        return matrices, probes
 
 
 def studies() -> dict[str, Path]:
@@ -152,7 +185,7 @@ def execute(
     data_root: str | None = None,
     threads: int | None = None,
 ) -> Path:
-    """Measure what a study needs, or what a killed run has left of it.
+    """Measure what a study needs, or what a killed run has left of it; flows that are `absent` are told and left out.
 
     Returns the study's folder, which holds its run folders. Raises HarnessError: a mistake in the plan, found before
     anything is measured, or what `run_matrix` and `run_probe` raise.
@@ -164,16 +197,17 @@ def execute(
         threads: in place of the plan's.
     """
     folder = out / plan.name
-    matrices = [(run.name, run.parse(profile)) for run in plan.run]
-    probes = [(run, build_probe(run.probe, **run.settings(profile))) for run in plan.probe]
+    absent = plan.absent(profile, data_root)
+    matrices, probes = plan.work(profile, absent)
     shared: dict[str, Any] = {"resume": resume, "threads": threads or plan.threads, "data_root": data_root}
+    for why in absent.values():
+        reporter().note(f"study {plan.name} does without an optional flow: {why}")
     for name, matrix in matrices:
         progress = reporter()
         progress.note(f"study {plan.name}, run {name}")
         run_matrix(matrix, folder / name, progress, **shared)
-    for run, probe in probes:
-        for name, flow in run.flows:
-            progress = reporter()
-            progress.note(f"study {plan.name}, probe {name}")
-            run_probe(probe, flow, folder / name, progress, **shared)
+    for name, _, probe, flow in probes:
+        progress = reporter()
+        progress.note(f"study {plan.name}, probe {name}")
+        run_probe(probe, flow, folder / name, progress, **shared)
     return folder

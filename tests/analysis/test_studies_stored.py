@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.studies.stored import Comparison, compare
+from analysis.studies.stored import Comparison, compare, rests_on
 
 STORED = "layer,fid,deviation,iterations\n1,18.412,1.4e-07,24\n2,6.61,0.0853,7\n"
 SENTENCE = 'measured\n"deviation 0.0853 in 6 of 9 cells, 4,134 times"\n'
@@ -85,3 +85,19 @@ def test_what_rounding_decides_never_differs_and_what_clocks_decide_is_not_looke
 def test_another_table_is_told_in_a_sentence(compared, new, stored, told):
     (sentence,) = compared(new, stored).differing
     assert told in sentence
+
+
+TWO = "flow,fid\nsmall,1.5\n{}"
+
+
+@pytest.mark.parametrize(
+    ("new", "stored", "differs"),
+    [(TWO.format(""), TWO.format("large,2.5\n"), False), (TWO.format(""), TWO.format('"large, batch 4",2.5\n'), False),
+     ("flow,fid\nsmall,1.6\n", TWO.format("large,2.5\n"), True), (None, "checkpoint,fid\nlarge,2.5\n", False),
+     (None, TWO.format("large,2.5\n"), True), ("mean\n1.5\n", "mean\n2.0\n", False)],
+    ids=["its row", "its name in a place", "another's row differs", "a table of it alone", "not made", "of all flows"],
+)  # fmt: skip
+def test_rows_of_a_flow_that_is_not_here_are_not_compared(compared, new, stored, differs):
+    compared(new, stored)
+    assert bool(compare(compared.folder / "new", compared.folder / "stored", ["large"]).differing) is differs
+    assert rests_on(compared.folder / "stored", ["large", "huge"]) == (["large"] if "large" in stored else [])

@@ -96,6 +96,31 @@ def test_the_layer_that_spoils_most_is_the_one_to_keep(tmp_path):
     assert claim.agrees is False and "layer 2" in claim.measured
 
 
+def test_sejd_that_selects_is_set_beside_the_first_crms_choice_and_auto(tmp_path):
+    tables = layer_rows()
+    told = {**IDENTITY, "checkpoint": "toy", "batch_size": 4}
+    tables["layer_choice"] = [told | {"layer": layer, "kept": layer == 2} for layer in (1, 2)]
+    tables["layer_errors"] = [
+        told | {"layer": layer, "iteration": t, "residual": 0.1, "error_rms": 0.5**t, "gain": layer, "samples": 32}
+        for layer in (1, 2)
+        for t in (1, 2)
+    ]
+    tables["crm"] = [told | {"layer": layer, "crm_share": layer / 3} for layer in (1, 2)]
+    tables["layer_sets"].append(
+        tables["layer_sets"][0] | {"sequential_layers": "auto", "deviation_rmse": 0.03, "predicted_s": None}
+    )
+    found = which_layers.findings(runs(tmp_path / "run", **tables))
+    ways = found.tables["selected"].set_index("way")
+    assert ways["sequential_layers"].to_dict() == {"first": "1", "measured": "2", "crm": "2", "auto": "auto"}
+    assert ways.loc["measured", "of_first"] == pytest.approx(0.01 / 0.05) and ways.loc["first", "of_first"] == 1
+    (sentence,) = found.values["selected"]
+    assert "256 samples: measurement keeps 2 and leaves a deviation of 0.01, 0.2 times the 0.05" in sentence
+    assert found.tables["errors"]["deviation"].tolist() == [0.5, 0.25, 1, 0.5] and "errors" in found.figures
+    assert "auto" not in set(found.tables["choices"]["sequential_layers"]) and not found.values["few"]
+    del tables["layer_sets"][2]
+    assert which_layers.findings(runs(tmp_path / "few", **tables)).values["few"] == ["toy"]
+
+
 def test_iterations_are_set_beside_dependency_layer_by_layer(tmp_path):
     probed = [
         {**IDENTITY, "checkpoint": "toy", "layer": layer, "o": o, "scope": "layer", "reading": "input"}

@@ -7,8 +7,10 @@ import pytest
 import harness.measure.studies as studies_module
 from harness.cli.studies import run_studies
 from harness.errors import HarnessError
+from harness.measure.planning import plan_study
 from harness.measure.probes.probe import build_probe
-from harness.measure.studies import PROFILES, load_plan, plans, studies
+from harness.measure.studies import PROFILES, execute, load_plan, plans, studies
+from harness.progress import SILENT
 
 PLAN = """
 title = "A small sweep"
@@ -79,6 +81,48 @@ def test_a_probe_of_several_flows_has_a_run_for_each(write):
     )
     runs = [run.flows for run in load_plan("small").probe]
     assert runs == [[("one", "digits")], [("two-digits", "digits"), ("two-my.1", "here/my.1.safetensors")]]
+
+
+OPTIONAL = """
+[[run]]
+name = "large"
+[run.matrix]
+datasets = [{ name = "digits", checkpoint = "large-flow", optional = true }]
+decoders = [{ name = "sequential" }]
+[[probe]]
+name = "large"
+probe = "crm"
+flow = "large-flow"
+optional = true
+[[probe]]
+name = "digits"
+probe = "crm"
+flow = "digits"
+"""
+
+
+def test_an_optional_flow_that_is_not_there_is_told_and_left_out(write, tmp_path, tiny_checkpoint):
+    write("small", PLAN + OPTIONAL.replace('name = "large"', 'name = "a"', 1))
+    plan, root = load_plan("small"), tmp_path / "data"
+    root.mkdir()
+    absent = plan.absent("fast", str(root))
+    assert list(absent) == ["large-flow"] and "there is no flow 'large-flow'" in absent["large-flow"]
+    matrices, probes = plan.work("fast", absent)
+    assert [name for name, _ in matrices] == ["digits"] and [name for name, *_ in probes] == ["digits"]
+    whole, *planned = plan_study(plan, "fast", tmp_path / "out", False, str(root), None)
+    assert whole.missing == tuple(absent.values()) and len(planned) == 2
+    shutil.copy(tiny_checkpoint, root / "large-flow.safetensors")
+    assert plan.absent("fast", str(root)) == {}
+    assert [name for name, _ in plan.work("fast")[0]] == ["digits", "a"]
+    whole, *planned = plan_study(plan, "fast", tmp_path / "out", False, str(root), None)
+    assert not whole.missing and len(planned) == 4, "a probe finds its flow in the data root too"
+
+
+def test_a_flow_that_is_not_there_and_not_optional_is_an_error(write, tmp_path):
+    write("small", 'title = "x"\n[[probe]]\nname = "large"\nprobe = "crm"\nflow = "large-flow"\n')
+    assert load_plan("small").absent("fast") == {}
+    with pytest.raises(HarnessError, match="large-flow"):
+        execute(load_plan("small"), "fast", tmp_path / "out", lambda: SILENT)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def _spread(iterations: pd.DataFrame) -> pd.DataFrame:
     found = found.assign(best=totals.idxmin(axis=1), best_total=totals.min(axis=1))
     found = found.assign(worst=totals.idxmax(axis=1), worst_total=totals.max(axis=1))
     if "fitted" in iterations:
-        found["fitted_total"] = grouped["fitted"].sum()
+        found["fitted_total"] = grouped["fitted"].sum(min_count=1)
     return found.reset_index()
 
 
@@ -166,6 +166,7 @@ def _ends(runs: Runs, samples: pd.DataFrame) -> pd.DataFrame:
             "most_possible": grouped["num_tokens"].first() - 1,
             "latest_token": grouped["latest_token"].max(),
             "decodes": grouped.size(),
+            "cut_short": grouped["iterations"].apply(lambda counts: int(counts.isna().sum())),
         }
     ).reset_index()
 
@@ -181,60 +182,72 @@ def _claims(
 ) -> list[Finding]:
     own = orders[orders["flow"] == flow].dropna(subset=["order_low"])
     above = int((own["order_low"] > 1).sum())
-    paper = own[own["initial"] == FROM].dropna(subset=["factor_late"])
+    end, bit = ends[ends["flow"] == flow], bits[bits["flow"] == flow]
+    cut = end.loc[end["cut_short"] > 0, "layer"]  # their last factor is not known
+    paper = own[(own["initial"] == FROM) & ~own["layer"].isin(cut)].dropna(subset=["factor_late"])
     paper = paper.assign(falls=paper["factor_late"] / paper["factor_early"])
     linear = [str(layer) for layer in paper.loc[paper["falls"] > HALVES, "layer"]]
-    end, bit = ends[ends["flow"] == flow], bits[bits["flow"] == flow]
     most = int(end["most_possible"].iloc[0])
     late = int((bit["iterations_most"] > most).sum())
     steps = iterations[(iterations["flow"] == flow) & (iterations["goal"] == GOALS[1])]
     known = [name for name in PAPER_GUESSES if name in steps]
     totals = steps[known].sum()
     first, others = steps[steps["layer"] == 1][FROM], steps[steps["layer"] > 1][FROM]
-    fitted = f", {int(steps['fitted'].sum())} from the fitted guess" if "fitted" in steps else ""
-    return [
-        Finding(
-            "superlinear",
-            flow,
-            f"the fitted order runs from {quantity(own['order'].min())} to {quantity(own['order'].max())} over "
-            f"layers and guesses, its 95 % interval above 1 in {above} of {len(own)}; from zeros an iteration's "
-            f"factor on the error falls to {quantity(paper['falls'].min())} to {quantity(paper['falls'].max())} of "
-            "what it was"
-            + (f", in layer {listing(linear)} by less than half: there it is linear in practice" if linear else ""),
-            not linear if len(paper) else None,
-            "superlinear means that an iteration's factor on the error falls towards 0: from zeros, as the paper "
-            "starts, it has halved in every layer from the first three iterations to the last three with an error "
-            f"above {ROUNDING:g} of the largest",
-        ),
-        Finding(
-            "finite",
-            flow,
-            f"in float64 a bit still changes after L − 1 = {most} iterations in {late} of {len(bit)} layers, and a "
-            f"token settles later than Prop. 3.2 says in {int((end['latest_token'] > 0).sum())} "
-            f"({int(end['decodes'].sum())} decodes of single layers); the fixed point is within "
-            f"{_power_of_ten(bit['error_inf'].max())} of the sequential output",
-            bool(late == 0 and (end["latest_token"] <= 0).all()),
-            "bitwise: the iterate stops changing within L − 1 iterations, token l within l, from every guess",
-        ),
-        Finding(
-            "initial-guess",
-            flow,
-            f"to an RMS error of {GOALS[1]:g} the guesses differ by up to {int(steps['spread'].max())} iterations "
-            "in a layer; in all layers together it takes "
-            + ", ".join(f"{int(totals[name])} from {guesses.NAMES[name]}" for name in known)
-            + fitted,
-            bool(totals.max() <= (1 + LITTLE) * totals.min()),
-            f"in all layers together the worst of the three takes at most {LITTLE:.0%} more than the best",
-        ),
-        Finding(
-            "first-layer-iterations",
-            flow,
-            f"from zeros to an RMS error of {GOALS[1]:g} layer 1 takes {int(first.iloc[0])} iterations, the "
-            f"slowest other layer {int(others.max())}",
-            bool(first.iloc[0] > others.max()),
-            "layer 1 takes more iterations than every other",
-        ),
-    ]
+    own_guess = steps["fitted"] if "fitted" in steps else pd.Series([pd.NA])
+    fitted = f", {int(own_guess.sum())} from the fitted guess" if own_guess.notna().all() else ""
+    found = []
+    if len(paper):
+        found.append(
+            Finding(
+                "superlinear",
+                flow,
+                f"the fitted order runs from {quantity(own['order'].min())} to {quantity(own['order'].max())} over "
+                f"layers and guesses, its 95 % interval above 1 in {above} of {len(own)}; from zeros an iteration's "
+                f"factor on the error falls to {quantity(paper['falls'].min())} to {quantity(paper['falls'].max())} of "
+                "what it was"
+                + (f", in layer {listing(linear)} by less than half: there it is linear in practice" if linear else "")
+                + (f"; cut short in layer {listing([str(layer) for layer in cut])}" if len(cut) else ""),
+                False if linear else None if len(cut) else True,
+                "superlinear means that an iteration's factor on the error falls towards 0: from zeros, as the paper "
+                "starts, it has halved in every layer from the first three iterations to the last three with an error "
+                f"above {ROUNDING:g} of the largest",
+            )
+        )
+    if cut.empty:
+        found.append(
+            Finding(
+                "finite",
+                flow,
+                f"in float64 a bit still changes after L − 1 = {most} iterations in {late} of {len(bit)} layers, and a "
+                f"token settles later than Prop. 3.2 says in {int((end['latest_token'] > 0).sum())} "
+                f"({int(end['decodes'].sum())} decodes of single layers); the fixed point is within "
+                f"{_power_of_ten(bit['error_inf'].max())} of the sequential output",
+                bool(late == 0 and (end["latest_token"] <= 0).all()),
+                "bitwise: the iterate stops changing within L − 1 iterations, token l within l, from every guess",
+            )
+        )
+    if len(known) and steps[known].notna().all(axis=None):
+        found += [
+            Finding(
+                "initial-guess",
+                flow,
+                f"to an RMS error of {GOALS[1]:g} the guesses differ by up to {int(steps['spread'].max())} iterations "
+                "in a layer; in all layers together it takes "
+                + ", ".join(f"{int(totals[name])} from {guesses.NAMES[name]}" for name in known)
+                + fitted,
+                bool(totals.max() <= (1 + LITTLE) * totals.min()),
+                f"in all layers together the worst of the three takes at most {LITTLE:.0%} more than the best",
+            ),
+            Finding(
+                "first-layer-iterations",
+                flow,
+                f"from zeros to an RMS error of {GOALS[1]:g} layer 1 takes {int(first.iloc[0])} iterations, the "
+                f"slowest other layer {int(others.max())}",
+                bool(first.iloc[0] > others.max()),
+                "layer 1 takes more iterations than every other",
+            ),
+        ]
+    return found
 
 
 def _power_of_ten(bound: float) -> str:

@@ -11,7 +11,7 @@ from analysis.figures.style import INK, MARKERS, layer_lines, log_axis, palette,
 from analysis.load import Runs
 from analysis.published import published
 from analysis.studies.base import Finding, Findings
-from analysis.studies.cells import deterministic, speed, with_interval
+from analysis.studies.cells import deterministic, rounds, speed, with_interval
 from analysis.text import listing, quantity
 
 FLOW, BESIDE = "discrete-digits", "digits"
@@ -34,7 +34,7 @@ def findings(runs: Runs) -> Findings:
     text = published().query("key == 'language-models'").reset_index(drop=True)
     return Findings(
         tables={"drafts": drafts, "costs": cells, "wrong": wrong, "continuous": continuous, "published": text},
-        timed={"speed": times},
+        timed={"speed": times, "rounds": rounds(runs)},
         figures={"temperature": draw_temperature(drafts), "convergence": draw_convergence(wrong, continuous)},
         values={
             "flow": FLOW,

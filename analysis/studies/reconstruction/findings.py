@@ -9,8 +9,7 @@ from analysis.figures.style import INK, lines_against_tau, panels
 from analysis.load import PAPER_TAU, Runs
 from analysis.published import published
 from analysis.studies.base import Finding, Findings
-from analysis.studies.cells import deterministic
-from analysis.studies.tau.findings import BATCH
+from analysis.studies.cells import deterministic, largest_batch
 from analysis.text import quantity
 
 
@@ -20,7 +19,7 @@ def findings(runs: Runs) -> Findings:
     paper = paper[paper["quantity"] == "reconstruction_mse"][["name", "value", "source"]]
     cells = deterministic(runs).dropna(subset=["reconstruction_mse"])
     columns = ["flow", "batch_size", "decoder", "series", "tau", "reconstruction_mse", "iterations"]
-    frame = cells.loc[cells["batch_size"] == BATCH, columns].reset_index(drop=True)
+    frame = largest_batch(cells)[columns].reset_index(drop=True)
     exact = frame.loc[frame["decoder"] == "sequential", "reconstruction_mse"]
     largest = float(paper["value"].max())
     sejd = frame[frame["decoder"] == "sejd"]

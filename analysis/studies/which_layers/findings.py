@@ -1,4 +1,4 @@
-"""Which layers to keep sequential: all 2^K choices, by what they cost and spoil, and the best of them by the clock."""
+"""Which layers to keep sequential: the choices, by what they cost and spoil, and the best of them by the clock."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Omitted
-from analysis.figures.style import INK, decoder_style, panels, sequential_map
-from analysis.load import Runs, lowest
+from analysis.figures.style import INK, decoder_style, layer_lines, panels, sequential_map
+from analysis.load import Runs, highest, lowest
 from analysis.quality import MIN_SAMPLES, UNDECIDED
 from analysis.statistics import median_interval
 from analysis.studies.base import Finding, Findings, Verdict
-from analysis.text import listing
+from analysis.studies.cells import largest_batch
+from analysis.text import listing, quantity
 
 PAPER, NONE, AUTO = "1", "none", "auto"
 """Names of choices: the paper's, UJD's, and the tuned schedule, which is none of the 2^K."""
 CASE = ["checkpoint", "batch_size"]
+WAYS = ("first", "measured", "crm", "auto")
+"""Of choosing what is kept sequential, in the order told."""
+
+_SPEED = ["wall_s", "speedup", "low", "high", "coverage", "rounds"]
 
 
 def findings(runs: Runs) -> Findings:
@@ -28,21 +33,37 @@ def findings(runs: Runs) -> Findings:
     alone = runs.table("layer_costs")[[*CASE, "num_tokens", "tau", "layer", "iterations", "deviation_rmse"]]
     ranked = single(sets, alone, runs)
     timed = clocked(runs, sets)
-    seconds = per_layer(runs)
+    seconds, ways, errors = per_layer(runs), selected(runs, sets, ranked), layer_errors(runs)
+    every = sets.groupby([*CASE, "num_layers"], as_index=False).size()
     return Findings(
-        tables={"choices": sets.drop(columns=["cell_id", "predicted_s"]), "layers": ranked, "front": front(sets)},
+        tables={
+            "choices": sets.drop(columns=["cell_id", "predicted_s"]),
+            "layers": ranked,
+            "front": front(sets),
+            "selected": ways,
+            "errors": errors,
+        },
         timed={
             "clock": timed,
             "layer-seconds": seconds,
             "answer": answers(sets, timed),
+            "selected": ways.merge(timed[[*CASE, "sequential_layers", *_SPEED]], on=[*CASE, "sequential_layers"]),
             "rounds": rounds(runs, "layer_set_rounds"),
             "layer-rounds": rounds(runs, "layer_seconds"),
         },
         figures={
             "choices": draw(sets, "depth", "depth: network calls in a row"),
             "clock-timed": draw(sets, "predicted_s", "seconds of a decode", timed),
+        }
+        | ({"errors": draw_errors(errors)} if len(errors) else {}),
+        values={
+            "tau": float(sets["tau"].iloc[0]),
+            "errors": timed["error"].abs().dropna(),
+            "samples": _counts(sets),
+            "few": every.loc[every["size"] < 2 ** every["num_layers"], "checkpoint"].unique().tolist(),
+            "selected": _told(ways),
+            "selection": errors.groupby("checkpoint")["samples"].first().to_dict() if len(errors) else {},
         },
-        values={"tau": float(sets["tau"].iloc[0]), "errors": timed["error"].abs().dropna(), "samples": _counts(sets)},
         claims=_claims(sets),
     )
 
@@ -50,6 +71,7 @@ def findings(runs: Runs) -> Findings:
 def choices(runs: Runs) -> pd.DataFrame:
     """Every choice of every flow and batch; `depth_beaten` where another is no worse in depth and deviation."""
     sets = runs.table("layer_sets")
+    sets = sets[sets["sequential_layers"] != AUTO]
     known = sets.get("samples", sets["batch_size"]).fillna(sets["batch_size"])  # one batch, by an older probe
     sets = sets.assign(samples=known.astype(int))
     kept = sets["sequential_layers"].replace(NONE, "").str.split("+")
@@ -102,6 +124,77 @@ def crm(runs: Runs) -> pd.DataFrame:
     if rows.empty:
         return pd.DataFrame({"checkpoint": pd.Series(dtype="str"), "layer": pd.Series(dtype=int), "crm_share": []})
     return rows.groupby(["checkpoint", "layer"], as_index=False).agg(crm_share=("crm_share", "mean"))
+
+
+def selected(runs: Runs, sets: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
+    """One row per flow, batch and way of choosing: what is kept, and `of_first`, its deviation over the first's.
+
+    Ways that were not probed have no row: `auto` where no schedule is stored.
+    """
+    chosen, every = runs.table("layer_choice"), runs.table("layer_sets")
+    columns = ["samples", "depth", "token_evaluations", "deviation_rmse"]
+    rows = []
+    for case, part in every.groupby(CASE):
+        names = {"first": PAPER, "auto": AUTO}
+        layers = ranked[(ranked[CASE] == list(case)).all(axis=1)].dropna(subset=["crm_share"])
+        if len(layers):
+            names["crm"] = str(int(highest(layers, "crm_share")["layer"]))
+        if len(chosen):
+            kept = chosen[(chosen[CASE] == list(case)).all(axis=1) & chosen["kept"].astype(bool)]
+            names["measured"] = "+".join(map(str, sorted(kept["layer"])))
+        known = part.set_index("sequential_layers")[columns]
+        rows += [(*case, way, names[way], *known.loc[names[way]]) for way in WAYS if names.get(way) in known.index]
+    found = pd.DataFrame(rows, columns=[*CASE, "way", "sequential_layers", *columns]).astype({"samples": int})
+    first = found[found["way"] == "first"][[*CASE, "deviation_rmse"]].rename(columns={"deviation_rmse": "_first"})
+    found = found.merge(first, on=CASE)
+    return found.assign(of_first=found["deviation_rmse"] / found["_first"]).drop(columns="_first")
+
+
+def _told(ways: pd.DataFrame) -> list[str]:
+    """A sentence for each flow and batch: what measurement keeps and leaves, against the first and CRM's choice."""
+    told = []
+    for (checkpoint, batch), rows in ways.groupby(CASE):
+        by = {row["way"]: row for row in rows.to_dict("records")}
+        if "measured" not in by:
+            continue
+        own, first = by["measured"], by["first"]
+        words = f"{checkpoint}, batch {batch}, {own['samples']:,} samples: measurement keeps "
+        if own["sequential_layers"] == PAPER:
+            words += f"the first too, {quantity(own['deviation_rmse'])}"
+        else:
+            words += (
+                f"{own['sequential_layers']} and leaves a deviation of {quantity(own['deviation_rmse'])}, "
+                f"{quantity(own['of_first'])} times the {quantity(first['deviation_rmse'])} that keeping the first "
+                f"leaves, in {quantity(own['depth'])} calls against {quantity(first['depth'])}"
+            )
+        others = {"crm": "CRM's choice, {},", "auto": "`auto`"}
+        for way, name in others.items():
+            if way in by:
+                words += f"; {name.format(by[way]['sequential_layers'])} leaves {quantity(by[way]['deviation_rmse'])}"
+                words += f" in {quantity(by[way]['depth'])}"
+        told.append(words)
+    return told
+
+
+def layer_errors(runs: Runs) -> pd.DataFrame:
+    """What is left of every layer after t iterations, and the `deviation` of the sample that it causes."""
+    rows = runs.table("layer_errors")
+    columns = ["checkpoint", "layer", "iteration", "samples", "residual", "error_rms", "gain"]
+    found = rows.reindex(columns=columns).drop_duplicates(columns[:3]).sort_values(columns[:3], ignore_index=True)
+    return found.assign(deviation=found["error_rms"] * found["gain"])
+
+
+def draw_errors(errors: pd.DataFrame) -> Figure:
+    """A panel per flow: the deviation that stopping a layer after t iterations causes, a line per layer."""
+    groups = list(errors.groupby("checkpoint"))
+    styles = layer_lines(sorted(errors["layer"].unique()))
+    with panels(max(3.0 * len(groups), 4.4), 3.4, len(groups), share_y=True) as (fig, axes, handles):
+        for ax, (checkpoint, rows) in zip(axes, groups, strict=True):
+            for layer, line in rows[rows["deviation"] > 0].groupby("layer"):
+                (handles[f"layer {layer}"],) = ax.plot(line["iteration"], line["deviation"], **styles[layer], ms=3.5)
+            ax.set(title=checkpoint, xlabel="iteration", xscale="log", yscale="log")
+        axes[0].set_ylabel("deviation of the sample, RMSE")
+    return fig
 
 
 def clocked(runs: Runs, sets: pd.DataFrame) -> pd.DataFrame:
@@ -173,8 +266,7 @@ def _claims(sets: pd.DataFrame) -> tuple[Finding, ...]:
 
 def draw(sets: pd.DataFrame, cost: str, label: str, timed: pd.DataFrame | None = None) -> Figure:
     """Cost against deviation of every choice, a panel per flow at its largest batch; the front as a line."""
-    largest = sets[sets["batch_size"] == sets.groupby("checkpoint")["batch_size"].transform("max")]
-    cases = list(largest.groupby(CASE, sort=False))
+    cases = list(largest_batch(sets, "checkpoint").groupby(CASE, sort=False))
     if not cases:
         raise Omitted("no choice of layers was measured")
     with panels(max(3.4 * len(cases), 4.4), 4.2, len(cases), 3) as (fig, axes, handles):

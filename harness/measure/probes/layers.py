@@ -1,40 +1,30 @@
-"""Which layers to keep sequential: every one of the 2^K choices (SeJD, arXiv 2505.24791, takes the first alone).
+"""Which layers to keep sequential: the 2^K choices, or a few (SeJD, arXiv 2505.24791, takes the first alone).
 
-Every choice is decoded once, which gives its depth, token evaluations and deviation, the same on every machine. Its
+Each of them is decoded once, which gives its depth, token evaluations and deviation, the same on every machine. Its
 seconds are the sum of its layers', each timed both ways from its exact input. The fastest choices at every deviation,
 and those that the literature would take, are then timed as whole decodes, in shuffled rounds with sequential decoding.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from math import sqrt
 from statistics import fmean, median
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from harness.decoders import Decoder, build_decoder
-from harness.decoders.exact import ExactBatch
 from harness.decoders.schedule import find_schedule
-from harness.decoders.selection import selection_of
-from harness.flows.protocols import CausalFlow, CausalLayer
+from harness.decoders.selection import Selection, selection_of
+from harness.flows.protocols import CausalFlow
 from harness.measure.cells import Subject
-from harness.measure.probes.probe import Probe, alternating, probe_table, probes
+from harness.measure.probes.choices import Choice, Choices, subsets
+from harness.measure.probes.probe import Probe, probe_table, probes
 from harness.measure.units import Bench, Rows, Unit, batches
-from harness.metrics.deviation import Deviation
-from harness.metrics.timing import timed
 from harness.options import Batch, Count, NonNegative
 from harness.runs.tables import FLAG, INTEGER, REAL, TEXT
-
-Choice = tuple[int, ...]
-"""Layers that are decoded sequentially, by their place in decoding order."""
-
-AUTO = "auto"
-_COUNTS = ("iterations", "depth", "token_evaluations")
 
 LAYER_CHOICE = probe_table(
     "layer_choice",
@@ -53,6 +43,21 @@ LAYER_CHOICE = probe_table(
     },
 )
 """One row per layer: why ``sejd select="measured"`` keeps it sequential or not."""
+
+LAYER_ERRORS = probe_table(
+    "layer_errors",
+    ("batch_size", "layer", "iteration"),
+    {
+        "batch_size": INTEGER,  # of the unit that told it; the errors are those of single samples
+        "layer": INTEGER,
+        "iteration": INTEGER,  # from zeros, the layer's inputs exact
+        "residual": REAL,  # the largest of the samples'
+        "error_rms": REAL,  # that is left in the layer's outputs
+        "gain": REAL,
+        "samples": INTEGER,
+    },
+)
+"""One row per layer and iteration: what ``sejd select="measured"`` knows of it; error times gain is its deviation."""
 
 LAYER_COSTS = probe_table(
     "layer_costs",
@@ -84,16 +89,16 @@ LAYER_SETS = probe_table(
         "tau": REAL,
         "batch_size": INTEGER,
         "samples": INTEGER,
-        "sequential_layers": TEXT,  # such as "1+3"; "none"
+        "sequential_layers": TEXT,  # such as "1+3"; "none"; "auto": the tuned schedule
         "iterations": REAL,  # of Jacobi, summed over layers, the mean over batches
         "depth": REAL,
         "token_evaluations": REAL,  # per sample
         "deviation_rmse": REAL,
         "deviation_max": REAL,
-        "predicted_s": REAL,  # sum of the layers' median seconds
+        "predicted_s": REAL,  # sum of the layers' median seconds; null for "auto"
     },
 )
-"""One row per choice of the layers to be decoded sequentially: all 2^K of them."""
+"""One row per choice of the layers to be decoded sequentially, and one of the tuned schedule where one is stored."""
 
 LAYER_SET_ROUNDS = probe_table(
     "layer_set_rounds",
@@ -113,9 +118,9 @@ LAYER_SET_ROUNDS = probe_table(
 @probes.register("layers")
 @dataclass(kw_only=True)
 class Layers(Probe):
-    """All 2^K choices of the layers that are decoded sequentially: cost, deviation, and the best few by the clock."""
+    """Choices of the layers that are decoded sequentially: cost, deviation, and the best few by the clock."""
 
-    tables = (LAYER_CHOICE, LAYER_COSTS, LAYER_SECONDS, LAYER_SETS, LAYER_SET_ROUNDS)
+    tables = (LAYER_CHOICE, LAYER_ERRORS, LAYER_COSTS, LAYER_SECONDS, LAYER_SETS, LAYER_SET_ROUNDS)
     exclusive = True
 
     batches: Annotated[tuple[Batch, ...], Field(description="Samples decoded together.")] = (
@@ -123,6 +128,9 @@ class Layers(Probe):
     )  # fmt: skip
     samples: Annotated[Count, Field(description="That iterations, depth and deviation rest on: in whole batches.")] = 1
     tau: Annotated[NonNegative, Field(description="Stopping threshold of the others.")] = 0.5
+    choices: Annotated[
+        Literal["all", "few"], Field(description="All 2^K; few: none, one, all but one and all, and what is measured.")
+    ] = "all"
     rounds: Annotated[Count, Field(description="Of every timing.")] = 7
     best: Annotated[Count, Field(description="How many of the fastest choices within a deviation to time.")] = 8
 
@@ -141,17 +149,21 @@ class Layers(Probe):
         (subject,) = unit.subjects
         flow = bench.flow(subject)
         size = unit.key["batch_size"]
-        choices = selection_of(flow).choices(self.tau, size)
+        selection = selection_of(flow)
+        chosen = selection.choices(self.tau, size)
+        kept = tuple(choice.layer for choice in chosen if choice.kept)
         parts = batches(range(-(-self.samples // size) * size), size)
-        drawn = _Choices([bench.batch(subject, part) for part in parts], subject.device, self.tau)
-        found = drawn.choices()
+        drawn = Choices([bench.batch(subject, part) for part in parts], subject.device, self.tau)
+        auto = [None] if find_schedule(flow, size, None) is not None else []
+        found = drawn.decoded([*dict.fromkeys([*subsets(flow.num_layers, self.choices == "few"), kept]), *auto])
         seconds = drawn.layer_seconds(self.rounds)
         for row in found:
-            row["predicted_s"] = _predicted(row["_choice"], seconds)
-        rounds = drawn.choice_rounds(self._timed(flow, found), self.rounds)
+            row["predicted_s"] = None if row["_choice"] is None else _predicted(row["_choice"], seconds)
+        rounds = drawn.choice_rounds([*self._timed(found, kept), *auto], self.rounds)
         sets = [{name: value for name, value in row.items() if name != "_choice"} for row in found]
         tables = {
-            "layer_choice": [{"tau": self.tau} | vars(choice) for choice in choices],
+            "layer_choice": [{"tau": self.tau} | vars(choice) for choice in chosen],
+            "layer_errors": _errors(selection),
             "layer_costs": [row | {"tau": self.tau} for row in drawn.alone(found)],
             "layer_seconds": seconds,
             "layer_sets": [row | {"tau": self.tau} for row in sets],
@@ -159,130 +171,30 @@ class Layers(Probe):
         }
         return {name: [{**unit.key, **row} for row in rows] for name, rows in tables.items()}
 
-    def _timed(self, flow: CausalFlow, found: Rows) -> list[Choice | None]:
-        """The choices on the frontier of seconds and deviation, the fastest first, each single layer, all, and none.
+    def _timed(self, found: Rows, kept: Choice) -> list[Choice]:
+        """The choices on the frontier of seconds and deviation, the fastest first, none and each single layer.
 
-        None stands for the tuned schedule, where one is stored.
+        Of a few choices none, the paper's and what is `kept` by measurement.
         """
+        if self.choices == "few":
+            return list(dict.fromkeys([(), (1,), kept]))
         frontier, least = [], float("inf")
-        for row in sorted(found, key=lambda row: (row["predicted_s"], row["deviation_rmse"])):
+        told = [row for row in found if row["_choice"] is not None]
+        for row in sorted(told, key=lambda row: (row["predicted_s"], row["deviation_rmse"])):
             if row["deviation_rmse"] < least:
                 least = row["deviation_rmse"]
                 frontier.append(row["_choice"])
-        single = [row["_choice"] for row in found if len(row["_choice"]) <= 1]
-        choices: list[Choice | None] = list(dict.fromkeys([*frontier[: self.best], *single]))
-        if found and find_schedule(flow, found[0]["batch_size"], None) is not None:
-            choices.append(None)
-        return choices
+        single = [row["_choice"] for row in told if len(row["_choice"]) <= 1]
+        return list(dict.fromkeys([*frontier[: self.best], *single, kept]))
 
 
-@dataclass(frozen=True)
-class _Choices:
-    """Batches of a flow, the first of which is timed, and the decoder of every choice of its layers."""
-
-    batches: Sequence[ExactBatch]
-    device: str
-    tau: float
-
-    @property
-    def batch(self) -> ExactBatch:
-        return self.batches[0]
-
-    def decoder(self, choice: Choice | None) -> Decoder:
-        """Sequential in the layers chosen and Jacobi in the others; the tuned schedule for None."""
-        if choice is None:
-            return build_decoder("auto")
-        return build_decoder("sejd", tau=self.tau, sequential_layers=choice)
-
-    def choices(self) -> Rows:
-        """A row per choice; every batch is decoded once."""
-        rows = []
-        for choice in _subsets(self.batch.flow.num_layers):
-            decoder, deviation, counts = self.decoder(choice), Deviation(), []
-            for batch in self.batches:
-                result = batch.result(decoder)
-                iterations = sum(trace.iterations for trace in result.layers if not trace.exact)
-                counts.append((iterations, result.depth, result.token_evaluations))
-                deviation.add(result.tokens, batch.exact)
-            found = deviation.result()
-            rows.append(
-                {
-                    "_choice": choice,
-                    "batch_size": len(self.batch),
-                    "samples": sum(map(len, self.batches)),
-                    "sequential_layers": name_of(choice),
-                    **dict(zip(_COUNTS, map(fmean, zip(*counts, strict=True)), strict=True)),
-                    **{name: found[name] for name in ("deviation_rmse", "deviation_max")},
-                }
-            )
-        return rows
-
-    def alone(self, found: Rows) -> Rows:
-        """A row per layer: it alone by Jacobi iteration, all others exact."""
-        numbers = {layer.number: layer.block for layer in self.batch.flow.layers}
-        by_choice = {row["_choice"]: row for row in found}
-        rows = []
-        for number, block in numbers.items():
-            row = by_choice[tuple(other for other in numbers if other != number)]
-            kept = ("iterations", "deviation_rmse", "deviation_max")
-            rows.append({"layer": number, "block": block} | {name: row[name] for name in kept})
-        return rows
-
-    def layer_seconds(self, rounds: int) -> Rows:
-        """A row per layer and round: its seconds sequentially and by Jacobi iteration, one after the other."""
-        sequential, jacobi = build_decoder("sequential"), build_decoder("ujd", tau=self.tau, fallback="leave")
-
-        @torch.inference_mode()
-        def seconds(layer: CausalLayer, *given: Any) -> list[dict[str, float]]:
-            solvers = {
-                "sequential_s": lambda: sequential.solve(layer, *given),
-                "jacobi_s": lambda: jacobi.solve(layer, *given),
-            }
-            return list(alternating(solvers, rounds, self.device))
-
-        return [
-            {"layer": problem.layer.number, "round": number} | taken
-            for problem in self.batch.layers()
-            for number, taken in enumerate(seconds(problem.layer, problem.inputs, problem.condition))
-        ]
-
-    def choice_rounds(self, choices: Sequence[Choice | None], rounds: int) -> Rows:
-        """A row per choice and round; every round decodes each of them once, in shuffled order."""
-        everything = tuple(layer.number for layer in self.batch.flow.layers)
-        decoders = {choice: self.decoder(choice) for choice in dict.fromkeys([*choices, everything])}
-        shuffle, rows = random.Random(0).shuffle, []
-        for number in range(-1, rounds):
-            order = list(decoders)
-            shuffle(order)
-            seconds = {
-                choice: timed(lambda choice=choice: self.batch.result(decoders[choice]), self.device)[0]  # type: ignore[misc]
-                for choice in order
-            }
-            if number >= 0:
-                rows += [
-                    {
-                        "sequential_layers": AUTO if choice is None else name_of(choice),
-                        "round": number,
-                        "wall_s": wall_s,
-                        "sequential_s": seconds[everything],
-                    }
-                    for choice, wall_s in seconds.items()
-                ]
-        return rows
-
-
-def name_of(choice: Choice) -> str:
-    """A choice as the tables name it.
-
-    >>> name_of((1, 3)), name_of(())
-    ('1+3', 'none')
-    """
-    return "+".join(map(str, choice)) or "none"
-
-
-def _subsets(layers: int) -> list[Choice]:
-    numbers = range(1, layers + 1)
-    return [choice for size in range(layers + 1) for choice in combinations(numbers, size)]
+def _errors(selection: Selection) -> Rows:
+    return [
+        {"layer": of.layer, "iteration": iteration, "gain": of.gain, "samples": selection.samples}
+        | {"residual": max(residuals), "error_rms": sqrt(fmean(squares))}
+        for of in selection.layers
+        for iteration, (residuals, squares) in enumerate(zip(of.residuals, of.errors, strict=True), 1)
+    ]
 
 
 def _predicted(choice: Choice, seconds: Rows) -> float:

@@ -11,6 +11,7 @@ from harness.fitting import prepare
 from harness.flows import CausalFlow
 from harness.flows.checkpoints import checkpoint_path
 from harness.measure.cells import Subject
+from harness.measure.probes.choices import subsets
 from harness.measure.probes.coupling import amplified
 from harness.measure.probes.probe import build_probe
 from harness.measure.units import Bench
@@ -61,6 +62,17 @@ def test_every_choice_of_layers_is_decoded_and_costs_what_its_layers_cost(subjec
     assert alone[1]["deviation_rmse"] == sets["2"]["deviation_rmse"] > 0  # layer 1 by iteration is 2 alone sequential
     kept = [row["layer"] for row in tables["layer_choice"] if row["kept"]]
     assert kept == list(build_decoder("sejd", tau=0.01, select="measured").bind(subject.flow, 3).sequential_layers)
+
+
+def test_of_a_few_choices_the_measured_one_is_among_those_timed(subject):
+    tables = measured(subject, "layers", batches="2", rounds=1, choices="few", tau=0.01)
+    kept = "+".join(str(row["layer"]) for row in tables["layer_choice"] if row["kept"])
+    assert {row["sequential_layers"] for row in tables["layer_set_rounds"]} == {"none", "1", kept, "1+2"}
+    assert subsets(4, few=True) == [one for one in subsets(4) if len(one) != 2] and len(subsets(4)) == 16
+    last = {row["layer"]: row for row in tables["layer_errors"]}
+    assert list(last) == [1, 2] and all(row["error_rms"] < row["residual"] <= 0.01 for row in last.values())
+    known = {row["layer"]: row["gain"] for row in tables["layer_choice"]}
+    assert {layer: row["gain"] for layer, row in last.items()} == known
 
 
 def test_a_choice_rests_on_as_many_samples_as_asked_for_in_whole_batches(subject):
