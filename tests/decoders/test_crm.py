@@ -58,7 +58,8 @@ def test_stored_metrics_are_those_of_the_flow(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_metrics_predict_iterations_where_they_do(name):
     """IGM ranks the layers of every shipped flow as their iterations do. CRM finds the slowest of the digits' and the
-    second slowest of the others', where layer 1, whose mean over samples is nearly nothing, escapes it."""
+    second slowest of the others', where layer 1, whose mean over samples is nearly nothing, escapes it; what it finds
+    beside that may be quick."""
     flow = load_flow(name)
     metrics = calibration_of(flow).metrics
     latents = flow.sample_latents(4, torch.Generator().manual_seed(5))
@@ -68,8 +69,9 @@ def test_the_metrics_predict_iterations_where_they_do(name):
     igm = [of.igm["input"] for of in metrics]
     assert spearmanr(igm, iterations).statistic > 0.3
     assert np.argmax(iterations) == 0
-    (tough,) = [of.layer for of in metrics if of.tough]
-    assert iterations[tough - 1] in sorted(iterations)[-2:]
+    tough = [of.layer for of in metrics if of.tough]
+    assert len(tough) <= 2
+    assert max(iterations[layer - 1] for layer in tough) in sorted(iterations)[-2:]
 
 
 def test_dominant_layers_are_divided_as_published():
