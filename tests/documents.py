@@ -41,6 +41,13 @@ def code(document, slow=False):
     return [block for block in blocks(document) if block.language in ("sh", "python") and block.mark in wanted]
 
 
+def steps(block):
+    """The scripts that a block of a shell is, in order: each of its lines that is one plain command of the harness, and
+    what lies between such."""
+    plain = re.split(r"^(harness [^|;&<>$`\\\n]*)\n", block.text, flags=re.M)
+    return [step for step in plain if step.strip()]
+
+
 def files(document):
     """The files of a document by name, those that it needs of others among them."""
     text = document.read_text(encoding="utf-8")

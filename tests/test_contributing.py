@@ -1,5 +1,6 @@
 """The examples of CONTRIBUTING.md, run as they stand: in place, and as an installed package."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from documents import ROOT, files
 
-from harness.cli import app
+from harness.cli import app, main
 from harness.contract import check
 from harness.datasets import datasets, load_dataset
 from harness.decoders import decoders
@@ -42,7 +43,9 @@ def test_the_examples_are_short():
     assert max(lines["photo_tiles.py"], lines["small.toml"]) <= 14
 
 
-def test_the_decoder_keeps_its_contract(folder):
+def test_the_decoder_keeps_its_contract(folder, monkeypatch):
+    monkeypatch.setattr("harness.fitting.calibrate.DENSE_SAMPLES", 256)  # what is fitted is fitted on few samples
+    monkeypatch.setattr("harness.fitting.learned.STEPS", 60)
     findings = list(check("head_start:HeadStart", flows=["coupled", "coupled-classes"]))
     assert [finding.evidence for finding in findings if finding.outcome == "failed"] == []
     assert {finding.clause for finding in findings if finding.outcome == "not applicable"} == {"prefix"}
@@ -95,15 +98,35 @@ def installed(tmp_path_factory):
     return site
 
 
+SERVES = """
+import json, os, sys
+from click.testing import CliRunner
+from harness.cli import app, main
+for line in sys.stdin:
+    folder, *arguments = json.loads(line)
+    os.chdir(folder)
+    done = CliRunner().invoke(app, arguments, standalone_mode=False)
+    print(json.dumps([repr(done.exception) if done.exception else done.return_value or 0, done.output]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def process(installed):
+    """An interpreter with the plugin installed that answers one command line after the other."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    command, pipe = [sys.executable, "-c", SERVES], subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.fixture
-def harness(installed, tmp_path):
+def harness(process, tmp_path):
     """Run the command line with the plugin installed, in an empty folder; its exit code and output."""
 
     def run(*arguments):
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)]), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "harness.cli", *arguments]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        return done.returncode, done.stdout + done.stderr
+        print(json.dumps([str(tmp_path), *arguments]), file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
 
     return run
 
@@ -142,11 +165,17 @@ def test_an_installed_decoder_runs_against_a_stored_baseline(harness, tmp_path):
 
 def test_a_wrong_baseline_is_told_before_anything_is_measured(harness, tmp_path):
     code, output = harness("run", "small", "--out", "run", "--against", "nowhere")
-    assert code == 2 and "unknown baseline 'nowhere'" in output
+    assert "unknown baseline 'nowhere'" in code, output
     assert not (tmp_path / "run").exists()
 
 
-def test_a_decoder_in_the_working_folder_is_found(harness, tmp_path):
+def test_a_decoder_in_the_working_folder_is_found(tmp_path, monkeypatch, capsys):
     (tmp_path / "here.py").write_text(textwrap.dedent(EXAMPLES["head_start.py"]).replace("head-start", "here"))
-    code, output = harness("check", "here:HeadStart", "--flow", "coupled", "--clause", "exact")
-    assert code == 0, output
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["harness", "check", "here:HeadStart", "--flow", "coupled", "--clause", "exact"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(decoders, "_objects", dict(decoders.items()))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    sys.modules.pop("here", None)
+    assert ended.value.code == 0, capsys.readouterr()

@@ -4,13 +4,18 @@ import html.parser
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from urllib.parse import unquote, urldefrag, urlsplit
 from xml.etree import ElementTree
 
 import pytest
-from documents import DOCUMENTS, ROOT, code, files, write_files
+from click.testing import CliRunner
+from documents import DOCUMENTS, ROOT, code, files, steps, write_files
+
+from harness.cli import app
+from harness.decoders import decoders
 
 NAMES = {document.relative_to(ROOT).as_posix(): document for document in DOCUMENTS}
 GENERATED = ROOT / "docs" / "generated"
@@ -53,21 +58,37 @@ def shell(tmp_path, monkeypatch, references):
     return run
 
 
-def assert_it_runs(document, shell, slow=False):
-    """Do what a document says, from its first block to its last."""
+@pytest.fixture
+def here(shell, monkeypatch):
+    """Run one command in this process, which has imported all that it needs, and forget the modules it found."""
+    monkeypatch.syspath_prepend(shell.folder)
+    monkeypatch.setattr(decoders, "_objects", dict(decoders.items()))
+
+    def run(command):
+        done = CliRunner().invoke(app, shlex.split(command)[1:], standalone_mode=False)
+        return done.return_value or 0 if done.exception is None else repr(done.exception), done.output
+
+    yield run
+    for path in shell.folder.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def assert_it_runs(document, shell, here, slow=False):
+    """Do what a document says, from its first block to its last; `here` is what runs its commands, or the shell."""
     write_files(document, shell.folder)
     names = {"__name__": "document"}
     for block in code(document, slow):
         if block.language == "python":
             exec(compile(block.text, str(document), "exec"), names)
-        else:
-            status, output = shell(block.text)
-            assert status == 0, f"{block.text}\n{output}"
+            continue
+        for step in steps(block):
+            status, output = (here if step.startswith("harness ") else shell)(step)
+            assert status == 0, f"{step}\n{output}"
 
 
 @pytest.mark.parametrize("name", [name for name, document in NAMES.items() if code(document)])
-def test_the_code_of_a_document_runs(name, shell):
-    assert_it_runs(NAMES[name], shell)
+def test_the_code_of_a_document_runs(name, shell, here):
+    assert_it_runs(NAMES[name], shell, here)
 
 
 @pytest.mark.slow
@@ -75,7 +96,7 @@ def test_the_code_of_a_document_runs(name, shell):
     "name", [name for name, document in NAMES.items() if len(code(document, slow=True)) > len(code(document))]
 )
 def test_all_code_of_a_document_runs(name, shell):
-    assert_it_runs(NAMES[name], shell, slow=True)
+    assert_it_runs(NAMES[name], shell, shell, slow=True)
 
 
 def test_the_recipe_for_continuous_integration_in_a_scratch_repository(shell):

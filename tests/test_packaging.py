@@ -92,16 +92,16 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel):
 
 
 def test_the_installed_harness_is_that_of_the_wheel_and_knows_what_is_shipped(installed):
-    where = installed("-c", "import harness; print(harness.__file__)", program="python").stdout
-    assert str(ROOT) not in where and "site-packages" in where
+    tells = "import harness; from harness.cli import main; print(harness.__file__); main()"
+    refused = installed("-c", tells, "train", "digit", program="python")
+    assert str(ROOT) not in refused.stdout and "site-packages" in refused.stdout
+    assert refused.returncode == 2 and "did you mean 'digits'" in refused.stderr
     listed = installed("list")
     assert listed.returncode == 0, listed.stderr
     for name in ("sejd", "digits", "cifar10", "redundancy", "paper-table1", "digits-cpu"):
         assert f"  {name} " in listed.stdout
     drawn = installed("sample", "digits", "-n", "2", "--decoder", "auto", "--out", "grid.png")
     assert drawn.returncode == 0, drawn.stderr
-    refused = installed("train", "digit")
-    assert refused.returncode == 2 and "did you mean 'digits'" in refused.stderr
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def settle(drawn: Figure) -> None:
         drawn.draw_without_rendering()
         wrap(drawn, renderer)
         drawn.draw_without_rendering()
-        drawn.set_layout_engine("none")
+        drawn.set_layout_engine(None)  # "none" would have every file drawn twice
         keep_apart(drawn, renderer)
 
 

@@ -258,7 +258,8 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
-        self._known: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._before: dict[int, StorageWeakRef] = {}  # weights, and whatever else was there; never reused while held
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -266,19 +267,18 @@ class LiveBytes(TorchDispatchMode):
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
-        self._note((args, kwargs), made=False)  # weights, and whatever else was there before
+        self._before |= {one._cdata: StorageWeakRef(one) for one in self._unknown((args, kwargs))}
         outputs = func(*args, **kwargs)
-        self._note(outputs, made=True)
-        self.peak = max(self.peak, self.bytes)
+        if made := {one._cdata: (StorageWeakRef(one), one.nbytes()) for one in self._unknown(outputs)}:
+            self._made |= made
+            self.peak = max(self.peak, self.bytes)
         return outputs
 
     @property
     def bytes(self) -> int:
-        return sum(size for _, size in self._known.values())
+        self._made = {key: (ref, size) for key, (ref, size) in self._made.items() if not ref.expired()}
+        return sum(size for _, size in self._made.values())
 
-    def _note(self, tensors: Any, made: bool) -> None:
-        self._known = {key: (ref, size) for key, (ref, size) in self._known.items() if not ref.expired()}
-        for tensor in tree_leaves(tensors):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self._known.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes() if made else 0))
+    def _unknown(self, tensors: Any) -> list[torch.UntypedStorage]:
+        storages = [leaf.untyped_storage() for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor)]
+        return [one for one in storages if one._cdata not in self._before and one._cdata not in self._made]

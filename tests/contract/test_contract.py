@@ -86,7 +86,8 @@ def test_learned_corrections_keep_every_clause(decoder, windows, clause, flows):
         ("Raises", set(CLAUSES) - {"prefix"}),
     ],
 )
-def test_a_cheater_is_caught_on_the_right_clause(cheater, broken):
+def test_a_cheater_is_caught_on_the_right_clause(cheater, broken, flows, monkeypatch):
+    monkeypatch.setitem(CONTRACT_FLOWS, SMALL, lambda seed: flows[SMALL])  # what is fitted to it is fitted once
     findings = list(check(f"cheaters:{cheater}", flows=[SMALL]))
     assert {finding.clause for finding in findings if finding.outcome == "failed"} == broken
     assert all(finding.evidence and "\n" not in finding.evidence for finding in findings)

@@ -18,6 +18,8 @@ from harness.measure.probes.probe import build_probe
 from harness.measure.run_probe import run_probe
 from harness.progress import LineReporter
 
+SHIPPED = ("digits", "cifar10", "afhq-cat")
+
 
 def test_the_metrics_are_those_of_the_formulas():
     """Written out with numpy for one layer, from the definitions."""
@@ -45,13 +47,21 @@ def test_the_metrics_are_those_of_the_formulas():
         assert found.igm[name] == pytest.approx(norm((np.exp(a) * z + b - x).mean(0)), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "afhq-cat"])
+@pytest.mark.parametrize("name", ["digits", *(pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED[1:])])
+def test_stored_metrics_are_those_of_the_flow(name):
+    """Slow for the larger flows: many exact samples are decoded. How they are computed is the same for all."""
+    flow = load_flow(name)
+    stored = calibration_of(flow).metrics
+    assert [of.share for of in stored] == pytest.approx([of.share for of in metrics_of(flow)], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_metrics_predict_iterations_where_they_do(name):
     """IGM ranks the layers of every shipped flow as their iterations do. CRM finds the slowest of the digits' and the
-    second slowest of the others', where layer 1, whose mean over samples is nearly nothing, escapes it."""
+    second slowest of the others', where layer 1, whose mean over samples is nearly nothing, escapes it; what it finds
+    beside that may be quick."""
     flow = load_flow(name)
     metrics = calibration_of(flow).metrics
-    assert [of.share for of in metrics] == pytest.approx([of.share for of in metrics_of(flow)], rel=1e-3)
     latents = flow.sample_latents(4, torch.Generator().manual_seed(5))
     labels = torch.arange(4) if flow.num_classes else None
     traces = build_decoder("ujd", tau=0.01, initial="input").decode(flow, latents, labels).layers
@@ -59,8 +69,9 @@ def test_the_metrics_predict_iterations_where_they_do(name):
     igm = [of.igm["input"] for of in metrics]
     assert spearmanr(igm, iterations).statistic > 0.3
     assert np.argmax(iterations) == 0
-    (tough,) = [of.layer for of in metrics if of.tough]
-    assert iterations[tough - 1] in sorted(iterations)[-2:]
+    tough = [of.layer for of in metrics if of.tough]
+    assert len(tough) <= 2
+    assert max(iterations[layer - 1] for layer in tough) in sorted(iterations)[-2:]
 
 
 def test_dominant_layers_are_divided_as_published():

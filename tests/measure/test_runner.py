@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import StoreError
-from harness.measure.matrix import Matrix
+from harness.measure.matrix import Matrix, load_matrix
 from harness.measure.run_matrix import run_matrix
 from harness.runs.store import RunStore, read_run
 from harness.runs.tables import TABLES as SCHEMAS
@@ -291,19 +291,19 @@ def test_a_finished_run_is_not_started_over(make, undisturbed):
 def test_kill_9_at_any_moment_loses_at_most_the_unit_in_flight(make, tiny_checkpoint, tmp_path):
     toml = tmp_path / "killed.toml"
     toml.write_text(
-        f'[[datasets]]\nname = "digits"\ncheckpoint = "{tiny_checkpoint}"\n'
+        f'device = "cpu"\n[[datasets]]\nname = "digits"\ncheckpoint = "{tiny_checkpoint}"\n'
         '[[decoders]]\nname = "sequential"\n[[decoders]]\nname = "ujd"\n'
         "[grid]\nbatch_sizes = [1, 2]\n[timing]\nrounds = 8\n[quality]\nnum_samples = 4\n[memory]\nenabled = false\n"
     )
-    command = [sys.executable, "-m", "harness.cli", "run", str(toml), "--threads", "1", "--device", "cpu"]
+    command = [sys.executable, "-m", "harness.cli", "run", str(toml), "--threads", "1"]
 
     def stored(out):
         return sum(len(list((out / f"{table}.parquet").glob("part-*"))) for table in TABLES)
 
     killed, kept = tmp_path / "killed", 0
-    for wanted in (2, 9, 17):
+    for wanted in (2, 13):  # many more moments are in tests/faults
         process = subprocess.Popen([*command, "--out", str(killed), "--resume"], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while process.poll() is None and stored(killed) < wanted and time.monotonic() < deadline:
             time.sleep(0.002)
         assert process.poll() is None, "it ended before it could be killed"
@@ -315,6 +315,6 @@ def test_kill_9_at_any_moment_loses_at_most_the_unit_in_flight(make, tiny_checkp
     done = subprocess.run([*command, "--out", str(killed), "--resume"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "speed-up" in done.stdout
-    subprocess.run([*command, "--out", str(tmp_path / "undisturbed")], check=True, capture_output=True)
-    assert_same_rows(read_run(killed), read_run(tmp_path / "undisturbed"))
+    undisturbed, _ = run(load_matrix(str(toml)), tmp_path / "undisturbed")
+    assert_same_rows(read_run(killed), undisturbed)
     assert read_run(killed).table("timings")["session"].nunique() > 1
