@@ -227,7 +227,7 @@ def results_page() -> str:
         "follow each other; [how we measure](../explanation/measuring.md) has the rest.\n",
         "See also [which decoder is fastest](fastest.md) and [the paper's claims, one by one](studies/README.md).\n",
     ]
-    folders = [RESULTS / "fastest", *sorted((RESULTS / "runs").iterdir())]
+    folders = sorted((RESULTS / "runs").iterdir())
     for folder in (one for one in folders if (one / "manifest.json").is_file()):
         parts += _run(folder)
     return "\n".join(parts)
