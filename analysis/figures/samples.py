@@ -80,10 +80,10 @@ def draw(frame: pd.DataFrame) -> Figure:
                 continue
             image, difference = images[place], apart[place]
             if image is not None:
-                above.imshow(np.clip((image + 1) / RANGE, 0, 1), interpolation="none")
+                above.imshow(np.clip((image + 1) / RANGE, 0, 1))
             above.set_title(frame["title"].iloc[place])
             if difference is not None and scale > 0 and frame["decoder"].iloc[place] != BASELINE:
-                mappable = below.imshow(difference, vmin=0, vmax=scale, cmap="magma", interpolation="none")
+                mappable = below.imshow(difference, vmin=0, vmax=scale, cmap="magma")
                 below.set_title(f"difference ×{RANGE / scale:g}", fontweight="normal", fontsize=8)
         if mappable is not None:
             bar = fig.colorbar(mappable, ax=axes, shrink=0.5, pad=0.01, extend="max")

@@ -1,0 +1,147 @@
+"""The parts of README.md that stored tables write, each between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from analysis import fastest
+from analysis.figures import pareto
+from analysis.figures.files import save, settle, write_csv
+from analysis.figures.style import is_ours
+from analysis.load import BASELINE, PAPER_TAU, load, title_of
+from analysis.quality import INVALID
+from analysis.studies.render import machine
+from analysis.studies.stored import origin, provenance
+from analysis.summary import print_summary, recommendations
+from analysis.text import markdown, markdown_text, quantity, speedup
+from harness.errors import HarnessError
+from harness.runs.store import read_run
+
+BATCH = 16
+"""Of the figure and of the demo's table."""
+FLOW = "cifar10"
+"""The flow of the first figure, by its name or, where the run knows it by that, its dataset's."""
+FIGURE = f"frontier-{FLOW}"
+MEASURE = "deviation_rmse"
+WIDE = 200
+"""Columns of the demo's table, so that none of its own is left out."""
+COLUMNS = {
+    "where": "flow, batch",
+    "speedup": "auto over sequential",
+    "over": "over SeJD, interval",
+    "deviations": "deviation, SeJD's",
+    "forward_ratio": "in forward passes",
+}
+
+
+def write(readme: Path, results: Path) -> Path:
+    """Write the parts, and the first figure with its table into ``results/figures``. Raises HarnessError: no marks."""
+    frame = frontier(results)
+    drawn = pareto.PLOTS[0].figure(frame)
+    settle(drawn)
+    (results / "figures").mkdir(parents=True, exist_ok=True)
+    save(drawn, results / "figures" / f"{FIGURE}.png", FIGURE)
+    write_csv(frame, results / "figures" / f"{FIGURE}.csv")
+    readme.write_text(rendered(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
+    return readme
+
+
+def rendered(text: str, results: Path) -> str:
+    """The text with its parts as the tables stored in `results` have them."""
+    parts = {"frontier": _frontier(results), "demo": _demo(results), "fastest": _fastest(results)}
+    for name, part in parts.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        place = re.compile(f"{begin}.*?{end}", re.DOTALL)
+        if len(place.findall(text)) != 1:
+            raise HarnessError(f"the document has to hold '{begin}' and '{end}' once, where this part is written")
+        text = place.sub(lambda _, part=part, begin=begin, end=end: f"{begin}\n\n{part}\n\n{end}", text)  # type: ignore[misc]
+    return text
+
+
+def frontier(results: Path) -> pd.DataFrame:
+    """What the first figure draws: every decoder of the run `fastest` on one flow, at one batch size."""
+    runs = load(results / "runs" / "fastest")
+    cells = runs.cells[runs.cells["dataset"].str.startswith(FLOW) & runs.cells["batch_size"].eq(BATCH)]
+    frame = pareto.data(runs, MEASURE)
+    return frame[frame["flow"].isin(cells["flow"]) & frame["batch_size"].eq(BATCH)].reset_index(drop=True)
+
+
+def _frontier(results: Path) -> str:
+    frame, runs = frontier(results), load(results / "runs" / "fastest")
+    ours = [is_ours(*names) for names in zip(frame["decoder"], frame["series"], strict=True)]
+    auto = frame[frame["series"].eq("auto")].iloc[0]
+    rival = frame[frame["valid"].ne(INVALID) & ~pd.Series(ours)].sort_values("speedup").iloc[-1]
+    told = [f"{_times(row)} at a deviation of {quantity(row[MEASURE])}" for row in (auto, rival)]
+    sentence = (
+        f"Speed-up over exact sequential decoding against deviation from its samples, every decoder on the flow "
+        f"`{FLOW}` at batch {BATCH}, on {machine(runs)}; large marks are ours, the line is the Pareto front, hollow is "
+        f"what loses quality, half filled what may. `auto`, the schedule that was found fastest for this flow, is "
+        f"{told[0]}; the fastest of the papers' decoders that are not known to lose quality, "
+        f"{markdown_text(title_of(rival))}, is {told[1]}."
+    )
+    return f"![{FIGURE}](results/figures/{FIGURE}.png)\n\n{_filled(f'*{sentence}*')}"
+
+
+def _demo(results: Path) -> str:
+    run = read_run(results / "runs" / "digits")
+    out = io.StringIO()
+    print_summary(run, Console(file=out, width=WIDE))
+    wanted = [one for one in recommendations(run) if f", batch {BATCH}, " in one.where]
+    blocks = out.getvalue().split("\n\n")
+    table = next(block.strip("\n") for block in blocks if f", batch {BATCH}, " in block.lstrip("\n").partition("\n")[0])
+    table = "\n".join(line.rstrip() for line in [*table.splitlines(), "", _filled(str(wanted[0]))])
+    return f"On {machine(load(run.path))}:\n\n```\n{table}\n```\n\n{origin(provenance([run]))}"
+
+
+def _fastest(results: Path) -> str:
+    runs = load(sorted((results / "runs").glob("fastest*")))
+    frame = fastest.table(runs)
+    keys = fastest.CELL
+    autos = frame[frame["series"].eq(fastest.AUTO)].set_index(keys)
+    sejd = frame[frame["series"].eq("sejd") & frame["tau"].eq(PAPER_TAU)].set_index(keys)[MEASURE]
+    half = frame[frame["series"].eq("sejd, networks in bfloat16") & frame["batch_size"].ge(BATCH)]["over_sejd"]
+    rows = [
+        {
+            "where": f"{flow}, {batch}",
+            "speedup": f"{row['speedup']:.1f}x",
+            "over": speedup(*row[fastest.OVER_SEJD]),
+            "deviations": f"{quantity(row[MEASURE])}, {quantity(sejd[flow, batch])}",
+            "forward_ratio": quantity(row["forward_ratio"]),
+        }
+        for (flow, batch), row in autos.iterrows()
+    ]  # fmt: skip
+    bars = fastest.bars(frame, runs.tables["timings"])
+    rounds, samples = (_span(frame[name]) for name in ("rounds", "num_samples"))
+    parts = [
+        f"Measured on {machine(runs)}, {rounds} paired rounds and {samples} samples a cell. "
+        f"{int(bars['met'].eq(True).sum())} of the {len(bars)} bars that were set are met.",
+        markdown(pd.DataFrame(rows), COLUMNS),
+        f"From a batch of {BATCH} on, part of the gain is that `auto` may run networks in bfloat16; given that too, SeJD "
+        f"is {half.min():.2f} to {half.max():.2f} times as fast as SeJD in float32.",
+        origin(provenance(runs.runs)),
+    ]
+    return "\n\n".join(part if part.startswith("|") else _filled(part) for part in parts)
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _span(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _times(row: pd.Series) -> str:
+    return f"{speedup(row['speedup'], row['low'], row['high'], row['coverage'])} as fast as {BASELINE}"
+
+
+if __name__ == "__main__":
+    print(write(*map(Path, sys.argv[1:] or ("README.md", "results"))))
