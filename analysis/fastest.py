@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.load import BASELINE, PAPER_TAU, Runs, load
+from analysis.load import PAPER_TAU, Runs, load
 from analysis.statistics import Median, median_interval, paired_speedups, ratios_to
 from analysis.studies.cells import deterministic, speed
 from analysis.studies.render import machine
@@ -63,11 +63,12 @@ def table(runs: Runs) -> pd.DataFrame:
 
 
 def bars(frame: pd.DataFrame, timings: pd.DataFrame) -> pd.DataFrame:
-    """One row per flow, batch size and bar of `table`: what was asked of `auto`, what it reached, whether that is enough
-    (None where it was not measured) and else by what share of what was asked it is not.
+    """One row per flow, batch size and bar: what was asked of `auto`, what it reached, whether that is enough, None
+    where it was not measured, and else by what share of what was asked it is not.
     """
     rows = []
-    for (flow, batch), cells in frame.groupby(CELL, sort=False):
+    for _, cells in frame.groupby(CELL, sort=False):
+        flow, batch = str(cells["flow"].iloc[0]), int(cells["batch_size"].iloc[0])
         sejd, auto, strict = _one(cells, "sejd", PAPER_TAU), _one(cells, AUTO), _one(cells, STRICT)
         if sejd is None or auto is None or pd.isna(auto["deviation_rmse"]) or pd.isna(sejd["deviation_rmse"]):
             continue  # speed without quality meets no bar
@@ -119,14 +120,14 @@ def render(runs: Runs, frame: pd.DataFrame) -> str:
     parts = [
         "# The fastest decoder at SeJD's deviation\n",
         f"Runs of the matrix `fastest` on {machine(runs)}. {origin(provenance(runs.runs))} Ratios are medians over "
-        "paired rounds. Written by `make fastest`; no number is typed in.\n",
+        "paired rounds. Written by `make figures`; no number is typed in.\n",
         "## What was asked of `auto`, and what it reached\n",
-        f"Of `auto` at the deviation of SeJD at tau {PAPER_TAU:g}: to be {_listed(OVER_PAPER)} times as fast as SeJD at "
-        f"batches of {_listed(OVER_PAPER, keys=True)}, to cost at most {FORWARD_RATIO:g} forward passes from a batch of "
-        f"{PARALLEL} on, and never to be slower than sequential or, by more than {SLACK - 1:.0%}, than any other decoder "
-        f"of no larger deviation than SeJD's. With a budget of {SMALL_BUDGET:g}: at most {_listed(SMALL_FORWARD)} forward "
-        f"passes where a sequence has {_listed(SMALL_FORWARD, keys=True)} tokens. {int(reached['met'].eq(True).sum())} "
-        f"of {len(reached)} are met.\n",
+        f"Of `auto` at the deviation of SeJD at tau {PAPER_TAU:g}: to be {_listed(OVER_PAPER)} times as fast as SeJD "
+        f"at batches of {_listed(OVER_PAPER, keys=True)}, to cost at most {FORWARD_RATIO:g} forward passes from a "
+        f"batch of {PARALLEL} on, and never to be slower than sequential or, by more than {SLACK - 1:.0%}, than any "
+        f"other decoder of no larger deviation than SeJD's. With a budget of {SMALL_BUDGET:g}: at most "
+        f"{_listed(SMALL_FORWARD)} forward passes where a sequence has {_listed(SMALL_FORWARD, keys=True)} tokens. "
+        f"{int(reached['met'].eq(True).sum())} of {len(reached)} are met.\n",
         _told(_wide(reached)),
         "\n## Where the time goes\n",
         "Layer by layer, layer 1 first: network calls, and the forward passes that they cost.\n",

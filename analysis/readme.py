@@ -14,7 +14,6 @@ from rich.console import Console
 from analysis import fastest
 from analysis.figures import pareto
 from analysis.figures.files import save, settle, write_csv
-from analysis.figures.style import is_ours
 from analysis.load import BASELINE, PAPER_TAU, load, title_of
 from analysis.quality import INVALID
 from analysis.studies.render import machine
@@ -75,7 +74,7 @@ def frontier(results: Path) -> pd.DataFrame:
 
 def _frontier(results: Path) -> str:
     frame, runs = frontier(results), load(results / "runs" / "fastest")
-    ours = [is_ours(*names) for names in zip(frame["decoder"], frame["series"], strict=True)]
+    ours = [pareto.is_ours(*names) for names in zip(frame["decoder"], frame["series"], strict=True)]
     auto = frame[frame["series"].eq("auto")].iloc[0]
     rival = frame[frame["valid"].ne(INVALID) & ~pd.Series(ours)].sort_values("speedup").iloc[-1]
     told = [f"{_times(row)} at a deviation of {quantity(row[MEASURE])}" for row in (auto, rival)]
@@ -103,28 +102,27 @@ def _demo(results: Path) -> str:
 def _fastest(results: Path) -> str:
     runs = load(sorted((results / "runs").glob("fastest*")))
     frame = fastest.table(runs)
-    keys = fastest.CELL
-    autos = frame[frame["series"].eq(fastest.AUTO)].set_index(keys)
-    sejd = frame[frame["series"].eq("sejd") & frame["tau"].eq(PAPER_TAU)].set_index(keys)[MEASURE]
+    paper = frame["series"].eq("sejd") & frame["tau"].eq(PAPER_TAU)
+    both = frame[frame["series"].eq(fastest.AUTO)].merge(frame[paper], on=fastest.CELL, suffixes=("", "_sejd"))
     half = frame[frame["series"].eq("sejd, networks in bfloat16") & frame["batch_size"].ge(BATCH)]["over_sejd"]
     rows = [
         {
-            "where": f"{flow}, {batch}",
+            "where": f"{row['flow']}, {row['batch_size']}",
             "speedup": f"{row['speedup']:.1f}x",
-            "over": speedup(*row[fastest.OVER_SEJD]),
-            "deviations": f"{quantity(row[MEASURE])}, {quantity(sejd[flow, batch])}",
+            "over": speedup(*(row[name] for name in fastest.OVER_SEJD)),
+            "deviations": f"{quantity(row[MEASURE])}, {quantity(row[f'{MEASURE}_sejd'])}",
             "forward_ratio": quantity(row["forward_ratio"]),
         }
-        for (flow, batch), row in autos.iterrows()
-    ]  # fmt: skip
+        for row in both.to_dict("records")
+    ]
     bars = fastest.bars(frame, runs.tables["timings"])
     rounds, samples = (_span(frame[name]) for name in ("rounds", "num_samples"))
     parts = [
         f"Measured on {machine(runs)}, {rounds} paired rounds and {samples} samples a cell. "
         f"{int(bars['met'].eq(True).sum())} of the {len(bars)} bars that were set are met.",
         markdown(pd.DataFrame(rows), COLUMNS),
-        f"From a batch of {BATCH} on, part of the gain is that `auto` may run networks in bfloat16; given that too, SeJD "
-        f"is {half.min():.2f} to {half.max():.2f} times as fast as SeJD in float32.",
+        f"From a batch of {BATCH} on, part of the gain is that `auto` may run networks in bfloat16; given that too, "
+        f"SeJD is {half.min():.2f} to {half.max():.2f} times as fast as SeJD in float32.",
         origin(provenance(runs.runs)),
     ]
     return "\n\n".join(part if part.startswith("|") else _filled(part) for part in parts)

@@ -11,7 +11,7 @@ import pandas as pd
 
 import harness
 from analysis.drift import doubts
-from analysis.figures.style import is_ours
+from analysis.figures.pareto import is_ours
 from analysis.summary import summarise, tolerance
 from analysis.text import DASH, markdown_table, percent, quantity, speedup
 from harness.cli.catalog import catalog, details

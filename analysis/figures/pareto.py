@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.plot import Omitted, Plot, require
-from analysis.figures.style import INK, PAPER, is_ours, log_axis, panels, styles
+from analysis.figures.style import INK, PAPER, log_axis, panels, styles
 from analysis.load import BASELINE, Runs, highest, lowest, ranked, title_of
 from analysis.quality import INVALID, UNDECIDED, VALID, valid_cells
 from analysis.text import listing, quantity, times, times_to
@@ -21,6 +21,18 @@ MEASURES = {
     "fid": ("FID", "FID"),
     "kid": ("KID", "KID"),
 }
+
+OURS, OUR_WORDS = ("auto", "fitted", "frontier"), ("fitted", "learned", "networks in", "by measurement")
+"""Decoders of this project, and what the labels of those of the papers say that were given a part of it."""
+
+
+def is_ours(decoder: str, label: str) -> bool:
+    """Whether a decoder is this project's, or has a part that is; the others are the papers'.
+
+    >>> is_ours("auto", "auto"), is_ours("sejd", "sejd"), is_ours("sejd", "sejd, networks in bfloat16")
+    (True, False, True)
+    """
+    return decoder in OURS or any(words in label for words in OUR_WORDS)
 
 
 OUR_SIZE = 8.5
@@ -138,7 +150,9 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     sentence += f". On the Pareto front: {listing(members)}."
     if judged:
         beyond, open_ = (int(others["valid"].eq(state).sum()) for state in (INVALID, UNDECIDED))
-        sentence += f" {beyond} of {len(others)} cells are beyond the tolerance: hollow; {open_} undecided: half filled."
+        sentence += (
+            f" {beyond} of {len(others)} cells are beyond the tolerance: hollow; {open_} undecided: half filled."
+        )
     else:
         sentence += " The run states no tolerance, so no cell is called valid or invalid."
     if measure in ("fid", "kid") and frame["num_samples"].min() < 10000:

@@ -64,19 +64,6 @@ DECODERS: dict[str, DecoderStyle] = {
 }
 """The decoders every reader meets; the others are styled by `_FALLBACK_COLORS` and `_FALLBACK_MARKERS`."""
 
-OURS, OUR_WORDS = ("auto", "fitted", "frontier"), ("fitted", "learned", "networks in", "by measurement")
-"""Decoders of this project, and what the labels of those of the papers say that were given a part of it."""
-
-
-def is_ours(decoder: str, label: str) -> bool:
-    """Whether a decoder is this project's, or has a part that is; the others are the papers'.
-
-    >>> is_ours("auto", "auto"), is_ours("sejd", "sejd"), is_ours("sejd", "sejd, networks in bfloat16")
-    (True, False, True)
-    """
-    return decoder in OURS or any(words in label for words in OUR_WORDS)
-
-
 _FALLBACK_COLORS = (_BROWN, _SKY, _PINK, _GREEN, _RED)
 _FALLBACK_MARKERS = ("P", "X", "<", ">", "h", "d", "p")
 _FALLBACK_DASHES: tuple[Dashes, ...] = ((0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))
