@@ -151,7 +151,7 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     if judged:
         beyond, open_ = (int(others["valid"].eq(state).sum()) for state in (INVALID, UNDECIDED))
         sentence += (
-            f" {beyond} of {len(others)} cells are beyond the tolerance: hollow; {open_} undecided: half filled."
+            f" {beyond} of {len(others)} cells are beyond the tolerance, {open_} undecided: hollow and half filled."
         )
     else:
         sentence += " The run states no tolerance, so no cell is called valid or invalid."
