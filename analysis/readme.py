@@ -28,7 +28,7 @@ BATCH = 16
 FLOW = "cifar10"
 """The flow of the first figure, by its name or, where the run knows it by that, its dataset's."""
 FIGURE = f"frontier-{FLOW}"
-MEASURE = "deviation_rmse"
+MEASURE, INTERVAL = "deviation_rmse", ["speedup", "low", "high", "coverage"]
 WIDE = 200
 """Columns of the demo's table, so that none of its own is left out."""
 COLUMNS = {
@@ -77,7 +77,10 @@ def _frontier(results: Path) -> str:
     ours = [pareto.is_ours(*names) for names in zip(frame["decoder"], frame["series"], strict=True)]
     auto = frame[frame["series"].eq("auto")].iloc[0]
     rival = frame[frame["valid"].ne(INVALID) & ~pd.Series(ours)].sort_values("speedup").iloc[-1]
-    told = [f"{_times(row)} at a deviation of {quantity(row[MEASURE])}" for row in (auto, rival)]
+    told = [
+        f"{speedup(*row[INTERVAL])} as fast as {BASELINE} at a deviation of {quantity(row[MEASURE])}"
+        for row in (auto, rival)
+    ]
     sentence = (
         f"Speed-up over exact sequential decoding against deviation from its samples, every decoder on the flow "
         f"`{FLOW}` at batch {BATCH}, on {machine(runs)}; large marks are ours, the line is the Pareto front, hollow is "
@@ -116,7 +119,8 @@ def _fastest(results: Path) -> str:
         for row in both.to_dict("records")
     ]
     bars = fastest.bars(frame, runs.tables["timings"])
-    rounds, samples = (_span(frame[name]) for name in ("rounds", "num_samples"))
+    spans = ([f"{one:g}" for one in sorted(frame[name].dropna().unique())] for name in ("rounds", "num_samples"))
+    rounds, samples = (" or ".join(span) for span in spans)
     parts = [
         f"Measured on {machine(runs)}, {rounds} paired rounds and {samples} samples a cell. "
         f"{int(bars['met'].eq(True).sum())} of the {len(bars)} bars that were set are met.",
@@ -130,15 +134,6 @@ def _fastest(results: Path) -> str:
 
 def _filled(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
-
-
-def _span(values: pd.Series) -> str:
-    low, high = values.min(), values.max()
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-
-
-def _times(row: pd.Series) -> str:
-    return f"{speedup(row['speedup'], row['low'], row['high'], row['coverage'])} as fast as {BASELINE}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -23,7 +24,7 @@ from harness.measure.probes.probe import probes
 from harness.measure.studies import plans
 from harness.runs.baselines import save_baseline
 from harness.runs.environment import code_version, source_version
-from harness.runs.store import MANIFEST, Run, read_run
+from harness.runs.store import MANIFEST, read_run
 
 WORK, RESULTS, README = Path("runs/results"), Path("results"), Path("README.md")
 RUNS = {
@@ -69,29 +70,21 @@ def tell(stages: tuple[str, ...]) -> None:
 
 def require_same_code(work: Path) -> None:
     """Raises StoreError: a run in this folder was measured by other code than this, or from another checkpoint."""
-    for path in sorted(work.rglob(MANIFEST)):
-        for what in foreign(read_run(path.parent)):
-            raise StoreError(
-                f"'{path.parent}' was measured {what}, and results of two versions are not mixed; remove "
-                f"'{path.parent}', or all of '{work}', and it is measured again"
-            )
+    for folder in sorted(path.parent for path in work.rglob(MANIFEST)):
+        tables = {name: read_run(folder).table(name).to_dict("records") for name in ("cells", "probes")}
+        now = [(row, code_version()) for row in tables["cells"]]
+        now += [(row, source_version(probes.get(row["probe"]))) for row in tables["probes"]]
+        for row, code in now:
+            same = _digest(row["checkpoint"]) in (None, row["checkpoint_digest"]) or not row["checkpoint_digest"]
+            if row["code_version"] != code or not same:
+                what = "by other code" if same else f"from another checkpoint '{row['checkpoint']}'"
+                raise StoreError(
+                    f"'{folder}' was measured {what}, and results of two versions are not mixed; remove '{folder}', or "
+                    f"all of '{work}', and it is measured again"
+                )
 
 
-def foreign(run: Run) -> Iterator[str]:
-    """What of a run's rows is not as it would be measured now."""
-    codes: dict[str, Callable[[dict], str]] = {
-        "cells": lambda row: code_version(),
-        "probes": lambda row: source_version(probes.get(row["probe"])),
-    }
-    for table, code in codes.items():
-        for row in run.table(table).to_dict("records"):
-            if row["code_version"] != code(row):
-                yield "by other code"
-            now = _digest(row["checkpoint"])
-            if now and row["checkpoint_digest"] and now != row["checkpoint_digest"]:
-                yield f"from another checkpoint '{row['checkpoint']}'"
-
-
+@cache
 def _digest(flow: str) -> str | None:
     """Of the file of a flow by name; None where there is none, as of those that studies name by their path."""
     try:
@@ -116,17 +109,8 @@ def measure(stage: str, run: Callable[..., None] = harness) -> None:
         print(fastest.write(sorted((RESULTS / "runs").glob("fastest*")), RESULTS / "fastest.md"))
         print(readme.write(README, RESULTS))
     elif stage == "studies":
-        run(
-            "study",
-            "all",
-            "--profile",
-            PROFILE,
-            "--out",
-            WORK / "studies",
-            "--results",
-            RESULTS / "studies",
-            "--resume",
-        )
+        run("study", "all", "--profile", PROFILE, "--out", WORK / "studies", "--results", RESULTS / "studies",
+            "--resume")  # fmt: skip
     else:
         extra = ["--workers", 2] if stage == "fastest" else []  # what is timed is alone all the same
         for name, (matrix, profile) in present(stage).items():

@@ -44,7 +44,7 @@ def disagreeing(found):
 
     Snapshots of studies are known by their files, and lie under results/ themselves.
     """
-    files = {path.name: path for path in RESULTS.rglob("*.safetensors")}
+    files = {name: path for path in RESULTS.rglob("*.safetensors") for name in (path.name, path.stem)}
     for row in found[["checkpoint", "checkpoint_digest"]].drop_duplicates().itertuples(index=False):
         name, stored = row.checkpoint, row.checkpoint_digest
         if name in shipped():
