@@ -80,7 +80,7 @@ def test_stored_runs_are_of_one_version_of_the_code(request):
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=OLD) if name in OLD_STUDIES else name for name in studies()])
 def test_a_study_says_what_its_tables_were_measured_from(name):
-    found = pd.read_csv(RESULTS / "studies" / name / PROVENANCE)
+    found = pd.read_csv(RESULTS / "studies" / name / PROVENANCE, dtype=str)
     assert (RESULTS / "studies" / f"{name}.md").read_text(encoding="utf-8").endswith(f"\n{origin(found)}\n")
     assert list(disagreeing(found)) == []
 
