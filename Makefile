@@ -6,12 +6,11 @@ READY := $(VENV)/.ready
 RUN ?= runs/quickstart
 PROFILE ?= fast
 STUDIES ?= runs/studies
-FASTEST ?= runs/fastest
 BASE ?= results/baselines/asv.json
 OUT ?= runs/gpu
 SECONDS_TOTAL ?= 480
 
-.PHONY: demo test test-slow test-gpu gpu fuzz test-faults lint report fastest figures studies training-flows docs format bench \
+.PHONY: demo test test-slow test-gpu gpu fuzz test-faults lint report results fastest figures studies training-flows docs format bench \
 	bench-compare clean
 
 demo: $(READY)  ## measure the shipped digits flow, print the table, render the report
@@ -50,8 +49,11 @@ format: $(READY)
 report: $(READY)
 	$(BIN)/harness report $(RUN)
 
-figures: $(READY)  ## results/figures/ and results/report.html again, from the runs stored under results/runs/
-	$(BIN)/harness report results/runs --out results
+results: $(READY)  ## all that is stored under results/ again, at one commit; STAGES= some of it, DRY=1 only how long
+	$(BIN)/python -m benchmarks.results $(STAGES) $(if $(DRY),--dry-run)
+
+figures: $(READY)  ## figures, report, results/fastest.md and the README's parts again, from the runs stored under results/
+	$(BIN)/python -m benchmarks.results texts
 
 studies: $(READY)  ## the paper's claims measured from the shipped flows; fails where a deterministic number is not as stored
 	$(BIN)/harness study all --profile $(PROFILE) --out $(STUDIES) --resume --check
@@ -63,8 +65,7 @@ training-flows: $(READY)  ## the flows of the study `training` again, some minut
 	done < results/studies/training/flows/trainings.txt; done
 
 fastest: $(READY)  ## every decoder on every shipped flow; results/fastest.md says which is fastest at which deviation
-	$(BIN)/harness run fastest --out $(FASTEST) --resume --workers 2
-	$(BIN)/python -m analysis.fastest $(FASTEST) results/fastest.md
+	$(BIN)/python -m benchmarks.results fastest texts
 
 docs: $(READY)  ## the site, in docs/_build/html/index.html: no network is needed to build it or to read it
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"

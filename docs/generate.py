@@ -11,6 +11,7 @@ import pandas as pd
 
 import harness
 from analysis.drift import doubts
+from analysis.figures.pareto import is_ours
 from analysis.summary import summarise, tolerance
 from analysis.text import DASH, markdown_table, percent, quantity, speedup
 from harness.cli.catalog import catalog, details
@@ -23,8 +24,6 @@ from harness.runs.titles import title
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 STATED = tomllib.loads((ROOT / "harness" / "runs" / "tables.toml").read_text(encoding="utf-8"))
-OURS = {"auto", "fitted", "frontier"}
-"""Decoders of this project; the others are those of the papers that their lines name."""
 
 
 def write(folder: Path) -> None:
@@ -227,7 +226,7 @@ def results_page() -> str:
         "follow each other; [how we measure](../explanation/measuring.md) has the rest.\n",
         "See also [which decoder is fastest](fastest.md) and [the paper's claims, one by one](studies/README.md).\n",
     ]
-    folders = [RESULTS / "fastest", *sorted((RESULTS / "runs").iterdir())]
+    folders = sorted((RESULTS / "runs").iterdir())
     for folder in (one for one in folders if (one / "manifest.json").is_file()):
         parts += _run(folder)
     return "\n".join(parts)
@@ -266,7 +265,7 @@ def _run(folder: Path) -> list[str]:
         for row in group.sort_values("wall_s").to_dict("records"):
             exact = row["decoder"] == "sequential"
             told = "1" if exact else speedup(*(row[one] for one in ("speedup", "low", "high", "coverage")))
-            ours = row["decoder"] in OURS or "fitted" in row["label"] or "networks in" in row["label"]
+            ours = is_ours(row["decoder"], row["label"])
             numbers = (row[name] for name in ("forward_ratio", "deviation_rmse", "fid", "fpe", "depth"))
             lines.append([
                 title(row["label"], row["tau"]), "ours" if ours else "the papers", quantity(row["wall_s"]),

@@ -22,7 +22,21 @@ MEASURES = {
     "kid": ("KID", "KID"),
 }
 
+OURS, OUR_WORDS = ("auto", "fitted", "frontier"), ("fitted", "learned", "networks in", "by measurement")
+"""Decoders of this project, and what the labels of those of the papers say that were given a part of it."""
 
+
+def is_ours(decoder: str, label: str) -> bool:
+    """Whether a decoder is this project's, or has a part that is; the others are the papers'.
+
+    >>> is_ours("auto", "auto"), is_ours("sejd", "sejd"), is_ours("sejd", "sejd, networks in bfloat16")
+    (True, False, True)
+    """
+    return decoder in OURS or any(words in label for words in OUR_WORDS)
+
+
+OUR_SIZE = 8.5
+"""Of this project's markers, in points; the others have the theme's."""
 ROUNDING = 1e-5
 """Deviations below this are rounding; the logarithmic axis ends above them and becomes linear down to 0."""
 
@@ -44,7 +58,7 @@ def data(runs: Runs, measure: str) -> pd.DataFrame:
     if set(frame["decoder"]) == {BASELINE}:
         raise Omitted(f"{BASELINE} alone has a {short}; there is nothing to set against it")
     frame = ranked(frame.assign(title=frame.apply(title_of, axis=1), front=False))
-    kept = frame[~frame["valid"].isin([INVALID, UNDECIDED])]
+    kept = frame[~frame["valid"].eq(INVALID)]
     for _, panel in kept.groupby(["flow", "batch_size", "fid_features"], dropna=False):
         frame.loc[panel.index, "front"] = on_front(panel[measure].to_numpy(), panel["speedup"].to_numpy())
     keep = ["flow", "batch_size", "decoder", "series", "tau", "seed", "title", measure]
@@ -82,16 +96,18 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
             for series, rows in panel.groupby("series", sort=False):
                 style = looks[str(series)]
                 rows = rows.sort_values("tau")
+                ours = is_ours(str(rows["decoder"].iloc[0]), str(series))
                 ax.plot(rows[measure], rows["speedup"], color=style.color, ls=style.dashes, lw=0.9, alpha=0.7)
                 for row in rows.to_dict("records"):
-                    hollow = row["valid"] in (INVALID, UNDECIDED)
+                    hollow, open_ = row["valid"] == INVALID, row["valid"] == UNDECIDED
                     bar = [[row["speedup"] - row["low"]], [row["high"] - row["speedup"]]]
                     point = ax.errorbar(
                         row[measure], row["speedup"], yerr=None if pd.isna(row["low"]) else bar, fmt=style.marker,
                         color=style.color, mfc=PAPER if hollow else style.color, mec=style.color, elinewidth=1.0,
-                        zorder=3,
+                        zorder=3, fillstyle="left" if open_ else "full", markerfacecoloralt=PAPER,
+                        ms=OUR_SIZE if ours else None,
                     )  # fmt: skip
-                    if not hollow or str(series) not in found:
+                    if not (hollow or open_) or str(series) not in found:
                         found[str(series)] = point
                     if pd.notna(row["tau"]) and rows["tau"].nunique() > 1:
                         ax.annotate(
@@ -117,13 +133,14 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     short = MEASURES[measure][0]
     others = frame[frame["decoder"] != BASELINE]
     judged = others["valid"].notna().any()
-    candidates = others[others["valid"] == VALID] if judged else others
+    state = next((one for one in (VALID, UNDECIDED) if others["valid"].eq(one).any()), VALID) if judged else ""
+    candidates = others[others["valid"] == state] if judged else others
     if candidates.empty:
         if not judged:
             return "Nothing was compared."
         return f"No cell stays within the tolerance; the nearest is {_described(lowest(others, measure), measure)}."
     best = highest(candidates, "speedup")
-    sentence = f"The fastest {'valid ' if judged else ''}cell is {_described(best, measure)}"
+    sentence = f"The fastest {f'{state} ' if judged else ''}cell is {_described(best, measure)}"
     faster = candidates[candidates["speedup"] > 1]
     if faster.empty:
         sentence += "; none is faster than sequential"
@@ -133,7 +150,9 @@ def finding(frame: pd.DataFrame, measure: str) -> str:
     sentence += f". On the Pareto front: {listing(members)}."
     if judged:
         beyond, open_ = (int(others["valid"].eq(state).sum()) for state in (INVALID, UNDECIDED))
-        sentence += f" {beyond} of {len(others)} cells are beyond the tolerance, {open_} undecided: hollow."
+        sentence += (
+            f" {beyond} of {len(others)} cells are beyond the tolerance, {open_} undecided: hollow and half filled."
+        )
     else:
         sentence += " The run states no tolerance, so no cell is called valid or invalid."
     if measure in ("fid", "kid") and frame["num_samples"].min() < 10000:
@@ -156,7 +175,8 @@ PLOTS = [
         reading=(
             "Each point is a cell: the median of the per-round ratios of sequential's wall time to its own, with the "
             f"95 % interval, against its {label}. Numbers beside points are tau. The stepped line is the "
-            "Pareto front of the cells within the run's tolerance; hollow points are beyond it or undecided."
+            "Pareto front of the cells that are not beyond the run's tolerance; hollow points are, and half of one is "
+            "filled where that is undecided. Large points are decoders of this project, small ones the papers'."
         ),
         data=partial(data, measure=measure),
         draw=partial(draw, measure=measure),

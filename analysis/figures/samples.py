@@ -14,6 +14,8 @@ from analysis.text import listing, quantity
 
 RANGE = 2.0
 """Of image units, [-1, 1]."""
+WIDEST = 400
+"""Pixels of a grid as it is drawn, 2.5 inches wide."""
 
 
 def data(runs: Runs) -> pd.DataFrame:
@@ -80,15 +82,22 @@ def draw(frame: pd.DataFrame) -> Figure:
                 continue
             image, difference = images[place], apart[place]
             if image is not None:
-                above.imshow(np.clip((image + 1) / RANGE, 0, 1), interpolation="none")
+                above.imshow(np.clip((image + 1) / RANGE, 0, 1), interpolation=_resampled(image))
             above.set_title(frame["title"].iloc[place])
             if difference is not None and scale > 0 and frame["decoder"].iloc[place] != BASELINE:
-                mappable = below.imshow(difference, vmin=0, vmax=scale, cmap="magma", interpolation="none")
+                mappable = below.imshow(
+                    difference, vmin=0, vmax=scale, cmap="magma", interpolation=_resampled(difference)
+                )
                 below.set_title(f"difference ×{RANGE / scale:g}", fontweight="normal", fontsize=8)
         if mappable is not None:
             bar = fig.colorbar(mappable, ax=axes, shrink=0.5, pad=0.01, extend="max")
             bar.set_label("|difference| to sequential, image units", fontsize=8)
     return fig
+
+
+def _resampled(image: np.ndarray) -> str:
+    """How a grid is drawn: by its own pixels, or by the figure's where these are fewer and keep the page small."""
+    return "antialiased" if image.shape[1] > WIDEST else "none"
 
 
 def _difference(image: np.ndarray | None, reference: np.ndarray | None) -> np.ndarray | None:

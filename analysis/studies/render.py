@@ -20,7 +20,16 @@ from analysis.figures.plot import Omitted
 from analysis.load import Runs, load
 from analysis.studies.base import Findings
 from analysis.studies.claims import checked, measured, read_findings, rows, score, summary, verdict, write_findings
-from analysis.studies.stored import ROUNDED, TIMED, Comparison, compare, rests_on
+from analysis.studies.stored import (
+    PROVENANCE,
+    ROUNDED,
+    TIMED,
+    Comparison,
+    compare,
+    origin,
+    provenance,
+    rests_on,
+)
 from analysis.text import listing, markdown, percent, quantity, times
 from harness.errors import HarnessError, StoreError
 
@@ -54,7 +63,9 @@ def render_study(
             shutil.rmtree(staging, ignore_errors=True)
             (staging / name).mkdir(parents=True)
             _write_files(found, staging / name)
-        (staging / f"{name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
+            made = provenance(runs.runs)
+            write_csv(made, staging / name / PROVENANCE)
+        (staging / f"{name}.md").write_text(f"{text.rstrip()}\n\n{origin(made)}\n", encoding="utf-8")
         lacking = rests_on(results / name, absent)
         compared = compare(staging / name, results / name, lacking) if check else Comparison()
         if lacking:

@@ -26,6 +26,8 @@ RISE = "_rise"
 
 TOOK = f"took{TIMED}"
 """How long a study was measured, with its profile."""
+PROVENANCE, DIGITS = f"provenance{TIMED}", 8
+"""The table of `provenance` beside a study's; of a digest so many are told. Code changes where no number does."""
 
 _NAMED = {"flow", "checkpoint"}
 """Columns that tell flows apart."""
@@ -64,6 +66,22 @@ def rests_on(stored: Path, flows: Collection[str]) -> list[str]:
     """Those of some flows that a stored CSV has rows of."""
     tables = [_text(path) for path in sorted(stored.glob("*.csv"))]
     return [flow for flow in flows if any(len(_without(table, [flow])) < len(table) for table in tables)]
+
+
+def provenance(runs: Sequence[Run]) -> pd.DataFrame:
+    """Which code measured which checkpoint in some runs: checkpoint, checkpoint_digest, code_version, each row once."""
+    columns = ["checkpoint", "checkpoint_digest", "code_version"]
+    found = [run.table(name).reindex(columns=columns) for run in runs for name in ("cells", "probes")]
+    rows = pd.concat(found, ignore_index=True).dropna()
+    return rows.drop_duplicates().sort_values(columns, ignore_index=True)
+
+
+def origin(found: pd.DataFrame) -> str:
+    """A sentence that names the code and the checkpoints of `provenance` by the first digits of their digests."""
+    code = sorted({str(version)[:DIGITS] for version in found["code_version"]})
+    flows = found[["checkpoint", "checkpoint_digest"]].drop_duplicates().itertuples(index=False)
+    named = listing([f"`{name}` ({str(digest)[:DIGITS]})" for name, digest in flows])
+    return f"Measured by code {listing([f'`{one}`' for one in code])} from the checkpoints {named}."
 
 
 def compare(new: Path, stored: Path, absent: Collection[str] = ()) -> Comparison:

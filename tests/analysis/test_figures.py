@@ -60,7 +60,9 @@ def test_the_points_drawn_are_the_frame_and_invalid_ones_hollow(runs):
             line for line in ax.lines if len(line.get_xdata()) == 1 and line.get_marker() not in ("", "None", "_")
         ]
         drawn = {(float(p.get_xdata()[0]), float(p.get_ydata()[0])): p.get_markerfacecolor() == PAPER for p in points}
-        wanted = {(row["deviation_rmse"], row["speedup"]): row["valid"] != "valid" for row in panel.to_dict("records")}
+        wanted = {
+            (row["deviation_rmse"], row["speedup"]): row["valid"] == "invalid" for row in panel.to_dict("records")
+        }
         assert drawn == wanted
 
 
@@ -71,7 +73,7 @@ def test_the_front_holds_the_undominated_and_no_invalid_cell():
 
 def test_invalid_cells_are_not_on_the_front(runs):
     frame = pareto.data(runs, "deviation_rmse")
-    assert not frame.loc[frame["valid"] != "valid", "front"].any()
+    assert not frame.loc[frame["valid"] == "invalid", "front"].any()
     assert frame["front"].any()
 
 

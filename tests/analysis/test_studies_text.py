@@ -14,7 +14,7 @@ from analysis.studies.claims import checked, claims, measured, read_findings, ro
 from analysis.studies.partial import findings as partial
 from analysis.studies.reconstruction import findings as reconstruction
 from analysis.studies.render import claim_table, render_study
-from analysis.studies.stored import Comparison, compare
+from analysis.studies.stored import PROVENANCE, Comparison, compare, origin, provenance
 from analysis.studies.tau import findings as tau
 from analysis.studies.training import findings as training
 from harness.errors import HarnessError
@@ -177,6 +177,9 @@ def test_a_text_is_written_from_its_tables(sweep, tmp_path):
     assert "FID stays within 5 % of sequential's up to tau = 0.3" in text
     for link in re.findall(r"\]\(([^)]+\.png)\)", text):
         assert (results / link).stat().st_size > 0
+    made = provenance(load([sweep]).runs)
+    assert text.endswith(f"\n{origin(made)}\n") and set(made["checkpoint"]) == {"digits-64", "afhq-cat-64"}
+    assert pd.read_csv(results / "tau" / PROVENANCE, dtype=str).equals(made)
     again = tmp_path / "again"
     assert render_study(TEXTS / "tau", "A title", "fast", [sweep], again, results, check=True) == Comparison()
     assert compare(again / "tau", results / "tau") == Comparison()
