@@ -17,7 +17,7 @@ def parsed(options: object) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def flow_title(row: Mapping[str, Any]) -> str:
+def flow_title(row: Mapping[Any, Any]) -> str:
     """A flow's name, or the dataset where it has none: a file's, and random weights.
 
     >>> flow_title({"dataset": "cifar10-jpeg", "checkpoint": "cifar10"})
