@@ -289,15 +289,14 @@ def test_flows_whose_names_make_the_same_file_name_have_files_of_their_own(tmp_p
     assert len(list((tmp_path / "run" / "figures").glob("iterations-per-layer-*.png"))) == 4
 
 
-@pytest.mark.parametrize("setting", ["backend of a notebook", "unknown backend", "matplotlibrc"])
+@pytest.mark.parametrize("setting", ["backend of a notebook", "unknown backend and matplotlibrc"])
 def test_the_users_matplotlib_settings_change_nothing(full, tmp_path, setting):
     folder, _ = full
     rc = tmp_path / "matplotlibrc"
     rc.write_text("text.usetex: True\nfont.size: 30\nfigure.dpi: 40\naxes.prop_cycle: cycler('color', ['r'])\n")
     environment = {
         "backend of a notebook": {"MPLBACKEND": "module://matplotlib_inline.backend_inline"},
-        "unknown backend": {"MPLBACKEND": "nothing-like-it"},
-        "matplotlibrc": {"MATPLOTLIBRC": str(rc)},
+        "unknown backend and matplotlibrc": {"MPLBACKEND": "nothing-like-it", "MATPLOTLIBRC": str(rc)},
     }[setting]
     command = [sys.executable, "-m", "analysis", str(folder), "--out", str(tmp_path), "--only", "convergence-order"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
