@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -89,7 +89,7 @@ def quiet_run(run: Run) -> Quiet:
     return quiet_rounds({name: run.table(name) for name in ("timings", "devices", "sentinels")}, run.manifest)
 
 
-def quiet_rounds(tables: Mapping[str, pd.DataFrame], *manifests: Mapping[str, Any]) -> Quiet:
+def quiet_rounds(tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any]) -> Quiet:
     """Which rounds had the machine to themselves; those of which nothing is stored count.
 
     A round is noisy where others kept processors busy that it needed, its threads waited for one, another process
@@ -97,7 +97,7 @@ def quiet_rounds(tables: Mapping[str, pd.DataFrame], *manifests: Mapping[str, An
     last one that of a half, in the middle all.
     """
     timings, names = tables["timings"], ["group_id", "session", "round"]
-    reasons = _reasons_of_rounds(tables, _spare(manifests))
+    reasons = _reasons_of_rounds(tables, _spare(manifest))
     marked = timings[names].merge(reasons, on=names, how="left")["reason"].set_axis(timings.index)
     rounds = timings.assign(reason=marked)[timings["status"].eq("ok")].drop_duplicates(names)
     counts, told, noisy = timings["status"].eq("ok") & marked.notna(), dict[str, str](), set[str]()
@@ -146,10 +146,9 @@ def _beside_slow_sentinels(rounds: pd.DataFrame, sentinels: pd.DataFrame) -> pd.
     return of_these & (at["middle"] | (at["start"] & first) | (at["end"] & ~first))
 
 
-def _spare(manifests: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def _spare(manifest: Mapping[str, Any]) -> dict[str, float]:
     """Processors that a session had no threads for; others may use them."""
-    sessions = {name: one for manifest in manifests for name, one in (manifest.get("sessions") or {}).items()}
-    facts = {name: one.get("environment") for name, one in sessions.items()}
+    facts = {name: one.get("environment") for name, one in (manifest.get("sessions") or {}).items()}
     return {
         name: min(max(found["logical_cores"] - found["threads"], 0), 10_000)
         for name, found in facts.items()

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from analysis.drift import quiet_rounds
+from analysis.drift import quiet_run
 from analysis.statistics import BASELINE, DESCRIPTION, paired_speedups
 from analysis.summary import recommendations, summarise
 from analysis.text import flow_titles
@@ -136,10 +136,16 @@ def load(paths: Path | str | Sequence[Path | str]) -> Runs:
     several = [paths] if isinstance(paths, Path | str) else paths
     runs = [read_run(folder) for path in several for folder in find_runs(Path(path))]
     known = {name: table for run in runs for name, table in run.tables.items()} | TABLES
-    tables = {name: _merge(table, runs) for name, table in known.items() if name not in ON_DEMAND}
-    quiet = quiet_rounds(tables, *(run.manifest for run in runs))
-    tables, notes = _one_version(tables | {"timings": quiet.timings})
-    return Runs(tuple(runs), tables, (*notes, *quiet.sentences(tables["cells"])))
+    quiet = [quiet_run(run) for run in runs]  # each by itself: the machine of one says nothing of another's rounds
+    held = [
+        {name: run.table(name) for name in run.tables if name not in ON_DEMAND} | {"timings": one.timings}
+        for run, one in zip(runs, quiet, strict=True)
+    ]
+    tables, notes = _one_version(
+        {name: _merge(table, [one.get(name) for one in held]) for name, table in known.items() if name not in ON_DEMAND}
+    )
+    told = dict.fromkeys(sentence for one in quiet for sentence in one.sentences(tables["cells"]))
+    return Runs(tuple(runs), tables, (*notes, *told))
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -152,10 +158,9 @@ def find_runs(path: Path) -> list[Path]:
     return found
 
 
-def _merge(table: Table, runs: Sequence[Run]) -> pd.DataFrame:
+def _merge(table: Table, held: Sequence[pd.DataFrame | None]) -> pd.DataFrame:
     """All runs' rows of one table, those of the last run first, each key once; rounds of several sessions add up."""
-    held = [(str(number), run.table(table.name)) for number, run in enumerate(runs) if table.name in run.tables]
-    frames = [frame.assign(run=number) for number, frame in held if not frame.empty]
+    frames = [frame.assign(run=str(number)) for number, frame in enumerate(held) if frame is not None and len(frame)]
     if not frames:
         return table.empty().assign(run=pd.Series(dtype=object))
     key = [*table.key, "session"] if table.name in ("timings", "devices") else list(table.key)

@@ -94,8 +94,9 @@ def test_rounds_beside_a_slow_sentinel_are_left_out(times, first, last):
 
 def test_rounds_of_which_nothing_is_stored_count():
     tables = {"timings": timings(), "devices": TABLES["devices"].empty(), "sentinels": TABLES["sentinels"].empty()}
-    quiet = quiet_rounds(tables, {"sessions": None}, {"sessions": {"s": {"environment": 3}}})
-    assert not quiet.told and not quiet.noisy and quiet.timings["status"].eq("ok").all()
+    for sessions in (None, {"s": {"environment": 3}}):
+        quiet = quiet_rounds(tables, {"sessions": sessions})
+        assert not quiet.told and not quiet.noisy and quiet.timings["status"].eq("ok").all()
 
 
 def reading(**facts):
