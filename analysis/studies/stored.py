@@ -95,7 +95,10 @@ def compare(new: Path, stored: Path, absent: Collection[str] = ()) -> Comparison
 
 
 def _text(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
 
 
 def _without(table: pd.DataFrame, flows: Collection[str]) -> pd.DataFrame:

@@ -249,6 +249,11 @@ def test_the_convergence_study_finds_the_known_rates_and_judges_by_them(folder):
     assert verdicts["finite"].agrees is True and verdicts["nilpotent"].agrees is True
     assert verdicts["initial-guess"].agrees is False and "up to 3 iterations" in verdicts["initial-guess"].measured
     assert verdicts["first-layer-iterations"].agrees is True
+    names = ("iterations", "orders", "ends")
+    iterations, orders, ends = (found.tables[name] for name in names)
+    short = ends.assign(cut_short=1, unsettled=1)
+    cut = convergence_study._claims("digits", iterations, orders, short, found.rounded["last-bits"])
+    assert [claim.claim for claim in cut] == ["initial-guess", "first-layer-iterations"], "no end, no verdict on it"
 
 
 def test_errors_are_set_against_the_residual_at_which_iteration_stops(folder):

@@ -105,7 +105,7 @@ def test_sejd_that_selects_is_set_beside_the_first_crms_choice_and_auto(tmp_path
         for layer in (1, 2)
         for t in (1, 2)
     ]
-    tables["crm"] = [told | {"layer": layer, "crm_share": layer / 3} for layer in (1, 2)]
+    tables["crm"] = [{**IDENTITY, "checkpoint": "toy", "layer": layer, "crm_share": layer / 3} for layer in (1, 2)]
     tables["layer_sets"].append(
         tables["layer_sets"][0] | {"sequential_layers": "auto", "deviation_rmse": 0.03, "predicted_s": None}
     )

@@ -167,6 +167,7 @@ def _ends(runs: Runs, samples: pd.DataFrame) -> pd.DataFrame:
             "latest_token": grouped["latest_token"].max(),
             "decodes": grouped.size(),
             "cut_short": grouped["iterations"].apply(lambda counts: int(counts.isna().sum())),
+            "unsettled": grouped.size() - settled.size().reindex(grouped.size().index, fill_value=0),
         }
     ).reset_index()
 
@@ -183,7 +184,7 @@ def _claims(
     own = orders[orders["flow"] == flow].dropna(subset=["order_low"])
     above = int((own["order_low"] > 1).sum())
     end, bit = ends[ends["flow"] == flow], bits[bits["flow"] == flow]
-    cut = end.loc[end["cut_short"] > 0, "layer"]  # their last factor is not known
+    cut = end.loc[(end["cut_short"] > 0) & (end["unsettled"] > 0), "layer"]  # their last factor is not known
     paper = own[(own["initial"] == FROM) & ~own["layer"].isin(cut)].dropna(subset=["factor_late"])
     paper = paper.assign(falls=paper["factor_late"] / paper["factor_early"])
     linear = [str(layer) for layer in paper.loc[paper["falls"] > HALVES, "layer"]]
@@ -213,7 +214,7 @@ def _claims(
                 f"above {ROUNDING:g} of the largest",
             )
         )
-    if cut.empty:
+    if not end["cut_short"].any():
         found.append(
             Finding(
                 "finite",
@@ -227,7 +228,7 @@ def _claims(
             )
         )
     if len(known) and steps[known].notna().all(axis=None):
-        found += [
+        found.append(
             Finding(
                 "initial-guess",
                 flow,
@@ -237,7 +238,10 @@ def _claims(
                 + fitted,
                 bool(totals.max() <= (1 + LITTLE) * totals.min()),
                 f"in all layers together the worst of the three takes at most {LITTLE:.0%} more than the best",
-            ),
+            )
+        )
+    if steps[FROM].notna().all():
+        found.append(
             Finding(
                 "first-layer-iterations",
                 flow,
@@ -245,8 +249,8 @@ def _claims(
                 f"slowest other layer {int(others.max())}",
                 bool(first.iloc[0] > others.max()),
                 "layer 1 takes more iterations than every other",
-            ),
-        ]
+            )
+        )
     return found
 
 
