@@ -54,12 +54,13 @@ Layers = tuple[LayerChoice, ...]
 def candidates(flow: CausalFlow) -> list[LayerChoice]:
     """What a layer may be decoded by, each a fixed amount of work; in half precision too where that gains."""
     longest, found = flow.num_tokens - 1, find_calibration(flow)
-    learned = found is not None and any(len(fit.learned) for fit in found.layers)
-    correction = {"correction": "learned" if learned else "fitted"}
-    fitted = [{"iterations": [n], **correction} for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
+    kinds = ["fitted"]  # a linear correction is less exact and quicker, most of all at batch 1
+    if found is not None and any(len(fit.learned) for fit in found.layers):
+        kinds.append("learned")
+    fitted = [{"iterations": [n], "correction": kind} for kind in kinds for n in (1, 2, 3, 4, 5, 6, 8) if n < longest]
     strides = [2**power for power in range(1, 16) if longest // 8 < 2**power <= longest // 4 + 1]
     slides = [
-        {"window": times * stride, "advance": stride, "initial": "fitted", **correction, "fallback": "leave"}
+        {"window": times * stride, "advance": stride, "initial": "fitted", "correction": kinds[-1], "fallback": "leave"}
         for stride in strides
         for times in (2, 3, 4)
         if times * stride <= longest
