@@ -26,7 +26,7 @@ from harness.runs.titles import parsed, title
 PAPER_TAU = 0.5
 """What the papers use (arXiv 2505.24791, Algorithm 1)."""
 
-DECODERS = ("sequential", "ujd", "sejd", "gs-jacobi", "frontier", "auto")
+DECODERS = ("sequential", "ujd", "sejd", "gs-jacobi", "frontier", "fitted", "auto")
 """The decoders that every reader meets, in the order of every legend; the others follow by name."""
 
 ON_DEMAND = ("residuals",)

@@ -60,11 +60,12 @@ DECODERS: dict[str, DecoderStyle] = {
     "sejd": DecoderStyle(_BLUE, "o", "-"),
     "gs-jacobi": DecoderStyle(_GREEN, "D", (0, (3, 1, 1, 1))),
     "frontier": DecoderStyle(_PINK, "v", (0, (6, 1, 1, 1, 1, 1))),
+    "fitted": DecoderStyle(_BROWN, "X", (0, (4, 1))),
     "auto": DecoderStyle(_RED, "*", "-"),
 }
 """The decoders every reader meets; the others are styled by `_FALLBACK_COLORS` and `_FALLBACK_MARKERS`."""
 
-_FALLBACK_COLORS = (_BROWN, _SKY, _PINK, _GREEN, _RED)
+_FALLBACK_COLORS = (_SKY, _YELLOW, _LIGHT_PINK, _GREEN, _RED)
 _FALLBACK_MARKERS = ("P", "X", "<", ">", "h", "d", "p")
 _FALLBACK_DASHES: tuple[Dashes, ...] = ((0, (4, 1)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 
