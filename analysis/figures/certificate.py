@@ -63,9 +63,9 @@ def finding(frame: pd.DataFrame) -> str:
 
 READING = (
     "Each point is a sample. The certificate is the RMS of encode(sample) less the latents, one forward pass; divided "
-    "by a constant of the flow, the median ratio that harness calibrate measured on other samples, it estimates the "
-    "deviation from the exact sample (RMSE, image units). The band is what calibration says of 90 % of samples: a "
-    "spread, no bound."
+    "by the median ratio that harness calibrate measured of certificates of its size, on other samples, it estimates "
+    "the deviation from the exact sample (RMSE, image units). The band is what calibration says of 90 % of samples of "
+    "any size: a spread, no bound."
 )
 
 PLOTS = [Plot("certificates", "Certified against true deviation", READING, data, draw, finding)]

@@ -59,7 +59,7 @@ def cells(
                     "cell_key": key,
                     "group_id": f"{dataset}-{tokens}-{batch}",
                     "dataset": dataset,
-                    "checkpoint": f"{dataset}-{tokens}",
+                    "checkpoint": dataset if tokens == 64 else f"{dataset}-{tokens}",
                     "decoder": decoder,
                     "label": decoder,
                     "tau": tau,

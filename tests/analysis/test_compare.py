@@ -447,7 +447,8 @@ def test_no_decoder_is_cut_in_a_narrow_terminal(pair, monkeypatch, columns):
     comparison = pair(plain(wall_s=0.35))
     text = FORMATS["text"](comparison, comparison.verdicts)
     table, _, _ = text.partition("note:")
-    assert "…" not in text and all(name in table for name in ("sequential", "ujd tau 0.5", "sejd tau 0.5", "slower"))
+    words = " ".join(table.split())  # a row may be broken between words
+    assert "…" not in text and all(name in words for name in ("sequential", "ujd tau 0.5", "sejd tau 0.5", "slower"))
     assert max(map(len, table.splitlines()[:-1])) <= columns
     figures = [float(number) for number in re.findall(r"([\d.]+)x ->", text)]  # what is printed is plausible
     assert len(figures) == 3 and all(0.9 < figure < 5 for figure in figures)

@@ -5,7 +5,7 @@ from analysis.drift import LEFT_OUT, doubts, quiet_rounds
 from harness.measure.workers.device_state import Reading, between, read, watch
 from harness.runs.tables import TABLES
 
-CELLS = pd.DataFrame({"group_id": ["a", "a", "b"], "dataset": "digits", "batch_size": [4, 4, 16]})
+CELLS = pd.DataFrame({"group_id": [*"aab"], "dataset": "digits", "checkpoint": "digits", "batch_size": [4, 4, 16]})
 
 
 def sentinels(*times, group="a", status="ok"):

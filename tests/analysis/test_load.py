@@ -53,7 +53,7 @@ def test_flows_and_series_are_named_by_what_tells_them_apart(tmp_path):
     ]
     many = [cell | {"options": options(initial="zeros")} if cell["options"] == "{}" else cell for cell in many]
     runs = load([write_run(tmp_path / "run", many, only=(), images=False)])
-    assert set(runs.cells["flow"]) == {"digits", "cifar10-jpeg-64", "cifar10-jpeg-256"}
+    assert set(runs.cells["flow"]) == {"digits", "cifar10-jpeg", "cifar10-jpeg-256"}
     digits = runs.cells[runs.cells["flow"] == "digits"]
     assert {"sejd initial=input", "sejd initial=zeros"} <= set(digits["series"])
 

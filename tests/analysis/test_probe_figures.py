@@ -22,7 +22,7 @@ FID = {"attention": 0.5, "input": 30.0}
 """Added to the flow's; noise and blur that leave images plain add 0.96."""
 
 
-def identity(checkpoint="flow", code="v1", **extra):
+def identity(checkpoint="digits", code="v1", **extra):
     about = {"dataset": "digits", "checkpoint": checkpoint, "num_tokens": TOKENS}
     return {"cell_id": f"{checkpoint}-{code}", "cell_key": checkpoint} | about | extra
 
@@ -117,7 +117,7 @@ def certificate_rows(**of):
             }  # fmt: skip
 
 
-def probe_row(checkpoint="flow", code="v1"):
+def probe_row(checkpoint="digits", code="v1"):
     return {
         "cell_id": f"{checkpoint}-{code}",
         "cell_key": checkpoint,
@@ -219,7 +219,7 @@ def test_a_probe_of_older_code_is_left_out(tmp_path):
             store.append("probes", [probe_row(code=code)])
             store.append("redundancy", list(redundancy_rows(shift=shift, code=code)))
     rows = load([tmp_path / "run"]).tables["redundancy"]
-    assert set(rows["cell_id"]) == {"flow-new"}
+    assert set(rows["cell_id"]) == {"digits-new"}
 
 
 def test_runs_without_probes_say_so(tmp_path):

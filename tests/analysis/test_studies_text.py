@@ -178,7 +178,7 @@ def test_a_text_is_written_from_its_tables(sweep, tmp_path):
     for link in re.findall(r"\]\(([^)]+\.png)\)", text):
         assert (results / link).stat().st_size > 0
     made = provenance(load([sweep]).runs)
-    assert text.endswith(f"\n{origin(made)}\n") and set(made["checkpoint"]) == {"digits-64", "afhq-cat-64"}
+    assert text.endswith(f"\n{origin(made)}\n") and set(made["checkpoint"]) == {"digits", "afhq-cat"}
     assert pd.read_csv(results / "tau" / PROVENANCE, dtype=str).equals(made)
     again = tmp_path / "again"
     assert render_study(TEXTS / "tau", "A title", "fast", [sweep], again, results, check=True) == Comparison()

@@ -17,9 +17,9 @@ from analysis.text import listing, percent
 
 UNCACHED = "uncached"
 """The paper's baseline: a full forward pass for every token."""
-PAPER = {"ising": "e3-ising", "binary-digits": "e3-binary-mnist"}
+PAPER = {"ising": "e3-ising", "maf-digits": "e3-binary-mnist"}
 """The paper's experiment beside each of ours."""
-CLAIMS = {"ising": "maf-ising", "binary-digits": "maf-digits"}
+CLAIMS = {"ising": "maf-ising", "maf-digits": "maf-digits"}
 SIDES = range(2, 65)
 """Sides of square lattices among which the one is looked for whose independent spins explain the paper's figure."""
 KEPT = 0.05
