@@ -127,6 +127,6 @@ def test_runs_without_auto_are_told_in_a_sentence(tmp_path):
 def test_the_text_tells_bars_missed_layers_code_and_checkpoints(tmp_path):
     found = list(synthetic.cells(("sequential", "sejd", "auto"), taus=(0.5,), batches=(16,)))
     text = write([synthetic.write_run(tmp_path / "run", found, images=False)], tmp_path / "fastest.md").read_text()
-    assert "Measured by code `v1` from the checkpoints `digits-64` (00000000)." in text
+    assert "Measured by code `v1` from the checkpoints `digits` (00000000)." in text
     assert re.search(r"\| 1\.2\d* \(missed by 5[89] %\) \|", text)  # over SeJD, of which 3 is asked
     assert "jacobi 10, jacobi 5, jacobi 5, jacobi 5" in text
