@@ -59,6 +59,7 @@ def table(runs: Runs) -> pd.DataFrame:
     over = runs.cells[["cell_id", *names]]
     for figure, name in zip(("speedup", "low", "high", "coverage"), OVER_SEJD, strict=True):
         over = over.assign(**{name: over["cell_id"].map(paired[figure])})
+    over = over.merge(runs.validity[["cell_id", "valid"]], on="cell_id", how="left")
     return frame.merge(over, on=names, how="left").sort_values(names, kind="stable")
 
 
@@ -178,12 +179,13 @@ HEADINGS = {
     "forward_ratio": "forward passes",
     "deviation_rmse": "deviation",
     "fid": "FID",
+    "valid": "quality",
     "fpe": "FPE",
     "iterations": "iterations per layer",
 }
 """Columns whose headings in the text are not their names."""
-CELLS = [*CELL, "series", "tau", "wall_s", "speedup", "over_sejd", "forward_ratio", "deviation_rmse", "fid", "fpe"]
-CELLS += ["depth", "iterations"]
+CELLS = [*CELL, "series", "tau", "wall_s", "speedup", "over_sejd", "forward_ratio", "deviation_rmse", "fid"]
+CELLS += ["valid", "fpe", "depth", "iterations"]
 
 
 def _one(cells: pd.DataFrame, series: str, tau: float | None = None) -> pd.Series | None:

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis.drift import quiet_run
+from analysis.quality import valid_cells
 from analysis.statistics import BASELINE, DESCRIPTION, paired_speedups
 from analysis.summary import recommendations, summarise
 from analysis.text import flow_titles
@@ -92,6 +93,12 @@ class Runs:
         found = paired_speedups(self.tables["timings"], baseline=BASELINE)
         known = [name for name in found if name not in CONTEXT]
         return found[known].merge(self.cells[["cell_id", *CONTEXT]], on="cell_id")
+
+    @cached_property
+    def validity(self) -> pd.DataFrame:
+        """One row per timed cell whose quality was measured: `cell_id`, and `valid` and `why` of `valid_cells`."""
+        quality = self.joined("quality").merge(self.speedups[["cell_id", "group_id"]])
+        return quality[["cell_id"]].join(valid_cells(quality, self.tolerance))
 
     def table(self, name: str) -> pd.DataFrame:
         """One of `tables`; of a probe that no run holds, without rows and columns."""

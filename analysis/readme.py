@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 import textwrap
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.console import Console
 from analysis import fastest
 from analysis.figures import pareto
 from analysis.figures.files import save, settle, write_csv
-from analysis.load import BASELINE, PAPER_TAU, load, title_of
+from analysis.load import BASELINE, PAPER_TAU, Runs, highest, load, title_of
 from analysis.quality import INVALID
 from analysis.studies.render import machine
 from analysis.studies.stored import origin, provenance
@@ -37,51 +36,53 @@ COLUMNS = {
     "over": "over SeJD, interval",
     "deviations": "deviation, SeJD's",
     "forward_ratio": "in forward passes",
+    "valid": "quality",
 }
 
 
 def write(readme: Path, results: Path) -> Path:
     """Write the parts, and the first figure with its table into ``results/figures``. Raises HarnessError: no marks."""
-    frame = frontier(results)
+    runs = decoders_of(results)
+    frame = frontier(runs)
     drawn = pareto.PLOTS[0].figure(frame)
     settle(drawn)
     (results / "figures").mkdir(parents=True, exist_ok=True)
     save(drawn, results / "figures" / f"{FIGURE}.png", FIGURE)
     write_csv(frame, results / "figures" / f"{FIGURE}.csv")
-    readme.write_text(rendered(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
+    readme.write_text(rendered(readme.read_text(encoding="utf-8"), results, runs), encoding="utf-8")
     return readme
 
 
-def rendered(text: str, results: Path) -> str:
-    """The text with its parts as the tables stored in `results` have them."""
-    parts = {"frontier": _frontier(results), "demo": _demo(results), "fastest": _fastest(results)}
-    for name, part in parts.items():
+def rendered(text: str, results: Path, runs: Runs) -> str:
+    """The text with its parts as the tables stored in `results`, and `decoders_of` these, have them."""
+    for name, part in {"frontier": _frontier(runs), "demo": _demo(results), "fastest": _fastest(runs)}.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        place = re.compile(f"{begin}.*?{end}", re.DOTALL)
-        if len(place.findall(text)) != 1:
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed) or begin in rest or end in before + after:
             raise HarnessError(f"the document has to hold '{begin}' and '{end}' once, where this part is written")
-        text = place.sub(lambda _, part=part, begin=begin, end=end: f"{begin}\n\n{part}\n\n{end}", text)  # type: ignore[misc]
+        text = f"{before}{begin}\n\n{part}\n\n{end}{after}"
     return text
 
 
-def frontier(results: Path) -> pd.DataFrame:
-    """What the first figure draws: every decoder of the run `fastest` on one flow, at one batch size."""
-    runs = load(results / "runs" / "fastest")
+def decoders_of(results: Path) -> Runs:
+    """The stored runs of the matrix `fastest`, of every decoder."""
+    return load(sorted((results / "runs").glob("fastest*")))
+
+
+def frontier(runs: Runs) -> pd.DataFrame:
+    """What the first figure draws: every decoder of `decoders_of` on one flow, at one batch size."""
     frame = pareto.data(runs, MEASURE)
     return frame[frame["flow"].eq(FLOW) & frame["batch_size"].eq(BATCH)].reset_index(drop=True)
 
 
-def _frontier(results: Path) -> str:
-    frame, runs = frontier(results), load(results / "runs" / "fastest")
-    ours = [pareto.is_ours(*names) for names in zip(frame["decoder"], frame["series"], strict=True)]
-    auto = frame[frame["series"].eq("auto")].iloc[0]
-    rival = (
-        frame[frame["valid"].ne(INVALID) & frame["decoder"].ne(BASELINE) & ~pd.Series(ours)]
-        .sort_values("speedup")
-        .iloc[-1]
-    )
+def _frontier(runs: Runs) -> str:
+    frame = frontier(runs)
+    auto = highest(frame[frame["series"].eq(fastest.AUTO)], "speedup")
+    others = frame["valid"].ne(INVALID) & frame["decoder"].ne(BASELINE) & ~frame["ours"]
+    rival = highest(frame[others], "speedup")
     told = [
-        f"{speedup(*row[INTERVAL])} as fast as {BASELINE} at a deviation of {quantity(row[MEASURE])}"
+        f"{speedup(*(row[name] for name in INTERVAL))} as fast as {BASELINE} at a deviation of {quantity(row[MEASURE])}"
         for row in (auto, rival)
     ]
     sentence = (
@@ -105,8 +106,7 @@ def _demo(results: Path) -> str:
     return f"On {machine(load(run.path))}:\n\n```\n{table}\n```\n\n{origin(provenance([run]))}"
 
 
-def _fastest(results: Path) -> str:
-    runs = load(sorted((results / "runs").glob("fastest*")))
+def _fastest(runs: Runs) -> str:
     frame = fastest.table(runs)
     paper = frame["series"].eq("sejd") & frame["tau"].eq(PAPER_TAU)
     both = frame[frame["series"].eq(fastest.AUTO)].merge(frame[paper], on=fastest.CELL, suffixes=("", "_sejd"))
@@ -118,6 +118,7 @@ def _fastest(results: Path) -> str:
             "over": speedup(*(row[name] for name in fastest.OVER_SEJD)),
             "deviations": f"{quantity(row[MEASURE])}, {quantity(row[f'{MEASURE}_sejd'])}",
             "forward_ratio": quantity(row["forward_ratio"]),
+            "valid": row["valid"],
         }
         for row in both.to_dict("records")
     ]

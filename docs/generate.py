@@ -265,7 +265,7 @@ def _run(folder: Path) -> list[str]:
         for row in group.sort_values("wall_s").to_dict("records"):
             exact = row["decoder"] == "sequential"
             told = "1" if exact else speedup(*(row[one] for one in ("speedup", "low", "high", "coverage")))
-            ours = is_ours(row["decoder"], row["label"])
+            ours = is_ours(row["decoder"], row["options"])
             numbers = (row[name] for name in ("forward_ratio", "deviation_rmse", "fid", "fpe", "depth"))
             lines.append([
                 title(row["label"], row["tau"]), "ours" if ours else "the papers", quantity(row["wall_s"]),

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from analysis.figures.plot import Omitted, Plot, require
 from analysis.figures.style import INK, PAPER, log_axis, panels, styles
 from analysis.load import BASELINE, Runs, highest, lowest, ranked, title_of
-from analysis.quality import INVALID, UNDECIDED, VALID, valid_cells
+from analysis.quality import INVALID, UNDECIDED, VALID
 from analysis.text import listing, quantity, times, times_to
+from harness.runs.titles import parsed
 
 MEASURES = {
     "deviation_rmse": ("deviation", "deviation (RMSE, image units)"),
@@ -22,23 +23,29 @@ MEASURES = {
     "kid": ("KID", "KID"),
 }
 
-OURS, OUR_WORDS = ("auto", "fitted", "frontier"), ("fitted", "learned", "networks in", "by measurement")
-"""Decoders of this project, and what the labels of those of the papers say that were given a part of it."""
-
-
-def is_ours(decoder: str, label: str) -> bool:
-    """Whether a decoder is this project's, or has a part that is; the others are the papers'.
-
-    >>> is_ours("auto", "auto"), is_ours("sejd", "sejd"), is_ours("sejd", "sejd, networks in bfloat16")
-    (True, False, True)
-    """
-    return decoder in OURS or any(words in label for words in OUR_WORDS)
-
-
+OURS = ("auto", "fitted", "frontier")
+"""Decoders of this project."""
+PAPERS = {
+    "initial": ("zeros", "input", "normal"),
+    "correction": (None,),
+    "network_dtype": (None,),
+    "select": ("first",),
+}
+"""What the papers' decoders have for these options; anything else is a part of this project."""
 OUR_SIZE = 8.5
 """Of this project's markers, in points; the others have the theme's."""
 ROUNDING = 1e-5
 """Deviations below this are rounding; the logarithmic axis ends above them and becomes linear down to 0."""
+
+
+def is_ours(decoder: str, options: object) -> bool:
+    """Whether a decoder is this project's, or has a part that is; the others are the papers'. `options` are JSON.
+
+    >>> is_ours("auto", "{}"), is_ours("sejd", '{"initial": "zeros"}'), is_ours("sejd", '{"network_dtype": "bfloat16"}')
+    (True, False, True)
+    """
+    known = parsed(options)
+    return decoder in OURS or any(known.get(name, values[0]) not in values for name, values in PAPERS.items())
 
 
 def data(runs: Runs, measure: str) -> pd.DataFrame:
@@ -46,10 +53,9 @@ def data(runs: Runs, measure: str) -> pd.DataFrame:
     short = MEASURES[measure][0]
     quality = runs.joined("quality")
     require(quality[quality["status"] == "ok"], "no cell has a quality row")
-    quality = quality.merge(runs.speedups[["cell_id", "group_id"]])
-    quality = quality.join(valid_cells(quality, runs.tolerance))
-    columns = ["cell_id", "fid_features", "kid_std", "num_samples", measure, "valid"]
+    columns = ["cell_id", "fid_features", "kid_std", "num_samples", measure]
     frame = runs.speedups.merge(quality.loc[quality["status"] == "ok", columns], on="cell_id")
+    frame = frame.merge(runs.validity[["cell_id", "valid"]], on="cell_id")
     require(frame.dropna(subset=[measure]), f"no timed cell has a {short}")
     frame = require(
         frame.dropna(subset=[measure, "speedup"]),
@@ -57,14 +63,16 @@ def data(runs: Runs, measure: str) -> pd.DataFrame:
     )
     if set(frame["decoder"]) == {BASELINE}:
         raise Omitted(f"{BASELINE} alone has a {short}; there is nothing to set against it")
-    frame = ranked(frame.assign(title=frame.apply(title_of, axis=1), front=False))
+    options = frame["cell_id"].map(runs.cells.set_index("cell_id")["options"])
+    ours = [is_ours(*one) for one in zip(frame["decoder"], options, strict=True)]
+    frame = ranked(frame.assign(title=frame.apply(title_of, axis=1), ours=ours, front=False))
     kept = frame[~frame["valid"].eq(INVALID)]
     for _, panel in kept.groupby(["flow", "batch_size", "fid_features"], dropna=False):
         frame.loc[panel.index, "front"] = on_front(panel[measure].to_numpy(), panel["speedup"].to_numpy())
     keep = ["flow", "batch_size", "decoder", "series", "tau", "seed", "title", measure]
     keep += ["speedup", "low", "high", "coverage"]
     extra = {"deviation_rmse": [], "fid": ["fid_features"], "kid": ["kid_std", "fid_features"]}[measure]
-    return frame[[*keep, *extra, "pairs", "num_samples", "valid", "front"]].reset_index(drop=True)
+    return frame[[*keep, *extra, "pairs", "num_samples", "valid", "ours", "front"]].reset_index(drop=True)
 
 
 def on_front(cost: np.ndarray, gain: np.ndarray) -> np.ndarray:
@@ -96,7 +104,6 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
             for series, rows in panel.groupby("series", sort=False):
                 style = looks[str(series)]
                 rows = rows.sort_values("tau")
-                ours = is_ours(str(rows["decoder"].iloc[0]), str(series))
                 ax.plot(rows[measure], rows["speedup"], color=style.color, ls=style.dashes, lw=0.9, alpha=0.7)
                 for row in rows.to_dict("records"):
                     hollow, open_ = row["valid"] == INVALID, row["valid"] == UNDECIDED
@@ -105,7 +112,7 @@ def draw(frame: pd.DataFrame, measure: str) -> Figure:
                         row[measure], row["speedup"], yerr=None if pd.isna(row["low"]) else bar, fmt=style.marker,
                         color=style.color, mfc=PAPER if hollow else style.color, mec=style.color, elinewidth=1.0,
                         zorder=3, fillstyle="left" if open_ else "full", markerfacecoloralt=PAPER,
-                        ms=OUR_SIZE if ours else None,
+                        ms=OUR_SIZE if row["ours"] else None,
                     )  # fmt: skip
                     if not (hollow or open_) or str(series) not in found:
                         found[str(series)] = point

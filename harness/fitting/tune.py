@@ -155,6 +155,7 @@ class Tuner:
                 if upper <= allowed:
                     return layers
                 safe = predicted * (allowed / upper) ** 2
+        self.reporter.note(f"no faster schedule is surely within {allowed:.3g}: every layer is decoded sequentially")
         return (SEQUENTIAL,) * self.flow.num_layers
 
     def _held(self, layers: Layers) -> RootMean:

@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.flows import CausalFlow, load_flow
 from harness.flows.checkpoints import digest
 from harness.flows.precision import dtype_named
+from harness.runs.titles import flow_title
 
 BASELINE = "sequential"
 
@@ -77,6 +78,11 @@ class Subject:
 
     def build_guidance(self) -> Guidance | None:
         return None
+
+    @property
+    def flow(self) -> str:
+        """What the flow is called in every table and message."""
+        return flow_title({"dataset": self.dataset, "checkpoint": self.checkpoint})
 
     @property
     def identity(self) -> dict[str, Any]:

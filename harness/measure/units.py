@@ -79,7 +79,7 @@ class CellTask:
 
     def units(self, cells: Sequence[Cell]) -> list[Unit]:
         return [
-            Unit(f"{cell.dataset}, {cell.title}", (cell,), self.cost * (1 + cell.batch_size / 16), tables=(self.name,))
+            Unit(f"{cell.flow}, {cell.title}", (cell,), self.cost * (1 + cell.batch_size / 16), tables=(self.name,))
             for cell in cells
         ]
 

@@ -8,26 +8,30 @@ import pandas as pd
 import pytest
 
 from analysis.figures.files import write_csv
-from analysis.readme import FIGURE, frontier, rendered
+from analysis.readme import FIGURE, decoders_of, frontier, rendered
 from harness.errors import HarnessError
 
 ROOT = Path(__file__).parents[2]
 RESULTS, TEXT = ROOT / "results", (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def written(text, results=RESULTS):
+    return rendered(text, results, decoders_of(results))
+
+
 def test_its_parts_are_those_that_the_stored_tables_write():
-    assert rendered(TEXT, RESULTS) == TEXT
+    assert written(TEXT) == TEXT
 
 
 def test_a_number_that_somebody_typed_is_written_over():
     part = TEXT.partition("<!-- begin fastest -->")[2]
     number = re.search(r"\d+\.\dx", part)[0]
-    assert rendered(TEXT.replace(number, "99.9x"), RESULTS) == TEXT
+    assert written(TEXT.replace(number, "99.9x")) == TEXT
 
 
 def test_the_first_figure_is_the_frontier_of_every_decoder_of_the_stored_run(tmp_path):
     assert TEXT.index(f"results/figures/{FIGURE}.png") < TEXT.index("results/figures/convergence")
-    frame = frontier(RESULTS)
+    frame = frontier(decoders_of(RESULTS))
     write_csv(frame, tmp_path / "frontier.csv")
     stored = RESULTS / "figures" / f"{FIGURE}.csv"
     assert (tmp_path / "frontier.csv").read_bytes() == stored.read_bytes()
@@ -42,7 +46,7 @@ def test_prose_outside_of_the_parts_has_no_measured_number():
 
 def test_a_document_without_the_marks_is_told_so(tmp_path):
     with pytest.raises(HarnessError, match="has to hold '<!-- begin demo -->'"):
-        rendered(TEXT.replace("<!-- begin demo -->", ""), RESULTS)
+        written(TEXT.replace("<!-- begin demo -->", ""))
 
 
 def test_another_stored_number_makes_another_text(tmp_path):
@@ -51,4 +55,4 @@ def test_another_stored_number_makes_another_text(tmp_path):
     (part,) = (tmp_path / "runs" / "digits" / "quality.parquet").glob("*.parquet")
     quality = pd.read_parquet(part)
     quality.assign(fid=quality["fid"] + 1).to_parquet(part)
-    assert rendered(TEXT, tmp_path) != TEXT
+    assert written(TEXT, tmp_path) != TEXT

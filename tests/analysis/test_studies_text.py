@@ -233,7 +233,6 @@ def test_a_finding_of_no_claim_or_without_words_is_refused():
         checked([Finding("finite", "digits", "m", True, "")])
 
 
-@pytest.mark.skipif(not (RESULTS / "README.md").is_file(), reason="no claim table is stored yet")
 def test_the_stored_claim_table_is_made_from_the_stored_findings():
     stored = (RESULTS / "README.md").read_text(encoding="utf-8")
     assert stored == claim_table(RESULTS)
@@ -255,7 +254,6 @@ def test_the_score_counts_every_claim_once():
     assert "1 agree" in score(found)
 
 
-@pytest.mark.skipif(not (RESULTS / "README.md").is_file(), reason="no claim table is stored yet")
 def test_a_claim_without_a_verdict_waits_for_a_study_that_is_not_stored():
     """Once every study is stored, none is left."""
     waiting = [name for name in studies() if not (RESULTS / f"{name}.md").is_file()]
@@ -299,7 +297,6 @@ def test_names_of_flows_are_no_markup_in_the_claim_table():
     assert r"\`x\` \*y\*" in measured("s", Finding("finite", "`x` *y*", "m", True, "c"), "agree")
 
 
-@pytest.mark.skipif(not (RESULTS / "README.md").is_file(), reason="no study is stored yet")
 def test_the_stored_pages_tell_the_stored_verdicts():
     for study in ("convergence", "redundancy"):
         page = (RESULTS / f"{study}.md").read_text(encoding="utf-8")

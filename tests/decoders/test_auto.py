@@ -63,13 +63,16 @@ def test_no_schedule_within_the_budget_is_faster(seed):
 
 
 @pytest.mark.parametrize(("true", "expected"), [(0.8, 0), (0.99, 1), (5.0, None)])
-def test_a_schedule_predicted_a_little_too_large_is_tried(monkeypatch, true, expected):
+def test_a_schedule_predicted_a_little_too_large_is_tried_and_none_is_told(monkeypatch, true, expected):
     """Of one layer whose candidates are predicted to leave 0.12, 0.1 and 0.05, and leave `true` times that."""
+    told = []
     tuner, choices = object.__new__(Tuner), [LayerChoice("fitted", {"iterations": [n]}) for n in (1, 2, 3)]
     tuner.choices, tuner.errors, tuner.flow = choices, [[0.12**2, 0.1**2, 0.05**2]], SimpleNamespace(num_layers=1)
     left = {str((choice,)): true * error for choice, error in zip(choices, (0.12, 0.1, 0.05), strict=True)}
+    tuner.reporter = SimpleNamespace(note=told.append)
     monkeypatch.setattr(Tuner, "_held", lambda self, layers: SimpleNamespace(upper=left[str(layers)]))
     assert tuner._within(0.1, [1.0, 2.0, 3.0]) == ((SEQUENTIAL if expected is None else choices[expected]),)
+    assert ["surely within 0.1" in sentence for sentence in told] == [True] * (expected is None)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -104,10 +105,7 @@ class Choices:
         for number in range(-1, rounds):
             order = list(decoders)
             shuffle(order)
-            seconds = {
-                choice: timed(lambda choice=choice: self.batch.result(decoders[choice]), self.device)[0]  # type: ignore[misc]
-                for choice in order
-            }
+            seconds = {choice: timed(partial(self.batch.result, decoders[choice]), self.device)[0] for choice in order}
             if number >= 0:
                 rows += [
                     {

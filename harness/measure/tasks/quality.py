@@ -77,7 +77,7 @@ class QualityTask:
                 split = len(shards) > 1
                 cost = self._count(cell) * (0 if split else 1 / cell.batch_size + 1 / 16) + 1
                 inputs = tuple(shard_file(cell, indices) for indices in shards) if split else ()
-                units.append(Unit(f"{cell.dataset}, {cell.title}", (cell,), cost, tables=(self.name,), inputs=inputs))
+                units.append(Unit(f"{cell.flow}, {cell.title}", (cell,), cost, tables=(self.name,), inputs=inputs))
         return units
 
     def together(self, unit: Unit) -> Hashable:

@@ -54,7 +54,7 @@ class TimingTask:
     def units(self, cells: Sequence[Cell]) -> list[Unit]:
         return [
             Unit(
-                title=f"{members[0].dataset}, batch {members[0].batch_size}, round {number + 1} of {self.rounds}",
+                title=f"{members[0].flow}, batch {members[0].batch_size}, round {number + 1} of {self.rounds}",
                 subjects=tuple(members),
                 cost=len(members) * (1 + members[0].batch_size / 16),
                 key={"round": number},
