@@ -118,10 +118,12 @@ def _fastest(runs: Runs) -> str:
             "over": speedup(*(row[name] for name in fastest.OVER_SEJD)),
             "deviations": f"{quantity(row[MEASURE])}, {quantity(row[f'{MEASURE}_sejd'])}",
             "forward_ratio": quantity(row["forward_ratio"]),
-            "valid": row["valid"],
+            "valid": f"{row['valid']} (deviation only)" if pd.isna(row["fid"]) else row["valid"],
         }
         for row in both.to_dict("records")
     ]
+    doubts = both.merge(runs.validity[["cell_id", "why"]], on="cell_id").dropna(subset=["why"])
+    why = [f"{row['flow']}, {row['batch_size']}: {row['valid']}, {row['why']}" for row in doubts.to_dict("records")]
     bars = fastest.bars(frame, runs.tables["timings"])
     spans = ([f"{one:g}" for one in sorted(frame[name].dropna().unique())] for name in ("rounds", "num_samples"))
     rounds, samples = (" or ".join(span) for span in spans)
@@ -129,6 +131,7 @@ def _fastest(runs: Runs) -> str:
         f"Measured on {machine(runs)}, {rounds} paired rounds and {samples} samples a cell. "
         f"{int(bars['met'].eq(True).sum())} of the {len(bars)} bars that were set are met.",
         markdown(pd.DataFrame(rows), COLUMNS),
+        *([f"Deviation within the budget is not all of quality. {'; '.join(why)}."] if why else []),
         f"From a batch of {BATCH} on, part of the gain is that `auto` may run networks in bfloat16; given that too, "
         f"SeJD is {half.min():.2f} to {half.max():.2f} times as fast as SeJD in float32.",
         origin(provenance(runs.runs)),
