@@ -22,16 +22,9 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 OPTIONAL = ("cifar10-paper",)
 
-OLD = pytest.mark.xfail(strict=True, reason="stored before the flows were renamed: `make results` measures it again")
-OLD_RUNS: tuple[str, ...] = ()
-OLD_BASELINES: tuple[str, ...] = ()
-OLD_STUDIES = ("ujd-loss",)
-"""Those that are not yet measured by the flows that are shipped now. A name that is measured again goes from here."""
 
-
-def named(folder, old):
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    return [pytest.param(name, marks=OLD) if name in old else name for name in names]
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
 @cache
@@ -57,28 +50,26 @@ def disagreeing(found):
             yield name
 
 
-@pytest.mark.parametrize("name", named(RESULTS / "runs", OLD_RUNS))
+@pytest.mark.parametrize("name", names(RESULTS / "runs"))
 def test_a_stored_run_names_its_code_and_is_of_the_flows_that_are_shipped(name):
     found = provenance([read_run(RESULTS / "runs" / name)])
     assert len(found) and found["code_version"].nunique() == 1
     assert list(disagreeing(found)) == []
 
 
-@pytest.mark.parametrize("name", named(RESULTS / "baselines", OLD_BASELINES))
+@pytest.mark.parametrize("name", names(RESULTS / "baselines"))
 def test_a_baseline_is_the_stored_run(name):
     found = provenance([read_run(RESULTS / "baselines" / name)])
     assert found.equals(provenance([read_run(RESULTS / "runs" / name.removesuffix("-cpu"))]))
     assert list(disagreeing(found)) == []
 
 
-def test_stored_runs_are_of_one_version_of_the_code(request):
-    if OLD_RUNS:
-        request.applymarker(OLD)
+def test_stored_runs_are_of_one_version_of_the_code():
     runs = [read_run(path.parent) for path in (RESULTS / "runs").glob("*/manifest.json")]
     assert provenance(runs)["code_version"].nunique() == 1
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=OLD) if name in OLD_STUDIES else name for name in studies()])
+@pytest.mark.parametrize("name", studies())
 def test_a_study_says_what_its_tables_were_measured_from(name):
     found = pd.read_csv(RESULTS / "studies" / name / PROVENANCE, dtype=str)
     assert (RESULTS / "studies" / f"{name}.md").read_text(encoding="utf-8").endswith(f"\n{origin(found)}\n")
