@@ -102,7 +102,11 @@ def train_features_command(dataset: str, out: Path | None, **options: Any) -> No
 @click.argument("flow", metavar="FLOW", shell_complete=names("flows", "published", files=True))
 @click.option("--samples", type=Value("CalibrationSamples"), help="Decoded exactly; by default as many as it takes.")
 @click.option("--seed", type=Value("Seed"), default=0, show_default=True)
-@click.option("--seconds", type=Value("NonNegative"), help="That it may take; 0: linear corrections alone.")
+@click.option(
+    "--seconds",
+    type=Value("NonNegative"),
+    help="That it may take, about; by default as the flow's size asks for. 0: linear corrections alone.",
+)
 @click.option("--batch-size", "together", type=Value("Batch"), help="Decoded together; by default as suits the device.")
 @device
 @weights
@@ -126,7 +130,7 @@ def calibrate_command(
     from harness.progress import reporter
 
     torch.set_num_threads(threads or torch.get_num_threads())
-    learned, device = seconds != 0, resolve_device(device)
+    learned, device, seconds = seconds != 0, resolve_device(device), seconds or None
     if dry_run:
         print(plan_calibration(load_flow(flow, device, weights=weights), samples, seconds))
         return
@@ -145,8 +149,8 @@ def calibrate_command(
               help="RMSE to the exact sample, or 'sejd' for SeJD's at tau 0.5; may be repeated.")  # fmt: skip
 @click.option("--samples", type=Value("TuningSamples"), help="Tuned on, and held out; by default as many as it takes.")
 @click.option("--seconds", type=Value("Positive"),
-              help="That tuning and then measuring what was chosen may take, about; by default 60 on CUDA, on a CPU as "
-              "long as tuning takes and 60 for measuring.")  # fmt: skip
+              help="That tuning and then measuring what was chosen may take, about; by default 60 on CUDA, on a CPU "
+              "600 for tuning and 60 for measuring.")  # fmt: skip
 @click.option("--out", type=FOLDER, help="Run folder of that; by default runs/tune-NAME, or the next that is free.")
 @dataset
 @click.option("--data-root", help="Where the real images lie; by default $HARNESS_DATA.")

@@ -23,15 +23,23 @@ from harness.fitting.certificate import measured_ratios
 from harness.fitting.crm import metrics_of
 from harness.fitting.learned import fit_learned
 from harness.fitting.regression import Samples, fit_correction, fit_guess
+from harness.fitting.trials import Costs
 from harness.flows.protocols import CausalFlow, ShowsOutputWeights
 from harness.progress import SILENT, Reporter
 
 SAMPLES, DENSE_SAMPLES = 512, 4096
-"""Latents that are decoded exactly."""
-LEARN_S = {"cpu": 150.0, "cuda": 25.0}
-"""Seconds that it all may take where corrections are learned, by kind of device, unless a caller says otherwise."""
+"""Latents that are decoded exactly, at most."""
+LEAST_S, MOST_S = {"cpu": 170.0, "cuda": 25.0}, {"cpu": 540.0, "cuda": 90.0}
+"""Seconds that it all may take, by kind of device, unless a caller says otherwise: `DECODES` exact decodes of as many
+samples as half of `SAMPLES`, and in between these."""
+DECODES = 8
+FITTING, LEARNING = 0.4, 0.7
+"""Shares of these after which maps are fitted and, where corrections are learned, after which that is done; the rest is
+for certificates."""
 CORRECTIONS = 4
 """Iterations that get a correction of their own."""
+PASSES, CERTIFYING = 14, 80
+"""Passes of every layer that a sample takes to be fitted on, and to tell what its certificates are worth."""
 
 
 def store_calibration(
@@ -45,17 +53,22 @@ def store_calibration(
     digest = "" if flow.source is None else checkpoint_digest(flow.source)
     made = calibrate(flow, samples, seed, digest, reporter, learned=learned, seconds=seconds, together=together)
     path = _store(flow, made)
-    return _certified(flow, made, min(made.samples, CERTIFIED), seed, reporter) if certifiable(flow) else path
+    return _certified(flow, made, made.samples, seed, reporter, seconds) if certifiable(flow) else path
 
 
 def store_ratio(flow: CausalFlow, reporter: Reporter = SILENT) -> None:
     """Measure what certificates are to deviations for a flow that was calibrated before that was done."""
     made = find_calibration(flow)
     assert made is not None  # a decoder that asks for this alone found one
-    _certified(flow, made, CERTIFIED, 0, reporter)
+    _certified(flow, made, CERTIFIED, 0, reporter, None)
 
 
-def _certified(flow: CausalFlow, made: Calibration, samples: int, seed: int, reporter: Reporter) -> Path | None:
+def _certified(
+    flow: CausalFlow, made: Calibration, samples: int, seed: int, reporter: Reporter, seconds: float | None
+) -> Path | None:
+    costs = Costs.measured(flow, samples_together(flow))
+    share = (1 - LEARNING) * (within(flow, costs.exact_s) if seconds is None else seconds)
+    samples = costs.affordable(share, min(samples, CERTIFIED), 1.0, CERTIFYING)
     for ratio in measured_ratios(flow, made, samples, seed, reporter):
         made.ratio = ratio
         path = _store(flow, made)
@@ -81,14 +94,19 @@ def calibrate(
     Args:
         flow: what is decoded; a conditional one with classes drawn uniformly.
         samples: how many latents are decoded exactly for it; None for `SAMPLES`, or `DENSE_SAMPLES` where maps are
-            dense, which have more to learn from sequences that cost less.
+            dense, which have more to learn from sequences that cost less, or as many as the seconds suffice for.
         learned: whether to learn corrections too, in layers that show their hidden state.
-        seconds: that this may take, shared by the layers; None for `LEARN_S`.
+        seconds: that this may take with measuring what certificates are worth, about; None for `within`.
         together: samples of a network call; None for as many as suit the device, see `samples_together`.
     """
     began, generator = time.monotonic(), torch.Generator().manual_seed(seed)
-    lags, samples = neighbours(flow), samples_of(flow, samples)
-    batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(seed), together or samples_together(flow))
+    lags, size = neighbours(flow), together or samples_together(flow)
+    costs = Costs.measured(flow, size)
+    seconds = within(flow, costs.exact_s) if seconds is None else seconds
+    if samples is None:
+        share = FITTING if learned else LEARNING
+        samples = costs.affordable(share * seconds, most_samples(flow), 1.0, PASSES)
+    batch = ExactBatch.draw(flow, samples, torch.Generator().manual_seed(seed), size)
     known = Samples(batch.labels, flow.num_classes, lags)
     layers: list[LayerFit] = []
     reporter.begin(flow.num_layers * samples)
@@ -96,7 +114,7 @@ def calibrate(
     for problem in batch.layers(reporter.advance):
         fit = _fit_layer(problem, known)
         if learned and problem.layer.hidden_dim:
-            left = (LEARN_S[flow.device.type] if seconds is None else seconds) - (time.monotonic() - began)
+            left = LEARNING * seconds - (time.monotonic() - began)
             deadline = time.monotonic() + left / (flow.num_layers - len(layers))
             near = nearest(flow.num_tokens, flow.image_shape is not None)
             fit = fit_learned(problem, fit, known, near, generator, deadline, reporter.note)
@@ -106,9 +124,15 @@ def calibrate(
     return Calibration(digest, layers, samples, metrics_of(flow) if shown else None, learned)
 
 
-def samples_of(flow: CausalFlow, samples: int | None) -> int:
-    """How many latents a calibration decodes exactly where nothing else is asked for."""
-    return samples or (DENSE_SAMPLES if neighbours(flow) is None else SAMPLES)
+def within(flow: CausalFlow, exact_s: float) -> float:
+    """Seconds that a calibration may take unless somebody says otherwise, from those of a sample's exact decode."""
+    device = flow.device.type
+    return min(MOST_S[device], max(LEAST_S[device], DECODES * SAMPLES / 2 * exact_s))
+
+
+def most_samples(flow: CausalFlow) -> int:
+    """How many latents a calibration decodes exactly, at most, where no number is asked for."""
+    return DENSE_SAMPLES if neighbours(flow) is None else SAMPLES
 
 
 def neighbours(flow: CausalFlow) -> tuple[int, ...] | None:

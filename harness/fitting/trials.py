@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from harness.decoders import Decoder
 from harness.decoders.exact import ExactBatch, LayerProblem, parts_of
 from harness.decoders.sequential import Sequential
+from harness.flows.calls import jacobi_update
 from harness.flows.protocols import CausalFlow
 from harness.metrics.lock import device_lock
 from harness.metrics.timing import timed
@@ -21,8 +23,49 @@ from harness.progress import Reporter
 
 ROUNDS, MOST_ROUNDS = 5, 40
 """Timings of every candidate: at least `ROUNDS`, at most `MOST_ROUNDS`, in between as many as fit into the seconds."""
-CANDIDATES_COST = 10
-"""What all candidates take for a layer, roughly, in exact decodes of it."""
+CANDIDATE_PASSES, CANDIDATES_COST = 4, 64
+"""What a candidate takes for a layer, in passes, and all of them, in exact decodes of it on a CPU: both roughly."""
+FEWEST = 16
+"""Samples at least, and in whole multiples of these, where a processor's network calls need not be full."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a sample of a flow takes where only results matter.
+
+    Args:
+        exact_s: seconds of its exact decode.
+        pass_s: seconds of one pass of every layer.
+        step: samples that are no cheaper one by one.
+    """
+
+    exact_s: float
+    pass_s: float
+    step: int
+
+    @classmethod
+    @torch.inference_mode()  # as decodes, whose graphs are used
+    def measured(cls, flow: CausalFlow, size: int) -> Costs:
+        """By a decode of a few samples, or, on a GPU, which fewer do not fill, of `size`."""
+        device = flow.device.type
+        step, times = (min(size, FEWEST), 1) if device == "cpu" else (size, 2)  # the first of two captures
+        drawn = ExactBatch.draw(flow, step, torch.Generator().manual_seed(0))
+        layer = flow.layers[0]
+        inputs = layer.arrange(flow.scale_latents(drawn.latents))
+        calls = (lambda: drawn.decode(Sequential()), lambda: jacobi_update(layer, inputs, inputs, drawn.condition))
+        exact_s, update_s = (min(timed(call, device)[0] for _ in range(times)) for call in calls)
+        return cls(exact_s / step, flow.num_layers * update_s / step, step)
+
+    def affordable(self, seconds: float, most: int, exact: float, passes: float) -> int:
+        """Samples, each decoded exactly and passed through all layers so many times, for which the seconds suffice.
+
+        >>> Costs(1.0, 0.5, 16).affordable(100.0, 256, 1.0, 2.0)
+        48
+        """
+        if math.isinf(seconds):
+            return most
+        count = int(seconds / (exact * self.exact_s + passes * self.pass_s)) // self.step * self.step
+        return min(most, max(self.step, count))
 
 
 def medians(
@@ -60,15 +103,6 @@ def medians(
                 if attempt:  # the first is a warm-up
                     rounds[place].append(wall_s)
     return [statistics.median(times) if times else math.inf for times in rounds]
-
-
-def affordable(flow: CausalFlow, size: int, seconds: float, most: int) -> int:
-    """Samples whose candidates can be tried in the seconds: whole network calls, at least one, not more than most."""
-    if math.isinf(seconds):
-        return most
-    drawn = ExactBatch.draw(flow, size, torch.Generator().manual_seed(0))
-    decode_s = min(timed(lambda: drawn.decode(Sequential()), flow.device.type)[0] for _ in range(2))  # one captures
-    return min(most, size * max(1, int(seconds / decode_s / (CANDIDATES_COST + flow.num_layers / 2))))
 
 
 def errors_of(

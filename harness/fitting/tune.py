@@ -28,19 +28,23 @@ from harness.decoders.exact import ExactBatch, samples_together
 from harness.decoders.schedule import LayerChoice, LayerSchedule, schedule_suffix
 from harness.decoders.stored import checkpoint_digest, storage
 from harness.fitting.bounds import RootMean, root_mean
-from harness.fitting.trials import affordable, errors_of, medians
+from harness.fitting.trials import CANDIDATE_PASSES, Costs, errors_of, medians
 from harness.flows.precision import multiplies_bfloat16
 from harness.flows.protocols import CausalFlow
 from harness.progress import SILENT, Reporter
 
 ENOUGH_S = 40.0
 """Seconds of timing candidates after which the least number of rounds is enough, unless a caller says otherwise."""
-SECONDS = {"cpu": math.inf, "cuda": 30.0}
+SECONDS = {"cpu": 600.0, "cuda": 30.0}
 """That tuning may take, by kind of device, unless a caller says otherwise."""
-ERRORS, TIMING = 0.4, 0.5
-"""Shares of these: of all of them, for the errors of candidates; of what is left, for each stage of timing."""
+ERRORS, HELD_OUT, SEJD, TIMING = 0.4, 0.2, 0.1, 0.5
+"""Shares of these: of all, for the errors of candidates, to confirm, and for SeJD; of what is left, for each timing."""
 SAMPLES = 256
-"""Latents that errors are measured on, and as many to confirm a schedule."""
+"""Latents that errors are measured on, and that schedules are confirmed on, at most."""
+CONFIRMING, SEJD_PASSES = 20, 6
+"""Passes that it takes, roughly, to confirm a schedule with those that are tried and not confirmed; that SeJD takes."""
+SEJD_BATCHES, FEWEST_BATCHES = 16, 4
+"""Batches that SeJD's deviation is known from; of single samples four times as many."""
 
 SLACK = 1.3
 """Deviations are predicted too large by less than this: errors of layers partly cancel."""
@@ -94,7 +98,8 @@ class Tuner:
     """What is measured of a flow once, and the schedules that follow from it.
 
     Args:
-        samples: latents that errors are measured on, and as many to confirm a schedule; None for `SAMPLES`.
+        samples: latents that errors are measured on, and as many to confirm a schedule; None for `SAMPLES`, or as many
+            as the seconds suffice for.
         reporter: told of every stage.
         enough_s: seconds of timing candidates after which the least number of rounds is enough.
         seconds: that all of it may take, about; None for `SECONDS`. Fewer samples are decoded and candidates that are
@@ -107,19 +112,27 @@ class Tuner:
         enough_s: float | None = None, seconds: float | None = None,
     ) -> None:  # fmt: skip
         seconds = SECONDS[flow.device.type] if seconds is None else seconds
-        began, self.size = time.monotonic(), samples_together(flow)
+        began, self.size, self.most_s = time.monotonic(), samples_together(flow), seconds
         self.deadline = began + seconds
-        samples = samples or affordable(flow, self.size, ERRORS * seconds, SAMPLES)
-        generator = torch.Generator().manual_seed(seed)
         self.flow, self.seed, self.reporter = flow, seed, reporter
         self.enough_s = ENOUGH_S if enough_s is None else enough_s
-        self.tuned_on, self.held_out = (ExactBatch.draw(flow, samples, generator, self.size) for _ in range(2))
         self.choices = candidates(flow)
-        self.solvers = [choice.build().bind(flow, samples) for choice in self.choices]
+        self.costs, generator = Costs.measured(flow, self.size), torch.Generator().manual_seed(seed)
+        counts = (samples, samples) if samples else self._affordable(seconds)
+        self.tuned_on, self.held_out = (ExactBatch.draw(flow, count, generator, self.size) for count in counts)
+        self.solvers = [choice.build().bind(flow, len(self.tuned_on)) for choice in self.choices]
         self.errors = errors_of(self.tuned_on, self.solvers, reporter, began + ERRORS * seconds)
         self._seconds: dict[int, list[float]] = {}
         self._sejd: dict[int, float] = {}
         self._deviations: dict[str, RootMean] = {}
+
+    def _affordable(self, seconds: float) -> tuple[int, int]:
+        """Samples for the errors of candidates, and those to confirm schedules, in their shares of the seconds."""
+        exact, passes = 1 + self.flow.num_layers / 2, CANDIDATE_PASSES * len(self.choices)
+        return (
+            self.costs.affordable(ERRORS * seconds, SAMPLES, exact, passes),
+            self.costs.affordable(HELD_OUT * seconds, SAMPLES, 1.0, CONFIRMING),
+        )
 
     @torch.inference_mode()
     def schedule(self, batch: int, budget: float | None = None) -> LayerSchedule:
@@ -199,8 +212,10 @@ class Tuner:
         if budget is not None:
             return budget
         if batch not in self._sejd:
-            count = batch * max(4, len(self.held_out) // 16)
-            drawn = self.held_out
+            wanted = batch * max(SEJD_BATCHES, 4 * SEJD_BATCHES // batch)
+            most = self.costs.affordable(SEJD * self.most_s, wanted, 1.0, SEJD_PASSES)
+            count = batch * max(FEWEST_BATCHES, most // batch)
+            drawn = self.held_out.select(slice(0, count))
             if count > len(drawn):
                 drawn = ExactBatch.draw(self.flow, count, torch.Generator().manual_seed(self.seed + 1), self.size)
             self.reporter.begin(1.0)

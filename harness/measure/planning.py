@@ -14,7 +14,7 @@ import pandas as pd
 from harness.decoders import build_decoder
 from harness.decoders.decoder import ScheduleRequest
 from harness.errors import HarnessError
-from harness.fitting.calibrate import LEARN_S, samples_of
+from harness.fitting.calibrate import most_samples, within
 from harness.flows.checkpoints import load_flow
 from harness.flows.protocols import CausalFlow
 from harness.measure.cells import BASELINE, Cell
@@ -115,14 +115,13 @@ def plan_choices(
     return Plan(f"choices for {checkpoint}", f"{cells} cells", seconds, "fitting" if needs else "", missing)
 
 
-def plan_calibration(flow: CausalFlow, samples: int | None, learn_s: float | None = None) -> Plan:
-    """What `store_calibration` would fit; its time is that of the exact decodes, by what is stored of them."""
-    count = samples_of(flow, samples)
+def plan_calibration(flow: CausalFlow, samples: int | None, seconds: float | None = None) -> Plan:
+    """What `store_calibration` would fit; how long it may take, where exact decodes are stored that say so."""
     name = flow.source.stem if flow.source else "the flow"
-    seconds = _Times(_stored()).exact(name, count)
-    learn_s = LEARN_S[flow.device.type] if learn_s is None else learn_s
-    size = f"{count:,} samples decoded exactly, {flow.num_layers} layers fitted"
-    return Plan(f"calibration of {name}", size, seconds and seconds + learn_s)
+    exact_s = _Times(_stored()).exact(name, 1)
+    size = f"{samples:,}" if samples else f"at most {most_samples(flow):,}"
+    most_s = within(flow, exact_s) if seconds is None and exact_s else seconds
+    return Plan(f"calibration of {name}", f"{size} samples decoded exactly, {flow.num_layers} layers fitted", most_s)
 
 
 def plan_study(

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from analysis.studies.stored import store_took, took
 from harness.cli import app
 from harness.errors import HarnessError
+from harness.fitting.calibrate import LEAST_S, within
 from harness.flows import load_flow
 from harness.measure.expand import expand
 from harness.measure.matrix import build_matrix
@@ -65,10 +67,12 @@ def test_what_could_not_be_done_is_said_before(arguments, said):
     assert isinstance(error, HarnessError) and said in str(error)
 
 
-def test_a_calibration_takes_the_seconds_it_is_given():
-    """Beside those of its exact decodes."""
+def test_a_calibration_takes_the_seconds_it_is_given_or_those_that_the_stored_decodes_ask_for():
     flow = load_flow("digits")
-    assert plan_calibration(flow, 64, 30.0).seconds == pytest.approx(plan_calibration(flow, 64, 0.0).seconds + 30)
+    assert plan_calibration(flow, 64, 30.0).seconds == 30.0
+    assert plan_calibration(flow, None).seconds == LEAST_S["cpu"]
+    slow = SimpleNamespace(device=torch.device("cpu"))
+    assert [within(slow, exact_s) for exact_s in (0.001, 0.2, 9.0)] == [LEAST_S["cpu"], pytest.approx(409.6), 540.0]
 
 
 def matrix(checkpoint, **changes):

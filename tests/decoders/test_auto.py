@@ -17,6 +17,7 @@ from harness.decoders.stored import checkpoint_digest, storage
 from harness.errors import HarnessError
 from harness.fitting import prepare
 from harness.fitting.calibrate import store_calibration
+from harness.fitting.trials import FEWEST, Costs
 from harness.fitting.tune import HALF, SEQUENTIAL, Tuner, _all_in, _pareto, candidates, store_schedule
 from harness.flows import load_flow
 from harness.flows.coupled import coupled_tarflow
@@ -100,9 +101,16 @@ def test_samples_are_the_same_in_any_batches(flow, monkeypatch):
 
 def test_what_is_not_reached_in_the_seconds_is_not_chosen(flow):
     hurried = Tuner(flow, seconds=1e-9)
-    assert len(hurried.tuned_on) == hurried.size  # whole network calls, at least one
+    assert len(hurried.tuned_on) == len(hurried.held_out) == FEWEST
     assert all(layer[0] == 0.0 and set(layer[1:]) == {float("inf")} for layer in hurried.errors)
     assert hurried.schedule(batch=2).layers == (SEQUENTIAL,) * flow.num_layers
+
+
+def test_samples_are_as_many_as_the_seconds_suffice_for():
+    costs = Costs(exact_s=0.3, pass_s=0.13, step=16)
+    assert costs.affordable(math.inf, 256, 1.0, 14) == 256
+    assert [costs.affordable(seconds, 256, 1.0, 14) for seconds in (0.0, 70.0, 1e6)] == [16, 32, 256]
+    assert costs.affordable(0.0, 8, 1.0, 14) == 8
 
 
 def test_a_schedule_is_chosen_within_the_seconds_that_there_are(flow):

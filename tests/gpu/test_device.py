@@ -167,7 +167,7 @@ def test_what_is_fitted_on_a_device_serves_it(device, stand_in, make, monkeypatc
 
 def test_what_is_missing_is_made_within_its_time(device, make, monkeypatch):
     monkeypatch.setattr("harness.fitting.calibrate.DENSE_SAMPLES", 32)
-    monkeypatch.setattr("harness.fitting.calibrate.LEARN_S", {device: 0.0})
+    monkeypatch.setattr("harness.fitting.calibrate.LEAST_S", {device: 0.0})
     monkeypatch.setattr("harness.fitting.tune.SECONDS", {device: 1e-6})
     flow, decoder = make(device), build_decoder("auto")
     prepare(decoder, flow, 2, report=lambda sentence: None)
