@@ -37,6 +37,7 @@ COLUMNS = {
     "deviations": "deviation, SeJD's",
     "forward_ratio": "in forward passes",
     "valid": "quality",
+    "strict": "within 0.01: over sequential, quality",
 }
 
 
@@ -109,7 +110,9 @@ def _demo(results: Path) -> str:
 def _fastest(runs: Runs) -> str:
     frame = fastest.table(runs)
     paper = frame["series"].eq("sejd") & frame["tau"].eq(PAPER_TAU)
+    strict = frame[frame["series"].eq(fastest.STRICT)]
     both = frame[frame["series"].eq(fastest.AUTO)].merge(frame[paper], on=fastest.CELL, suffixes=("", "_sejd"))
+    both = both.merge(strict, on=fastest.CELL, how="left", suffixes=("", "_strict"))
     half = frame[frame["series"].eq("sejd, networks in bfloat16") & frame["batch_size"].ge(BATCH)]["over_sejd"]
     rows = [
         {
@@ -118,7 +121,8 @@ def _fastest(runs: Runs) -> str:
             "over": speedup(*(row[name] for name in fastest.OVER_SEJD)),
             "deviations": f"{quantity(row[MEASURE])}, {quantity(row[f'{MEASURE}_sejd'])}",
             "forward_ratio": quantity(row["forward_ratio"]),
-            "valid": f"{row['valid']} (deviation only)" if pd.isna(row["fid"]) else row["valid"],
+            "valid": _quality(row["valid"], row["fid"]),
+            "strict": f"{row['speedup_strict']:.1f}x, {_quality(row['valid_strict'], row['fid_strict'])}",
         }
         for row in both.to_dict("records")
     ]
@@ -137,6 +141,10 @@ def _fastest(runs: Runs) -> str:
         origin(provenance(runs.runs)),
     ]
     return "\n\n".join(part if part.startswith("|") else _filled(part) for part in parts)
+
+
+def _quality(valid: str, fid: float) -> str:
+    return f"{valid} (deviation only)" if pd.isna(fid) else valid
 
 
 def _filled(text: str) -> str:
