@@ -50,7 +50,7 @@ def store_took(folder: Path, profile: str, runs: Sequence[Run]) -> None:
     """Store how long the runs of a study took, where all of them tell."""
     seconds = [float(run.manifest["seconds"]) for run in runs if "seconds" in run.manifest]
     if folder.is_dir() and len(seconds) == len(runs) > 0:
-        pd.DataFrame([{"profile": profile, "seconds": sum(seconds)}]).to_csv(folder / TOOK, index=False)
+        pd.DataFrame([{"profile": profile, "seconds": round(sum(seconds), 1)}]).to_csv(folder / TOOK, index=False)
 
 
 def took(study: str, results: Sequence[Path]) -> tuple[str, float] | None:

@@ -1,5 +1,7 @@
 """What is drawn is what was computed: values read back from the axes, and known truths recovered."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -192,6 +194,17 @@ def test_shares_of_time_add_up_and_bars_end_at_the_total(runs):
     assert all(round(total, 6) in ends for total in totals)
     steps = sum(iterations({"decoder": "sejd", "tau": 0.5, "num_tokens": 64}, layer)[1] for layer in range(1, 5))
     assert f"{63 / steps:.0%}" in time_breakdown.finding(frame)
+
+
+def test_layers_that_were_timed_beside_others_share_out_the_time_of_the_rounds(runs):
+    layers = runs.tables["layers"]
+    slowed = replace(runs, tables=runs.tables | {"layers": layers.assign(wall_s=2 * layers["wall_s"])})
+    assert time_breakdown.data(slowed)["wall_s"].tolist() == pytest.approx(time_breakdown.data(runs)["wall_s"].tolist())
+    none = {"timings": runs.tables["timings"].iloc[:0]}
+    once, twice = (
+        time_breakdown.data(replace(one, tables=one.tables | none))["wall_s"].sum() for one in (runs, slowed)
+    )
+    assert twice == pytest.approx(2 * once)
 
 
 def test_differences_are_measured_in_image_units(runs, folder):
