@@ -60,12 +60,15 @@ def flow_titles(rows: pd.DataFrame) -> pd.Series:
 
 
 def listing(names: list[str]) -> str:
-    """Names as an English list.
+    """Names as an English list, with semicolons where names have commas of their own.
 
-    >>> listing(["a", "b", "c"])
-    'a, b and c'
+    >>> listing(["a", "b", "c"]), listing(["a", "b, twice", "c"])
+    ('a, b and c', 'a; b, twice; and c')
     """
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    if len(names) < 2:
+        return "".join(names)
+    between, last = ("; ", "; and ") if any("," in name for name in names) else (", ", " and ")
+    return f"{between.join(names[:-1])}{last}{names[-1]}"
 
 
 def markdown(frame: pd.DataFrame, headings: Mapping[str, str] | None = None, shares: Collection[str] = ()) -> str:

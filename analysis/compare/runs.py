@@ -79,7 +79,7 @@ def compare_runs(base: Run, new: Run, tolerance: float = TOLERANCE) -> Compariso
 
 def _differences(base: Run, new: Run) -> list[str]:
     """In what the two environments differ that times depend on."""
-    facts: list[dict[str, Any]] = [run.manifest.get("environment") or {} for run in (base, new)]
+    facts = [run.environment for run in (base, new)]
     prints = [one.get("fingerprint") for one in facts]
     if prints[0] is not None and prints[0] == prints[1]:
         return []

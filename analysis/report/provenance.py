@@ -63,7 +63,7 @@ def _notes(runs: Runs) -> list[str]:
     if len(rounds) and rounds.min() < MIN_ROUNDS:
         few = _count(int(rounds.min()), "round")
         notes.append(f"Some cells have {few} only; below {MIN_ROUNDS} a median gets no interval.")
-    facts = [(run.path.resolve().name, _environment(run.manifest)) for run in runs.runs]
+    facts = [(run.path.resolve().name, run.environment) for run in runs.runs]
     changed = [name for name, found in facts if (found.get("git") or {}).get("changed")]
     if changed:
         were = "was" if len(changed) == 1 else "were"
@@ -120,15 +120,11 @@ _ROWS = {
 
 def environment(runs: Runs) -> Grid:
     """A column per run: where it was made."""
-    facts = [_environment(run.manifest) for run in runs.runs]
+    facts = [run.environment for run in runs.runs]
     names = [run.path.resolve().name for run in runs.runs]
     rows = [[name, *(str(tell(fact) or DASH) for fact in facts)] for name, tell in _ROWS.items()]
     rows.append(["started", *(_started(run.manifest) for run in runs.runs)])
     return Grid(["", *names], rows)
-
-
-def _environment(manifest: dict[str, Any]) -> dict[str, Any]:
-    return manifest.get("environment") or {}
 
 
 def _started(manifest: dict[str, Any]) -> str:

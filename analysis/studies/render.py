@@ -171,7 +171,7 @@ def machine(runs: Runs) -> str:
     """Where the runs were made, for the sentence in front of timed numbers."""
     places = []
     for run in runs.runs:
-        facts = run.manifest.get("environment") or {}
+        facts = run.environment
         where = facts.get("gpu") or f"{facts.get('cpu')}, {facts.get('threads')} threads"
         if where not in places:
             places.append(where)

@@ -188,7 +188,7 @@ def _study_details(name: str) -> dict[str, Any]:
 
 
 def _baseline_line(run: Run) -> str:
-    environment, matrix = run.manifest.get("environment", {}), run.matrix
+    environment, matrix = run.environment, run.matrix
     machine = environment.get("gpu") or environment.get("cpu")
     return f"matrix {matrix.get('name')} on {machine}, {environment.get('threads')} threads"
 

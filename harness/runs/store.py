@@ -46,6 +46,20 @@ class Run:
         """That the run measured; empty of a probe's."""
         return self.manifest.get("matrix") or {}
 
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Where its times were measured: what sessions that timed cells tell, `fingerprint` None where theirs differ.
+
+        Workers that time nothing may have fewer threads. Of a run without such sessions, what the manifest says.
+        """
+        sessions = self.manifest.get("sessions") or {}
+        timed = self.rows("timings", ["session"]).column("session").unique().to_pylist()
+        facts = [sessions[name]["environment"] for name in timed if name in sessions]
+        facts = [one for one in facts if one.get("fingerprint")]
+        if not facts:
+            return self.manifest.get("environment") or {}
+        return facts[0] if len({one["fingerprint"] for one in facts}) == 1 else facts[0] | {"fingerprint": None}
+
     def table(self, name: str) -> pd.DataFrame:
         """One table, each row once; empty but typed when nothing was measured.
 

@@ -15,7 +15,7 @@ from analysis.compare.verdicts import ALPHA, judge
 from analysis.statistics import detectable, relative_times, shift_of_rounds
 from harness.errors import HarnessError
 from harness.runs.environment import fingerprint
-from harness.runs.store import RunStore
+from harness.runs.store import Run, RunStore
 
 ROUNDS = 20
 SEQUENTIAL_S, ENCODE_S = 1.0, 0.05
@@ -277,6 +277,19 @@ def test_a_run_of_several_environments_is_comparable_with_none(tmp_path):
     base, new = (simulate(tmp_path / name, plain(), seed=1) for name in ("base", "new"))
     new.manifest["environment"]["fingerprint"] = None
     assert compare_runs(base, new).differences == ["one of the runs has no single environment, or does not tell it"]
+
+
+def test_workers_that_time_nothing_do_not_make_times_incomparable(tmp_path):
+    base, new = (simulate(tmp_path / name, plain(), seed=1) for name in ("base", "new"))
+    for run in (base, new):
+        timed = run.manifest["environment"]
+        counted = timed | {"threads": 1, "fingerprint": "other"}
+        run.manifest["sessions"] = {"s": {"environment": timed}, "w": {"environment": counted}}
+        run.manifest["environment"] = timed | {"fingerprint": None}
+    assert compare_runs(base, new).differences == []
+    new.manifest["sessions"]["s"] = new.manifest["sessions"]["w"]
+    found = compare_runs(base, Run(new.path, new.manifest)).differences
+    assert any("threads" in one for one in found)
 
 
 def test_sequential_is_measured_in_forward_passes_on_one_machine(pair):
