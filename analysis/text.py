@@ -60,15 +60,12 @@ def flow_titles(rows: pd.DataFrame) -> pd.Series:
 
 
 def listing(names: list[str]) -> str:
-    """Names as an English list, with semicolons where names have commas of their own.
+    """Names as an English list.
 
-    >>> listing(["a", "b", "c"]), listing(["a", "b, twice", "c"])
-    ('a, b and c', 'a; b, twice; and c')
+    >>> listing(["a", "b", "c"])
+    'a, b and c'
     """
-    if len(names) < 2:
-        return "".join(names)
-    between, last = ("; ", "; and ") if any("," in name for name in names) else (", ", " and ")
-    return f"{between.join(names[:-1])}{last}{names[-1]}"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def markdown(frame: pd.DataFrame, headings: Mapping[str, str] | None = None, shares: Collection[str] = ()) -> str:

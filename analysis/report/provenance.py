@@ -32,7 +32,7 @@ def summary(runs: Runs) -> Summary:
     batches = sorted(int(batch) for batch in cells["batch_size"].dropna().unique())
     scope = (
         f"{_count(len(cells), 'cell')} of {_count(len(flows), 'flow')} ({listing(flows)}), "
-        f"{_count(len(decoders), 'decoder')} ({listing(decoders)}) and "
+        f"{_count(len(decoders), 'decoder')} ({'; '.join(decoders)}) and "
         f"{_count(len(batches), 'batch size')} ({listing([str(batch) for batch in batches])})."
     )
     return Summary(names, scope, [*runs.notes, *_notes(runs), *_broken(runs)])

@@ -143,9 +143,10 @@ def headlines(frame: pd.DataFrame) -> list[Headline]:
         best = highest(good, "speedup")
         interval = "no interval, too few rounds" if pd.isna(best["low"]) else times_to(*(best[name] for name in _ENDS))
         deviation = "" if pd.isna(best["deviation_rmse"]) else f", deviation {quantity(best['deviation_rmse'])}"
+        alone = ", FID not measured" if judged and pd.isna(best["fid"]) else ""
         words = (
             f"{best['title']} at batch {best['batch_size']}, the fastest {kind}cell ({interval}); "
-            f"{quantity(best['forward_ratio'])} forward passes{deviation}"
+            f"{quantity(best['forward_ratio'])} forward passes{deviation}{alone}"
         )
         found.append(Headline(str(flow), times(best["speedup"]), words))
     return found
