@@ -11,7 +11,7 @@ from analysis.figures.redundancy import READINGS, data, draw, draw_strips, strip
 from analysis.load import Runs, lowest
 from analysis.quality import MIN_SAMPLES, UNDECIDED
 from analysis.studies.base import Finding, Findings, Verdict
-from analysis.text import quantity
+from analysis.text import listing, quantity
 
 PAPER_O = (1, 2, 5)
 """What the paper leaves out."""
@@ -128,8 +128,8 @@ def _claims(flow: str, frame: pd.DataFrame, turns: pd.DataFrame, images: pd.Data
         Finding(
             "redundancy-first-layer",
             flow,
-            "with o = 1, 2 and 5 left out, the output of layer 1 turns farther than that of any other layer by a "
-            f"factor of {', '.join(times)}",
+            f"with o = {listing([str(o) for o in sorted(own['o'].unique())])} left out, the output of layer 1 turns "
+            f"farther than that of any other layer by a factor of {', '.join(times)}",
             bool((masked["times"] >= FAR).all()) if len(masked) else None,
             f"1 − cosine of layer 1 is at least {FAR:g} times that of every other layer at each o, masked in "
             "attention as the paper says it does; where the dependence is truly removed it need not be",
