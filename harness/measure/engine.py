@@ -125,16 +125,17 @@ def open_store(out: Path, device: str, resume: bool, facts: Mapping[str, Any] | 
 
 class RunSink:
     """A run folder as a sink: rows into its tables, and in its manifest the sessions that measured them and how long
-    it was open, however that ended."""
+    it was open, however that ended; where it was opened and nothing was left to measure, that does not count."""
 
     def __init__(self, store: RunStore) -> None:
         self.store, self.path = store, store.path
 
     def __enter__(self) -> Self:
-        self._began = time.monotonic()
+        self._began, self._added = time.monotonic(), False
         return self
 
     def add(self, task: Task, unit: Unit, outcome: Outcome, attempts: int) -> None:
+        self._added = True
         if outcome.session not in self.store.manifest["sessions"]:
             self.store.write_manifest(_with_session(self.store.manifest, outcome))
         write_files(self.path, outcome.files)
@@ -145,6 +146,8 @@ class RunSink:
             (self.path / name).unlink(missing_ok=True)
 
     def __exit__(self, *_: object) -> None:
+        if not self._added and "seconds" in self.store.manifest:
+            return
         seconds = self.store.manifest.get("seconds", 0.0) + time.monotonic() - self._began
         self.store.write_manifest(self.store.manifest | {"seconds": round(seconds, 1)})
 

@@ -40,8 +40,8 @@ def open_run(name_or_path: str | Path) -> Run:
 def save_baseline(run: Path | str, name: str, root: Path = FOLDER, replace: bool = False) -> Path:
     """Store a run as a baseline: one file per table, the manifest with its environment, no images.
 
-    Returns the baseline's folder. Raises HarnessError: an unsuitable name, one that is taken, a run without timings, or
-    one larger than `MAX_BYTES`.
+    Returns the baseline's folder; one that holds the same already is left as it is. Raises HarnessError: an unsuitable
+    name, one that is taken, a run without timings, or one larger than `MAX_BYTES`.
 
     Args:
         run: the run folder.
@@ -68,8 +68,15 @@ def save_baseline(run: Path | str, name: str, root: Path = FOLDER, replace: bool
             raise HarnessError(
                 f"'{run}' makes a baseline of {size:,} bytes, allowed are {MAX_BYTES:,}; measure fewer cells"
             )
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        if not target.is_dir() or _content(target) != _content(partial):
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return target
+
+
+def _content(folder: Path) -> set[tuple[str, bytes]]:
+    """Every file but for its name, which says when it was written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {(path.parent.relative_to(folder).as_posix(), path.read_bytes()) for path in files}

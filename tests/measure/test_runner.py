@@ -187,6 +187,7 @@ def test_an_interrupted_run_resumed_has_the_rows_of_an_undisturbed_one(make, und
     again, reporter = run(make(), out, resume=True)
     assert reporter.units == []
     assert_same_rows(again, finished)
+    assert again.manifest == finished.manifest
 
 
 def test_a_damaged_part_is_measured_again_and_the_user_told(make, undisturbed, tmp_path):

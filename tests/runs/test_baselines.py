@@ -36,6 +36,18 @@ def test_a_name_is_taken_once(run):
     assert save_baseline(run.path, "a", replace=True).is_dir()
 
 
+def test_what_is_stored_again_as_it_was_changes_no_file(run, tmp_path):
+    def files():
+        stored = save_baseline(run.path, "a", replace=True).rglob("*")
+        return {path: path.read_bytes() for path in stored if path.is_file()}
+
+    before = files()
+    assert files() == before
+    other = simulate(tmp_path / "other", plain(), seed=2)
+    save_baseline(other.path, "a", replace=True)
+    assert open_run("a").table("timings").equals(other.table("timings"))
+
+
 @pytest.mark.parametrize("name", ["", "../a", ".a", "a b"])
 def test_a_name_is_a_name(run, name):
     with pytest.raises(HarnessError, match="cannot name"):
