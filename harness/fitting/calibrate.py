@@ -51,24 +51,25 @@ def store_calibration(
     Where layers are affine, what certificates are to deviations is measured too, see `store_ratio`.
     """
     digest = "" if flow.source is None else checkpoint_digest(flow.source)
-    made = calibrate(flow, samples, seed, digest, reporter, learned=learned, seconds=seconds, together=together)
+    costs = Costs.measured(flow, together or samples_together(flow))
+    seconds = within(flow, costs.exact_s) if seconds is None else seconds
+    made = calibrate(flow, samples, seed, digest, reporter, costs, learned=learned, seconds=seconds, together=together)
     path = _store(flow, made)
-    return _certified(flow, made, made.samples, seed, reporter, seconds) if certifiable(flow) else path
+    return _certified(flow, made, made.samples, seed, reporter, costs, seconds) if certifiable(flow) else path
 
 
 def store_ratio(flow: CausalFlow, reporter: Reporter = SILENT) -> None:
     """Measure what certificates are to deviations for a flow that was calibrated before that was done."""
     made = find_calibration(flow)
     assert made is not None  # a decoder that asks for this alone found one
-    _certified(flow, made, CERTIFIED, 0, reporter, None)
+    costs = Costs.measured(flow, samples_together(flow))
+    _certified(flow, made, CERTIFIED, 0, reporter, costs, within(flow, costs.exact_s))
 
 
 def _certified(
-    flow: CausalFlow, made: Calibration, samples: int, seed: int, reporter: Reporter, seconds: float | None
+    flow: CausalFlow, made: Calibration, samples: int, seed: int, reporter: Reporter, costs: Costs, seconds: float
 ) -> Path | None:
-    costs = Costs.measured(flow, samples_together(flow))
-    share = (1 - LEARNING) * (within(flow, costs.exact_s) if seconds is None else seconds)
-    samples = costs.affordable(share, min(samples, CERTIFIED), 1.0, CERTIFYING)
+    samples = costs.affordable((1 - LEARNING) * seconds, min(samples, CERTIFIED), 1.0, CERTIFYING)
     for ratio in measured_ratios(flow, made, samples, seed, reporter):
         made.ratio = ratio
         path = _store(flow, made)
@@ -86,8 +87,8 @@ def _store(flow: CausalFlow, made: Calibration) -> Path | None:
 
 @torch.no_grad()
 def calibrate(
-    flow: CausalFlow, samples: int | None = None, seed: int = 0, digest: str = "", reporter: Reporter = SILENT, *,
-    learned: bool = False, seconds: float | None = None, together: int | None = None,
+    flow: CausalFlow, samples: int | None = None, seed: int = 0, digest: str = "", reporter: Reporter = SILENT,
+    costs: Costs | None = None, *, learned: bool = False, seconds: float | None = None, together: int | None = None,
 ) -> Calibration:  # fmt: skip
     """Fit guesses and corrections to every layer, and measure how tough it is where it shows its output weights.
 
@@ -95,13 +96,14 @@ def calibrate(
         flow: what is decoded; a conditional one with classes drawn uniformly.
         samples: how many latents are decoded exactly for it; None for `SAMPLES`, or `DENSE_SAMPLES` where maps are
             dense, which have more to learn from sequences that cost less, or as many as the seconds suffice for.
+        costs: of a sample of the flow, where they are known; else they are measured.
         learned: whether to learn corrections too, in layers that show their hidden state.
         seconds: that this may take with measuring what certificates are worth, about; None for `within`.
         together: samples of a network call; None for as many as suit the device, see `samples_together`.
     """
     began, generator = time.monotonic(), torch.Generator().manual_seed(seed)
     lags, size = neighbours(flow), together or samples_together(flow)
-    costs = Costs.measured(flow, size)
+    costs = costs or Costs.measured(flow, size)
     seconds = within(flow, costs.exact_s) if seconds is None else seconds
     if samples is None:
         share = FITTING if learned else LEARNING
