@@ -1,4 +1,4 @@
-"""Where what was fitted to a checkpoint or tuned for it lies: in the user's cache, or beside the checkpoint."""
+"""Where what was fitted to a checkpoint or tuned for it lies: in the user's cache, beside the checkpoint, or shipped."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from harness.flows.protocols import CausalFlow
 T = TypeVar("T")
 
 
-def folders(source: Path) -> tuple[Path, Path]:
-    """Where such files of a checkpoint may lie, the first to be looked at first."""
-    return cache_folder() / "calibration", source.parent / "calibration"
+def folders(source: Path) -> tuple[Path, Path, Path]:
+    """Where such files of a checkpoint may lie, the first to be looked at first; the last are shipped."""
+    return cache_folder() / "calibration", source.parent / "calibration", ASSETS / "calibration"
 
 
 def file_name(source: Path, suffix: str) -> str:
@@ -36,7 +36,7 @@ def storage(source: Path, suffix: str) -> Path:
 
     In the user's cache when that has one, when the checkpoint is shipped, or when its folder cannot be written to.
     """
-    cached, beside = (folder / file_name(source, suffix) for folder in folders(source))
+    cached, beside, _ = (folder / file_name(source, suffix) for folder in folders(source))
     shipped = source.parent.resolve() == ASSETS.resolve()
     return cached if shipped or cached.is_file() or not os.access(source.parent, os.W_OK) else beside
 
