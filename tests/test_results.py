@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from analysis.studies.stored import DIGITS, PROVENANCE, origin, provenance
 from harness.errors import HarnessError
-from harness.flows.checkpoints import checkpoint_path, digest, shipped
+from harness.flows.checkpoints import ASSETS, checkpoint_path, digest, shipped
 from harness.measure.planning import Plan
 from harness.measure.studies import studies
 from harness.runs.environment import code_version
@@ -20,7 +20,8 @@ from harness.runs.store import read_run
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
-OPTIONAL = ("cifar10-paper",)
+OPTIONAL = "cifar10-paper"
+FITS = ASSETS / "calibration"
 
 
 def names(folder):
@@ -35,7 +36,8 @@ def digest_of(flow):
 def disagreeing(found):
     """Checkpoints of `provenance` that are not the shipped flow of their name: of another digest, or none of that name.
 
-    Snapshots of studies are known by their files, and lie under results/ themselves.
+    Snapshots of studies are known by their files, and lie under results/ themselves; of the optional flow what was
+    fitted to it is shipped.
     """
     files = {name: path for path in RESULTS.rglob("*.safetensors") for name in (path.name, path.stem)}
     for row in found[["checkpoint", "checkpoint_digest"]].drop_duplicates().itertuples(index=False):
@@ -44,8 +46,10 @@ def disagreeing(found):
             now = digest_of(name)
         elif name in files:
             now = digest(files[name])
+        elif name == OPTIONAL:
+            now = stored if any(FITS.glob(f"{stored[:16]}*")) else None
         else:
-            now = stored if name in OPTIONAL or name.startswith("random-") else None
+            now = stored if name.startswith("random-") else None
         if now != stored:
             yield name
 
@@ -87,9 +91,15 @@ def test_a_text_says_what_it_was_rendered_from(text, runs):
 
 
 def test_another_checkpoint_of_a_shipped_name_is_found():
-    found = pd.DataFrame({"checkpoint": ["digits", "cifar10-paper", "digits-of-once"]})
-    assert list(disagreeing(found.assign(checkpoint_digest="0" * 64))) == ["digits", "digits-of-once"]
+    found = pd.DataFrame({"checkpoint": ["digits", OPTIONAL, "digits-of-once"]})
+    assert list(disagreeing(found.assign(checkpoint_digest="0" * 64))) == ["digits", OPTIONAL, "digits-of-once"]
     assert list(disagreeing(pd.DataFrame([{"checkpoint": "digits", "checkpoint_digest": digest_of("digits")}]))) == []
+
+
+def test_what_is_shipped_as_fitted_is_of_flows_that_are_shipped_or_measured():
+    found = provenance([read_run(path.parent) for path in (RESULTS / "runs").glob("*/manifest.json")])
+    measured = {digest[:16] for digest in found["checkpoint_digest"]} | {digest_of(flow)[:16] for flow in shipped()}
+    assert {path.name[:16] for path in FITS.iterdir()} <= measured
 
 
 def test_an_origin_is_told_in_short_digests():

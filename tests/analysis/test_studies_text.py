@@ -8,6 +8,7 @@ import pytest
 from synthetic import cells, deviation, write_run
 
 from analysis.load import load
+from analysis.quality import UNDECIDED
 from analysis.studies.base import Finding
 from analysis.studies.breaks import findings as breaks
 from analysis.studies.claims import checked, claims, measured, read_findings, rows, score, verdict, write_findings
@@ -110,6 +111,19 @@ def test_verdicts_follow_from_the_numbers(found):
     held = by_claim(found["breaks"], "break-fid")["digits"]
     assert not held.agrees and held.measured.startswith("broken in 2 of 12 cells"), "ujd at 0.5, at both batch sizes"
     assert by_claim(found["breaks"], "break-residuals")["digits"].agrees
+
+
+@pytest.mark.parametrize(
+    ("share", "agrees"), [(0.61, True), (0.59, UNDECIDED), (0.5, UNDECIDED), (0.41, UNDECIDED), (0.39, False)]
+)
+def test_the_share_of_one_decode_says_nothing_near_its_limit(sweep, share, agrees):
+    runs = load([sweep])
+    layers = runs.tables["layers"]
+    others = (1 - share) / (layers["layer"].max() - 1)
+    layers["wall_s"] = others
+    layers.loc[layers["layer"] == 1, "wall_s"] = share
+    found = by_claim(tau.findings(runs), "first-layer-share")
+    assert {one.agrees for one in found.values()} == {agrees}
 
 
 @pytest.mark.parametrize(("scale", "agrees"), [(0.01, True), (0.1, False)])

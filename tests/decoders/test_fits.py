@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import shutil
 from functools import partial
 
 import pytest
@@ -224,6 +225,19 @@ def test_an_unwritable_folder_is_left_alone(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("os.access", lambda *_: False)
     assert storage(checkpoint, SUFFIX).is_relative_to(tmp_path / "cache")
+
+
+def test_what_is_shipped_serves_its_checkpoint_wherever_that_lies(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("harness.decoders.stored.ASSETS", checkpoint.parent)
+    store_calibration(load_flow(checkpoint), samples=32).parent.rename(checkpoint.parent / "calibration")
+    elsewhere = tmp_path / "elsewhere" / "mine.safetensors"
+    elsewhere.parent.mkdir()
+    shutil.copy(checkpoint, elsewhere)
+    assert stored(elsewhere, SUFFIX).parent == checkpoint.parent / "calibration"
+    assert build_decoder("fitted").missing(load_flow(elsewhere), 6) == []
+    made = store_calibration(load_flow(elsewhere), samples=40)
+    assert made == stored(elsewhere, SUFFIX) and made.parent == elsewhere.parent / "calibration"
 
 
 def test_what_is_shipped_is_never_written_and_what_is_made_again_is_read_first(checkpoint, monkeypatch, tmp_path):
