@@ -13,7 +13,7 @@ from analysis.compare.cells import CellFacts, cells_of
 from analysis.compare.verdicts import ALPHA, UNTIMED, VERDICTS, Comparison, Verdict, judge
 from analysis.quality import INVALID, UNDECIDED, VALID
 from analysis.statistics import BASELINE, Shift, detectable, median_interval, relative_times, shift_of_rounds
-from analysis.text import quantity, speedup
+from analysis.text import listing, quantity, speedup
 from harness.errors import HarnessError
 from harness.runs.environment import decisive
 from harness.runs.store import Run
@@ -170,8 +170,9 @@ _QUALITIES = ("deviation_rmse", "fid", "kid", "kid_std", "nonfinite_samples")
 METHOD = (
     "method: a time is taken relative to those of sequential and of a forward pass in the same round, sequential's own "
     f"to the forward pass alone; its change is the Hodges-Lehmann estimate with its {1 - ALPHA:.0%} interval, and "
-    f"counts beyond the tolerance where Mann-Whitney's p is below {ALPHA:g}; 'finds' is the least slow-down that is "
-    "found so in 19 of 20 such comparisons"
+    f"counts beyond the tolerance where Mann-Whitney's p is below {ALPHA:g}; sequential's seconds have to tell it too, "
+    "and where sequential moved against the forward pass, of the others the ratio to either; 'finds' is the least "
+    "slow-down that is found so in 19 of 20 such comparisons, were the machine the same"
 )
 
 
@@ -193,7 +194,30 @@ def _time(base: CellFacts, new: CellFacts, same_machine: bool, tolerance: float)
     figures = f"time {shift.factor - 1:+.1%} {interval}, p = {shift.p_value:.2g}"
     if verdict == "ambiguous":
         figures += ": beyond the tolerance, yet within the noise; measure more rounds"
+    elif verdict != "same" and (against := _against(verdict, base, new, tolerance)):
+        verdict, figures = "ambiguous", f"{figures}, but {against}: the machine may have changed; measure both at once"
     return shift, verdict, figures
+
+
+def _against(verdict: str, base: CellFacts, new: CellFacts, tolerance: float) -> str:
+    """By what a time did not change as this verdict says, or nothing.
+
+    From one sitting to the next a machine may become faster at small network calls than at large ones. So sequential's
+    seconds have to have changed too; and where sequential moved against the forward pass, the others against both.
+    """
+
+    def change(name: str, over: str | None = None) -> Shift:
+        after, before = (cell.rounds[name] / (cell.rounds[over] if over else 1) for cell in (new, base))
+        return shift_of_rounds(after, before)
+
+    if new.description["decoder"] == BASELINE:
+        found = {"in seconds": change("wall_s")}
+    elif change("reference_s", "encode_s").p_value < ALPHA:
+        found = {"over sequential": change("wall_s", "reference_s"), "in forward passes": change("wall_s", "encode_s")}
+    else:
+        found = {}
+    others = {name: one.factor for name, one in found.items() if judge(one.factor, 0.0, tolerance) != verdict}
+    return listing([f"{factor - 1:+.1%} {name}" for name, factor in others.items()])
 
 
 def _costs(base: CellFacts, new: CellFacts) -> tuple[list[str], float]:

@@ -180,6 +180,38 @@ def test_ten_percent_slower_is_found_and_nothing_else_is(tmp_path, noise=0.05):
     assert false < 3
 
 
+@pytest.mark.parametrize("small_calls", [0.75, 1.3])
+def test_a_machine_that_became_faster_at_small_calls_alone_makes_no_verdict(tmp_path, small_calls):
+    """Sequential moves against the forward pass, the others between the two; what really is slower is still found."""
+    told, found = [], []
+    for attempt in range(10):
+        base, new = (
+            simulate(
+                tmp_path / f"{attempt} {change}",
+                [Simulated("sequential", SEQUENTIAL_S * change, None, iterations=(63, 63), deviation=0.0)]
+                + [Simulated("ujd", 0.4 * change**0.3), Simulated("sejd", 0.25 * change**0.7)]
+                + [Simulated("fitted", 0.1 * change**0.5 * slower)],
+                seed, rounds=7,
+            )
+            for change, slower, seed in ((1.0, 1.0, 2 * attempt), (small_calls, 1.5, 2 * attempt + 1))
+        )  # fmt: skip
+        verdicts = {cell.description["decoder"]: cell for cell in compare_runs(base, new).verdicts}
+        found.append(verdicts.pop("fitted").verdict)
+        told += [cell for name, cell in verdicts.items() if name != "sequential"]
+    assert found.count("slower") >= 9
+    assert sum(cell.verdict in ("slower", "faster") for cell in told) <= 1
+    assert any("measure both at once" in cell.evidence[0] for cell in told)
+
+
+def test_sequential_is_not_faster_because_the_forward_pass_is_slower(tmp_path, monkeypatch):
+    base = simulate(tmp_path / "base", plain(), rounds=7)
+    monkeypatch.setitem(globals(), "ENCODE_S", 1.4 * ENCODE_S)
+    sequential = of(compare_runs(base, simulate(tmp_path / "new", plain(), rounds=7)), "sequential")
+    assert sequential.verdict == "ambiguous" and "but +0.0% in seconds" in sequential.evidence[0]
+    quick = [Simulated("sequential", 0.7 * SEQUENTIAL_S, None, iterations=(63, 63), deviation=0.0), *plain()[1:]]
+    assert of(compare_runs(base, simulate(tmp_path / "both", quick, rounds=7)), "sequential").verdict == "faster"
+
+
 def judged(rng, factor, noise=0.05, forward_noise=0.05, rounds=ROUNDS):
     """The verdict on a cell whose time changed by a factor, and the slow-down that is found at such noise."""
     before, after = (
