@@ -127,13 +127,18 @@ def plan_calibration(flow: CausalFlow, samples: int | None, seconds: float | Non
 def plan_study(
     study: StudyPlan, profile: str, out: Path, resume: bool, data_root: str | None, took: tuple[str, float] | None
 ) -> list[Plan]:
-    """What `execute` would measure: all of it, as long as it `took` in this profile before, then run by run."""
+    """What `execute` would measure, then run by run: all of it, as long as it `took` in this profile before; with
+    `resume` what is left of that time.
+    """
     folder = out / study.name
     absent = study.absent(profile, data_root)
     matrices, probes = study.work(profile, absent)
     runs = [plan_matrix(matrix, folder / name, resume, data_root) for name, matrix in matrices]
     runs += [plan_probe(name, probe, flow, data_root=data_root) for _, name, probe, flow in probes]
-    seconds = took[1] if took and took[0] == profile else None
+    there = [read_run(path.parent).manifest for path in folder.rglob(MANIFEST)] if resume else []
+    spent = [float(manifest["seconds"]) for manifest in there if "seconds" in manifest]
+    seconds = max(took[1] - sum(spent), 0.0) if took and took[0] == profile else None
+    seconds = 0.0 if 0 < len(runs) <= len(spent) else seconds
     whole = Plan(f"study {study.name}, profile {profile}", f"{len(runs)} runs", seconds, missing=(*absent.values(),))
     return [whole, *runs]
 

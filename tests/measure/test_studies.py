@@ -11,6 +11,7 @@ from harness.measure.planning import plan_study
 from harness.measure.probes.probe import build_probe
 from harness.measure.studies import PROFILES, execute, load_plan, plans, studies
 from harness.progress import SILENT
+from harness.runs.store import read_run
 
 PLAN = """
 title = "A small sweep"
@@ -81,6 +82,21 @@ def test_a_probe_of_several_flows_has_a_run_for_each(write):
     )
     runs = [run.flows for run in load_plan("small").probe]
     assert runs == [[("one", "digits")], [("two-digits", "digits"), ("two-my.1", "here/my.1.safetensors")]]
+
+
+def test_a_resumed_study_is_told_by_what_is_left(write, tmp_path):
+    write("small", PLAN + '\n[[probe]]\nname = "crm"\nprobe = "crm"\nflow = "digits"\n')
+    plan, out = load_plan("small"), tmp_path / "out"
+
+    def seconds(resume, took=("fast", 100.0)):
+        return plan_study(plan, "fast", out, resume, None, took)[0].seconds
+
+    assert seconds(False) == seconds(True) == 100.0 and seconds(True, ("full", 100.0)) is None
+    execute(plan, "fast", out, lambda: SILENT)
+    assert seconds(True) == 0.0 == seconds(True, None) and seconds(False) == 100.0
+    spent = read_run(out / "small" / "digits").manifest["seconds"]
+    shutil.rmtree(out / "small" / "crm")
+    assert seconds(True) == pytest.approx(100.0 - spent)
 
 
 OPTIONAL = """
