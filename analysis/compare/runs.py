@@ -202,7 +202,7 @@ def _time(base: CellFacts, new: CellFacts, same_machine: bool, tolerance: float)
 def _against(verdict: str, base: CellFacts, new: CellFacts, tolerance: float) -> str:
     """By what a time did not change as this verdict says, or nothing.
 
-    From one sitting to the next a machine may become faster at small network calls than at large ones. So sequential's
+    From one session to the next a machine may become faster at small network calls than at large ones. So sequential's
     seconds have to have changed too; and where sequential moved against the forward pass, the others against both.
     """
 
